@@ -1,0 +1,51 @@
+"""slimvit makes pretrained Vision Transformers smaller. The public names load what they need when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimvit.measure.accuracy import evaluate as evaluate
+    from slimvit.measure.macs import count_macs as count_macs
+    from slimvit.models.build import create_model as create_model
+    from slimvit.options import Options as Options
+    from slimvit.pipeline import run as run
+    from slimvit.plan import SlimPlan as SlimPlan
+    from slimvit.prune.criteria import score_heads as score_heads
+    from slimvit.prune.refit import refit as refit
+    from slimvit.prune.search import plan_heads as plan_heads
+    from slimvit.prune.surgery import prune_heads as prune_heads
+    from slimvit.recipe import Recipe as Recipe
+    from slimvit.store import load as load
+    from slimvit.store import save as save
+    from slimvit.train.finetune import finetune as finetune
+
+_HOME = {
+    "Options": "options",
+    "Recipe": "recipe",
+    "SlimPlan": "plan",
+    "SlimvitError": "errors",
+    "count_macs": "measure.macs",
+    "create_model": "models.build",
+    "evaluate": "measure.accuracy",
+    "finetune": "train.finetune",
+    "load": "store",
+    "plan_heads": "prune.search",
+    "prune_heads": "prune.surgery",
+    "refit": "prune.refit",
+    "run": "pipeline",
+    "save": "store",
+    "score_heads": "prune.criteria",
+}
+__all__ = list(_HOME)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'slimvit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"slimvit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,16 @@
+"""The words a user may choose from. No imports beyond typing: the command line's help must answer at once."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Criterion = Literal["residual", "fisher", "taylor", "magnitude", "random", "tp-magnitude", "tp-taylor"]
+Scope = Literal["uniform", "global"]
+RefitTarget = Literal["own", "teacher", "stream", "none"]
+AdaptMode = Literal["head", "all"]
+
+CRITERIA: tuple[str, ...] = get_args(Criterion)
+SCOPES: tuple[str, ...] = get_args(Scope)
+REFIT_TARGETS: tuple[str, ...] = get_args(RefitTarget)
+ADAPT_MODES: tuple[str, ...] = get_args(AdaptMode)
+DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -1,0 +1,55 @@
+"""The command line. One command a file; each imports what it runs only when it is called, so that help is instant."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from slimvit.errors import SlimvitError
+
+COMMANDS = {
+    "prune": "Remove attention heads, repair, fine-tune, measure, save.",
+    "run": "Carry out a recipe.",
+    "finetune": "Train a slimmed model further.",
+    "evaluate": "Measure a model's accuracy, size and cost.",
+    "inspect": "Show a model's blocks, heads, parameters and MACs.",
+    "report": "Put several runs side by side.",
+    "recipes": "List, show, copy and check the shipped recipes.",
+    "models": "List the models slimvit can prune.",
+}
+"""Name -> one line for the overview. The command itself is `command` in the module of that name."""
+
+
+class Commands(click.Group):
+    """Finds a command's module only when the command is wanted, and turns user errors into one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"slimvit.commands.{name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SlimvitError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="slimvit")
+def main() -> None:
+    """Make pretrained Vision Transformers smaller: fewer attention heads, repaired in closed form.
+
+    \b
+    Example:
+      slimvit prune vit_digits --data digits --ratio 0.5 --out runs/digits
+    """

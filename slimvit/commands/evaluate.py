@@ -1,0 +1,41 @@
+"""slimvit evaluate: accuracy, size and cost of one model."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from slimvit.commands import shared
+
+
+@click.command()
+@click.argument("model")
+@shared.data_options
+@shared.model_options
+@shared.how_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, as_json: bool, **given: Any) -> None:
+    """Measure MODEL (a timm name, an embedded model or a run folder) on the validation images.
+
+    A run folder is measured on its run's own data unless --data names another.
+
+    \b
+    Example:
+      slimvit evaluate vit_digits --data digits
+    """
+    from slimvit.evaluation import evaluate_model
+    from slimvit.recipe import Recipe
+    from slimvit.rundir import recipe_of
+
+    tree = shared.sections(model, given)
+    made_by = recipe_of(model)
+    tree["data"] = (made_by.data.model_dump() if made_by else {}) | tree.get("data", {})
+    shared.need_data({"data": tree["data"].get("name")})
+    figures = evaluate_model(Recipe.parse(tree, "command line"), shared.how(given))
+    if as_json:
+        click.echo(json.dumps(figures, indent=1))
+        return
+    for name, value in figures.items():
+        click.echo(f"{name:<10} {'not measured' if value is None else value}")

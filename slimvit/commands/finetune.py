@@ -1,0 +1,54 @@
+"""slimvit finetune: train a slimmed model further."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slimvit.commands import shared
+
+if TYPE_CHECKING:
+    from slimvit.recipe import Recipe
+
+
+@click.command()
+@click.argument("folder", metavar="RUN")
+@shared.data_options
+@click.option("--epochs", type=int, required=True, metavar="N", help="Epochs to train.")
+@click.option("--lr", type=float, metavar="LR", help="Peak learning rate. [default: 5e-5]")
+@click.option("--distill/--no-distill", default=None, help="Learn from the uncut network too. [default: on]")
+@shared.how_options
+@shared.out_options
+def command(folder: str, epochs: int, **given: Any) -> None:
+    """Fine-tune the slimmed model of the folder RUN, on the data of its run unless --data names other.
+
+    The uncut network is the teacher: RUN/original where the run trained its classifier, otherwise the model that the
+    run started from.
+
+    \b
+    Example:
+      slimvit finetune runs/digits --epochs 5 --out runs/digits_tuned
+    """
+    from slimvit.errors import StoreError
+    from slimvit.recipe import Recipe
+    from slimvit.rundir import recipe_of
+
+    made_by = recipe_of(folder)
+    if made_by is None:
+        raise StoreError(f"{folder}: no folder of an earlier run; make one with slimvit prune --out")
+    tree = shared.sections(folder, given)
+    tree["data"] = made_by.data.model_dump() | tree.get("data", {})
+    training = {"epochs": epochs, "lr": given["lr"], "distill": given["distill"]}
+    tree["finetune"] = shared.dropped_none(training) | {"teacher": _teacher(Path(folder), made_by)}
+    shared.carry_out(Recipe.parse(tree, "command line"), given)
+
+
+def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:
+    from slimvit.rundir import ORIGINAL
+
+    if (folder / ORIGINAL).is_dir():
+        return {"name": str(folder / ORIGINAL)}
+    started_from = made_by.finetune.teacher or (made_by.model if made_by.prune.wanted else None)
+    return started_from and started_from.model_dump()

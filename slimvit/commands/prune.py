@@ -1,0 +1,87 @@
+"""slimvit prune: the main job."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from slimvit.choices import CRITERIA, REFIT_TARGETS, SCOPES
+from slimvit.commands import shared
+
+budget_options = shared.options(
+    click.option("--ratio", type=float, metavar="R", help="Fraction of the heads to remove, 0-1."),
+    click.option("--heads", callback=shared.numbers, metavar="N[,N...]",
+                 help="Heads to keep in every block, or one number a stage."),
+    click.option("--target-macs", type=float, metavar="F", help="MACs to end with, as a fraction of the model's."),
+    click.option("--plan", metavar="FILE", help="A plan written by --dry-run --out, perhaps edited by hand."),
+    click.option("--scope", type=click.Choice(SCOPES), help="Cut every block alike, or wherever it costs least. "
+                 "[default: global]"),
+    click.option("--min-heads", type=int, metavar="N",
+                 help="Heads every block keeps; 0 lets a block lose its attention. [default: 1]"),
+    click.option("--criterion", type=click.Choice(CRITERIA), help="How heads are scored. [default: residual]"),
+    click.option("--refit", type=click.Choice(REFIT_TARGETS), help="What the closed-form repair aims at. "
+                 "[default: stream]"),
+    click.option("--calibration-images", type=int, metavar="N", help="Images that scores and refit see. [default: 512]"),
+)  # fmt: skip
+
+training_options = shared.options(
+    click.option("--finetune-epochs", type=int, metavar="N", help="Fine-tune afterwards. [default: 0]"),
+    click.option("--lr", type=float, metavar="LR", help="Peak learning rate of the fine-tuning. [default: 5e-5]"),
+    click.option("--distill/--no-distill", default=None, help="Learn from the uncut network too. [default: on]"),
+)
+
+
+@click.command()
+@click.argument("model")
+@shared.data_options
+@budget_options
+@training_options
+@shared.adapt_options
+@shared.model_options
+@click.option("--dry-run", is_flag=True, help="Print the plan, its savings and the time a run would take; cut nothing.")
+@shared.how_options
+@shared.out_options
+def command(model: str, dry_run: bool, **given: Any) -> None:
+    """Remove attention heads from MODEL, repair what is left, fine-tune if asked, measure and save.
+
+    MODEL is a timm name, an embedded model (`slimvit models --embedded`) or the folder of an earlier run.
+
+    \b
+    Examples:
+      slimvit prune vit_digits --data digits --ratio 0.5 --out runs/digits
+      slimvit prune deit_small_patch16_224 --data photos/ --adapt-epochs 20 --ratio 0.33 --out runs/photos
+    """
+    from slimvit.recipe import Recipe
+
+    shared.need_data(given)
+    recipe = Recipe.parse(_recipe(model, given), "command line")
+    if dry_run:
+        _plan_only(recipe, given)
+    else:
+        shared.carry_out(recipe, given)
+
+
+def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
+    prune = ("ratio", "heads", "target_macs", "plan", "scope", "min_heads", "criterion", "calibration_images")
+    tree = shared.sections(model, given)
+    more = {
+        "prune": {k: given[k] for k in prune},
+        "refit": {"target": given["refit"]},
+        "finetune": {"epochs": given["finetune_epochs"], "lr": given["lr"], "distill": given["distill"]},
+    }
+    return tree | shared.dropped_none(more)
+
+
+def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
+    from slimvit.pipeline import dry_run
+    from slimvit.forecast import forecast_of, forecast_text
+
+    now, plan = dry_run(recipe, shared.how(given))
+    forecast = forecast_of(now, plan)
+    click.echo(json.dumps(forecast, indent=1) if given["as_json"] else forecast_text(forecast))
+    if given["out"] is not None:
+        click.echo(
+            f"\nplan: {given['out'] / 'plan.json'} (edit kept_heads, then give it to --plan)", err=given["as_json"]
+        )

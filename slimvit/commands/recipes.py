@@ -1,0 +1,88 @@
+"""slimvit recipes: the shipped experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def command() -> None:
+    """List, show, copy and check the shipped recipes.
+
+    \b
+    Example:
+      slimvit recipes show digits_half
+    """
+
+
+@command.command("list")
+def list_() -> None:
+    """Names of the shipped recipes and what each does.
+
+    \b
+    Example:
+      slimvit recipes list
+    """
+    from slimvit.shipped import header, recipe_files
+
+    files = recipe_files()
+    width = max(map(len, files), default=0)
+    for name, path in files.items():
+        lines = header(path)
+        click.echo(f"{name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
+
+
+@command.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print recipe NAME.
+
+    \b
+    Example:
+      slimvit recipes show digits_half
+    """
+    from slimvit.shipped import recipe_path
+
+    click.echo(recipe_path(name).read_text(), nl=False)
+
+
+@command.command()
+@click.argument("name")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
+def copy(name: str, target: Path, force: bool) -> None:
+    """Copy recipe NAME to the file TARGET, to be edited.
+
+    \b
+    Example:
+      slimvit recipes copy digits_half mine.yaml
+    """
+    from slimvit.errors import RecipeError
+    from slimvit.shipped import recipe_path
+
+    text = recipe_path(name).read_text()
+    if target.is_dir():
+        target = target / f"{recipe_path(name).stem}.yaml"
+    if target.exists() and not force:
+        raise RecipeError(f"{target}: exists; name another file, or add --force to replace it")
+    target.write_text(text)
+    click.echo(target)
+
+
+@command.command()
+@click.argument("names", nargs=-1, required=True, metavar="RECIPE...")
+def check(names: tuple[str, ...]) -> None:
+    """Check recipes (files or shipped names) without running them; every defect is named.
+
+    \b
+    Example:
+      slimvit recipes check digits_half
+    """
+    from slimvit.recipe import Recipe
+    from slimvit.shipped import recipe_path
+
+    for name in names:
+        Recipe.read(recipe_path(name))
+        click.echo(f"{name}: ok")

@@ -1,0 +1,154 @@
+"""Options that several commands share, and the way from them to a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slimvit.choices import ADAPT_MODES, DEVICES
+
+if TYPE_CHECKING:
+    from slimvit.options import Options
+    from slimvit.recipe import Recipe
+    from slimvit.report.record import Report
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def options(*decorators: Decorator) -> Decorator:
+    """Several options as one decorator, in the order given."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`key=value` strings as a dict; values are read as JSON where they are JSON."""
+    found: dict[str, Any] = {}
+    for text in values:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", ctx, param)
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[int] | None:
+    """`2` as a number, `2,4,8` as a list."""
+    if value is None:
+        return None
+    try:
+        found = [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor numbers with commas", ctx, param) from None
+    return found[0] if len(found) == 1 else found
+
+
+model_options = options(
+    click.option("--weights", metavar="FILE", help="Weights to use instead of timm's (.safetensors, .pth)."),
+    click.option("--no-pretrained", is_flag=True, help="Random weights."),
+    click.option("--img-size", type=int, metavar="N", help="Side of the input, pixels."),
+    click.option("--num-classes", type=int, metavar="N", help="Classes of the model."),
+    click.option("--model-arg", "model_args", multiple=True, callback=pairs, metavar="K=V",
+                 help="Another argument for timm's create_model; repeatable."),
+)  # fmt: skip
+
+data_options = options(
+    click.option("--data", metavar="DATA", help="Folder with train/CLASS and val/CLASS, digits, or a timm data name."),
+    click.option("--data-root", metavar="DIR", help="Where a named data set lies on disk."),
+    click.option("--train-images", type=int, metavar="N", help="Use only N training images."),
+    click.option("--eval-images", type=int, metavar="N", help="Evaluate on only N validation images."),
+    click.option("--batch-size", type=int, metavar="N", help="Images a step. [default: 64]"),
+    click.option("--skip-bad-images", is_flag=True, help="Leave unreadable images out instead of stopping."),
+)
+
+adapt_options = options(
+    click.option("--adapt-epochs", type=int, metavar="N", help="First train a classifier for the data, N epochs."),
+    click.option(
+        "--adapt", "adapt_mode", type=click.Choice(ADAPT_MODES), help="Train the head, or all. [default: head]"
+    ),
+    click.option("--adapt-lr", type=float, metavar="LR", help="Peak learning rate of --adapt all. [default: 5e-5]"),
+)
+
+how_options = options(
+    click.option("--seed", type=int, metavar="N", help="Seed of everything random. [default: 0]"),
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
+    click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes loading images."),
+)
+
+out_options = options(
+    click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder to write."),
+    click.option("--force", is_flag=True, help="Replace an earlier run folder."),
+    click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
+)
+
+
+def sections(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's model, data and adapt sections as plain data, from the options above; only what was given."""
+    found = {
+        "model": {
+            "name": model,
+            "weights": given.get("weights"),
+            "pretrained": False if given.get("no_pretrained") else None,
+            "img_size": given.get("img_size"),
+            "num_classes": given.get("num_classes"),
+            "args": given.get("model_args") or None,
+        },
+        "data": {
+            "name": given.get("data"),
+            "root": given.get("data_root"),
+            "train_images": given.get("train_images"),
+            "eval_images": given.get("eval_images"),
+            "batch_size": given.get("batch_size"),
+            "skip_bad_images": given.get("skip_bad_images") or None,
+        },
+        "adapt": {"epochs": given.get("adapt_epochs"), "mode": given.get("adapt_mode"), "lr": given.get("adapt_lr")},
+        "seed": given.get("seed"),
+    }
+    return dropped_none(found)
+
+
+def dropped_none(tree: dict[str, Any]) -> dict[str, Any]:
+    """Without the entries that are None and the sections that become empty."""
+    kept = {k: dropped_none(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None}
+    return {k: v for k, v in kept.items() if v != {}}
+
+
+def how(given: dict[str, Any]) -> Options:
+    from slimvit.options import Options
+
+    return Options(given.get("out"), given["device"], given["workers"], given.get("force", False))
+
+
+def need_data(given: dict[str, Any]) -> None:
+    if given.get("data") is None:
+        raise click.UsageError("Missing option '--data': a folder with train/CLASS and val/CLASS, digits, or a name")
+
+
+def carry_out(recipe: Recipe, given: dict[str, Any]) -> None:
+    """Run a recipe and print its report on stdout."""
+    from slimvit.pipeline import run
+
+    show(run(recipe, how(given)).report, given.get("as_json", False))
+    if given.get("out") is not None:
+        click.echo(f"\nrun folder: {given['out']}", err=given.get("as_json", False))
+
+
+def show(report: Report, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(report.to_json(), indent=1))
+        return
+    from slimvit.report.table import print_table
+
+    print_table(report)

@@ -1,0 +1,143 @@
+"""Batches for evaluation (in order) and for training (shuffled and augmented, the same for any number of workers).
+
+Neither kind of loader touches the caller's random states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from slimvit.data.images import Images
+from slimvit.data.preprocessing import Preprocessing, Transform, eval_transform, preprocessing_of, train_transform
+from slimvit.data.subsets import check_images, draw
+from slimvit.recipe import TrainSection
+
+__all__ = ["Preprocessing", "TrainLoader", "check_images", "draw", "eval_loader", "preprocessing_of", "train_loader"]
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+Key = tuple[int, int]
+"""Epoch and index: all that decides how an image is augmented, beside the seed."""
+
+
+class EvalInputs(Dataset[tuple[torch.Tensor, int]]):
+    """(float32 [C, H, W], label) of every image, always the same."""
+
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
+class TrainInputs(Dataset[tuple[torch.Tensor, int]]):
+    """(float32 [C, H, W], label) of an image, augmented as (seed, epoch, index) decide."""
+
+    def __init__(self, images: Images, transform: Transform, seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int]:
+        epoch, index = key
+        image, label = self.images[index]
+        with seeded(self.seed, epoch, index):
+            return self.transform(image), label
+
+
+class Shuffle(Sampler[Key]):
+    """Every index once, in an order decided by (seed, epoch), together with the epoch."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[Key]:
+        epoch = self.epoch
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return ((epoch, index) for index in order.tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class TrainLoader(DataLoader[tuple[torch.Tensor, int]]):
+    """A DataLoader whose next pass is the one of the epoch set last (0 at first)."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next pass."""
+        assert isinstance(self.sampler, Shuffle)
+        self.sampler.set_epoch(epoch)
+
+
+@contextlib.contextmanager
+def seeded(*words: int) -> Iterator[None]:
+    """Seed the CPU generators of random, numpy and torch with a few numbers inside, and put them back after."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    first, second, third = (int(word) for word in np.random.SeedSequence(words).generate_state(3))
+    random.seed(first)
+    np.random.seed(second)
+    torch.default_generator.manual_seed(third)  # torch.manual_seed would seed the accelerators too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
+
+
+def eval_loader(
+    dataset: Images, prep: Preprocessing, batch_size: int, workers: int = 0
+) -> DataLoader[tuple[torch.Tensor, int]]:
+    """Batches (float32 [B, C, H, W], int64 [B]) in the data set's order, the same in every pass.
+
+    Raises:
+        DataError: while iterating, when an image cannot be read.
+    """
+    return DataLoader(
+        EvalInputs(dataset, eval_transform(prep)), batch_size, num_workers=workers, generator=_own_generator(0)
+    )
+
+
+def train_loader(
+    dataset: Images, prep: Preprocessing, section: TrainSection, batch_size: int, workers: int = 0, seed: int = 0
+) -> TrainLoader:
+    """Shuffled, augmented batches (float32 [B, C, H, W], int64 [B]), decided by ``seed`` and the epoch alone.
+
+    Call ``set_epoch`` before each pass. The last, smaller batch is left out, unless it is the only one.
+
+    Raises:
+        RecipeError: the section's augmentation is not one timm can make.
+        DataError: while iterating, when an image cannot be read.
+    """
+    return TrainLoader(
+        TrainInputs(dataset, train_transform(prep, section), seed),
+        batch_size,
+        sampler=Shuffle(len(dataset), seed),
+        num_workers=workers,
+        drop_last=len(dataset) > batch_size,
+        generator=_own_generator(seed),
+        persistent_workers=workers > 0,
+    )
+
+
+def _own_generator(seed: int) -> torch.Generator:
+    """A DataLoader without one draws its workers' base seed from the caller's generator."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,157 @@
+"""Data sets by timm's names: `torch/cifar10`, `hfds/owner/name`, `wds/...`, `tfds/...`. Only hfds may download."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from itertools import islice
+from typing import Any, Literal
+
+from timm.data import IterableImageDataset, create_dataset
+from torch.utils.data import Dataset
+
+from slimvit.data.images import UNLABELLED, Images, Sample, Splits, decode, one_line, unreadable
+from slimvit.errors import DataError, nearest
+from slimvit.recipe import DataSection
+
+PACKAGES = {
+    "torch": (),
+    "hfds": ("datasets",),
+    "hfids": ("datasets",),
+    "tfds": ("tensorflow", "tensorflow_datasets"),
+    "wds": ("webdataset",),
+}
+"""The prefixes timm knows, and the packages that read them."""
+
+TORCH_NAMES = tuple(
+    f"torch/{name}"
+    for name in ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "imagenet", "places365")
+    + ("inaturalist", "inat", "image_folder", "folder")
+)
+
+Split = Literal["train", "val"]
+
+
+class NamedImages(Dataset[Sample]):
+    """A map-style timm data set; an unreadable image is an error here, where timm would hand out its neighbour."""
+
+    def __init__(self, source: Any, name: str) -> None:
+        self.source = source
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        reader = getattr(self.source, "reader", None)
+        try:
+            image, label = (self.source if reader is None else reader)[index][:2]
+        except Exception as error:  # torchvision decodes here, with Pillow's many exceptions
+            raise unreadable(f"{self.name}, image {index}", error) from None
+        if reader is not None:
+            image = decode(image, f"{self.name}, image {index}")
+        return image, _label(label)
+
+
+class HeldImages(Dataset[Sample]):
+    """Decoded images in memory."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def _label(label: Any) -> int:
+    return UNLABELLED if label is None else int(label)
+
+
+def prefix_of(name: str) -> str:
+    """timm's prefix of a data name (`torch`, `hfds`, ...), or nothing."""
+    prefix, slash, _ = name.partition("/")
+    return prefix.lower() if slash and prefix.lower() in PACKAGES else ""
+
+
+def open_named(section: DataSection, seed: int = 0) -> Splits:
+    """The two splits of a named data set and its class names ("0".."C-1" where the data set names none).
+
+    A streamed data set (`wds/`, `tfds/`, `hfids/`) is held in memory: the first ``train_images`` of its training
+    stream, shuffled by its reader with ``seed``, and the first ``eval_images`` of its validation stream.
+
+    Raises:
+        DataError: a package, the data or a split is missing, or a stream has no limit.
+    """
+    _check_can_open(section)
+    sources = {split: _create(section, split, seed) for split in ("train", "val")}
+    train, val = (_images(sources[split], section, split) for split in ("train", "val"))
+    return train, val, _class_names(sources["train"], [train, val])
+
+
+def _check_can_open(section: DataSection) -> None:
+    name, prefix = section.name, prefix_of(section.name)
+    missing = [p for p in PACKAGES[prefix] if importlib.util.find_spec(p) is None]
+    if missing:
+        raise DataError(f"{name}: needs {' and '.join(missing)}; pip install {' '.join(missing)}")
+    if prefix == "torch" and name.lower() not in TORCH_NAMES:
+        raise DataError(f"{name}: no such data set{nearest(name, TORCH_NAMES)}; known: {', '.join(TORCH_NAMES)}")
+    if prefix in ("torch", "wds") and section.root is None:
+        raise DataError(f"{name}: no folder given; say where the data lies with --data-root (root in a recipe)")
+
+
+def _create(section: DataSection, split: Split, seed: int) -> Any:
+    """timm's data set of one split, without a transform; timm's own words to the screen go to stderr."""
+    split_name = section.train_split if split == "train" else section.val_split
+    streamed: dict[str, Any] = {"is_training": split == "train", "seed": seed if split == "train" else 0}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return create_dataset(section.name, root=section.root, split=split_name, download=False, **streamed)
+    except Exception as error:  # each of five libraries has its own
+        reason = one_line(error).replace(" You can use download=True to download it", "").rstrip(".")
+        where = f" in {section.root}" if section.root else ""
+        advice = "check --data-root (nothing is downloaded)" if prefix_of(section.name) != "hfds" else "check the name"
+        raise DataError(
+            f"{section.name}: cannot open split {split_name!r}{where}: {reason}; {advice}, train_split and val_split"
+        ) from None
+
+
+def _images(source: Any, section: DataSection, split: Split) -> Images:
+    if not isinstance(source, IterableImageDataset):
+        return NamedImages(source, f"{section.name} {split}")
+    limit = section.train_images if split == "train" else section.eval_images
+    if limit is None:
+        raise DataError(
+            f"{section.name}: a streamed data set is held in memory, so its size must be limited; "
+            f"give --train-images and --eval-images (train_images, eval_images in a recipe)"
+        )
+    try:
+        return HeldImages([(image, _label(label)) for image, label in islice(source, limit)])
+    except Exception as error:  # each of three libraries has its own
+        raise DataError(f"{section.name}: cannot read its {split} stream: {one_line(error)}; check the files") from None
+
+
+def _class_names(source: Any, splits: list[Images]) -> tuple[str, ...]:
+    names = getattr(source, "classes", None) or getattr(source, "all_categories", None)
+    if names:
+        return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+    index = getattr(getattr(source, "reader", None), "class_to_idx", None)
+    if index:
+        return tuple(str(name) for name in sorted(index, key=index.__getitem__))
+    return tuple(str(label) for label in range(max(_largest_label(images) for images in splits) + 1))
+
+
+def _largest_label(images: Images) -> int:
+    if isinstance(images, HeldImages):
+        return max((label for _, label in images.samples), default=UNLABELLED)
+    source = getattr(images, "source", None)
+    reader: Any = getattr(source, "reader", None)
+    labels = getattr(source, "targets", None)
+    if labels is None and hasattr(reader, "label_key"):  # Hugging Face: the column, without its images
+        labels = reader.dataset[reader.label_key]
+    if labels is None:
+        labels = (images[i][1] for i in range(len(images)))
+    return max((int(label) for label in labels if label is not None), default=UNLABELLED)

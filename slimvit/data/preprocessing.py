@@ -1,0 +1,141 @@
+"""What a model needs of its images: the size, the scale of the values, and the transforms that give it both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import nn
+
+from slimvit.errors import DataError, RecipeError
+from slimvit.recipe import TrainSection
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+MODES = {1: "L", 3: "RGB"}
+"""Pillow's colour mode for a number of channels."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a PIL image becomes a model's input."""
+
+    input_size: tuple[int, int, int]
+    """Channels, height, width (pixels)."""
+    mean: tuple[float, ...]
+    """Subtracted from each channel, whose values lie in 0..1."""
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    """The input's side over the side an image is resized to before its centre is cropped."""
+    crop_mode: str
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0] if len(self.input_size) == 3 else 0
+        if channels not in MODES:
+            raise DataError(f"input_size is {self.input_size}, but must be (channels, height, width), 1 or 3 channels")
+        if not len(self.mean) == len(self.std) == channels:
+            raise DataError(f"mean is {self.mean} and std {self.std}, but the model takes {channels} channels")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Preprocessing:
+        """The inverse of :meth:`to_json`; raises :class:`DataError` when keys are missing or unknown."""
+        wanted = {field.name for field in fields(cls)}
+        if set(data) != wanted:
+            raise DataError(f"preprocessing has the keys {sorted(data)}, but must have {sorted(wanted)}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
+
+
+def preprocessing_of(model: nn.Module) -> Preprocessing:
+    """timm's preprocessing for a model, at the size and channels the model was really built with."""
+    config = resolve_model_data_config(model)
+    embed = getattr(model, "patch_embed", None)
+    size = getattr(embed, "img_size", None) or config["input_size"][1:]
+    channels = getattr(getattr(embed, "proj", None), "in_channels", config["input_size"][0])
+    return Preprocessing(
+        input_size=(int(channels), int(size[0]), int(size[1])),
+        mean=_per_channel(config["mean"], channels),
+        std=_per_channel(config["std"], channels),
+        interpolation=str(config["interpolation"]),
+        crop_pct=float(config["crop_pct"]),
+        crop_mode=str(config["crop_mode"]),
+    )
+
+
+def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """One value a channel: as given, or their mean where a model was built for another number of channels."""
+    given = tuple(float(v) for v in values)
+    return given if len(given) == channels else (sum(given) / len(given),) * channels
+
+
+class Preprocess:
+    """Convert a PIL image of any colour mode to the model's channels, then transform it to float32 [C, H, W]."""
+
+    def __init__(self, channels: int, transform: Transform) -> None:
+        self.mode = MODES[channels]
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(to_mode(image, self.mode))
+
+
+def to_mode(image: Image.Image, mode: str) -> Image.Image:
+    """``image`` in colour mode ``L`` or ``RGB``; 16-bit grey is scaled, transparency dropped."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def eval_transform(prep: Preprocessing) -> Transform:
+    """Resize, crop the centre, normalise."""
+    return Preprocess(prep.input_size[0], create_transform(**asdict(prep)))
+
+
+def train_transform(prep: Preprocessing, section: TrainSection) -> Transform:
+    """timm's augmentation as a training section asks for it; the evaluation transform when it asks for none.
+
+    Raises:
+        RecipeError: ``auto_augment`` is not in timm's notation, or would make timm ignore ``color_jitter``.
+    """
+    if not _augments(section):
+        return eval_transform(prep)
+    if section.auto_augment and section.color_jitter and "3a" not in section.auto_augment:
+        raise RecipeError(
+            f"color_jitter is {section.color_jitter}, but timm ignores it beside auto_augment "
+            f"{section.auto_augment!r}; leave out one of the two"
+        )
+    try:
+        augment = create_transform(**asdict(prep), is_training=True, **_augmentation(section))
+    except (AssertionError, KeyError, ValueError):
+        raise RecipeError(
+            f"auto_augment is {section.auto_augment!r}, which timm cannot read; e.g. rand-m9-mstd0.5-inc1, original, 3a"
+        ) from None
+    return Preprocess(prep.input_size[0], augment)
+
+
+def _augments(section: TrainSection) -> bool:
+    asked = (section.hflip, section.color_jitter, section.auto_augment, section.random_erasing)
+    return section.crop_scale < 1 or any(asked)
+
+
+def _augmentation(section: TrainSection) -> dict[str, Any]:
+    return {
+        "scale": (section.crop_scale, 1.0),
+        "hflip": section.hflip,
+        "color_jitter": section.color_jitter or None,
+        "auto_augment": section.auto_augment,
+        "re_prob": section.random_erasing,
+        "re_mode": "pixel",
+    }

@@ -1,0 +1,83 @@
+"""From a recipe's data section to training and validation images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimvit.data.digits import open_digits
+from slimvit.data.folder import open_folder
+from slimvit.data.images import Images, Splits
+from slimvit.data.named import PACKAGES, TORCH_NAMES, open_named, prefix_of
+from slimvit.data.subsets import check_images, draw
+from slimvit.errors import DataError, nearest
+from slimvit.recipe import DataSection
+
+EVAL_SEED = 0
+"""Every run evaluates on the same images, whatever its own seed."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and validation images of one data set; the items are (PIL image, label)."""
+
+    name: str
+    train: Images
+    val: Images
+    class_names: tuple[str, ...]
+    """Empty when the data set has no labels; every label is -1 then."""
+    bad_images: int = 0
+    """Images left out because they cannot be read (skip_bad_images)."""
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.class_names)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+def open_data(section: DataSection, seed: int = 0) -> Data:
+    """Open a data set and cut it to ``train_images`` (drawn with ``seed``) and ``eval_images`` (drawn with seed 0).
+
+    With ``skip_bad_images`` every image that is left after the cut is decoded once, and unreadable ones are dropped;
+    otherwise images are decoded when they are used, and an unreadable one is an error then.
+
+    Raises:
+        DataError: the data cannot be found or does not have the expected form; one line says why.
+    """
+    train, val, class_names = _open(section, seed)
+    if section.train_images is not None:
+        train = draw(train, section.train_images, seed)
+    if section.eval_images is not None:
+        val = draw(val, section.eval_images, EVAL_SEED)
+    _check_not_empty(section, train, val)
+    if not section.skip_bad_images:
+        return Data(section.name, train, val, class_names)
+    good_train, good_val = check_images(train, "train", skip=True), check_images(val, "val", skip=True)
+    bad = len(train) + len(val) - len(good_train) - len(good_val)
+    return Data(section.name, good_train, good_val, class_names, bad)
+
+
+def _open(section: DataSection, seed: int) -> Splits:
+    if section.name == "digits":
+        return open_digits()
+    if prefix_of(section.name):
+        return open_named(section, seed)
+    root = Path(section.name).expanduser()
+    if root.is_dir():
+        return open_folder(root, section.train_split, section.val_split)
+    if root.exists():
+        raise DataError(f"{root}: a file, not a data folder; give a folder with train/CLASS/ and val/CLASS/")
+    prefixes = ", ".join(f"{prefix}/..." for prefix in PACKAGES)
+    raise DataError(
+        f"{root}: no such data folder, and no data set of that name{nearest(section.name, ('digits', *TORCH_NAMES))}; "
+        f"give a folder with train/CLASS/ and val/CLASS/, `digits`, or a timm name ({prefixes})"
+    )
+
+
+def _check_not_empty(section: DataSection, train: Images, val: Images) -> None:
+    for split, images in ((section.train_split, train), (section.val_split, val)):
+        if len(images) == 0:
+            raise DataError(f"{section.name}: split {split!r} has no images; check --data-root and the split's name")

@@ -1,0 +1,73 @@
+"""Parts of a data set: a random draw, and the images that can be read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import numpy as np
+from torch.utils.data import Dataset, Subset
+
+from slimvit.data.images import ImageError, Images, Sample
+from slimvit.errors import DataError
+from slimvit.progress import track
+
+CHUNK = 64
+"""Images a thread decodes before it reports."""
+
+
+def subset(dataset: Images, indices: Sequence[int]) -> Subset[Sample]:
+    """The images at ``indices``, in that order."""
+    return Subset(cast("Dataset[Sample]", dataset), indices)
+
+
+def draw(dataset: Images, n: int, seed: int) -> Subset[Sample]:
+    """``n`` different images in random order, the same for the same seed; all of them, in order, when n >= len."""
+    if n >= len(dataset):
+        return subset(dataset, range(len(dataset)))
+    return subset(dataset, np.random.default_rng(seed).permutation(len(dataset))[:n].tolist())
+
+
+def check_images(dataset: Images, what: str, skip: bool) -> Images:
+    """Decode every image once, under a progress bar.
+
+    Args:
+        dataset: the images to check.
+        what: their name on the progress bar and in errors, e.g. ``train``.
+        skip: leave unreadable images out of what is returned, instead of failing at the first.
+
+    Raises:
+        DataError: an image cannot be read (it is named), or, with ``skip``, none can.
+    """
+    bad = set()
+    for index, error in _unreadable(dataset, f"checking {what} images"):
+        if not skip:
+            raise error
+        bad.add(index)
+    if not bad:
+        return dataset
+    if len(bad) == len(dataset):
+        raise DataError(f"{what}: none of the {len(bad)} images can be read; check the files, or where they come from")
+    return subset(dataset, [i for i in range(len(dataset)) if i not in bad])
+
+
+def _unreadable(dataset: Images, title: str) -> Iterator[tuple[int, ImageError]]:
+    """Index and error of every unreadable image, in order."""
+    chunks = [range(len(dataset))[start : start + CHUNK] for start in range(0, len(dataset), CHUNK)]
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        found = pool.map(lambda indices: list(_errors(dataset, indices)), chunks)
+        for errors in track(found, title, total=len(chunks)):
+            yield from errors
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _errors(dataset: Images, indices: Sequence[int]) -> Iterator[tuple[int, ImageError]]:
+    for index in indices:
+        try:
+            dataset[index]
+        except ImageError as error:
+            yield index, error

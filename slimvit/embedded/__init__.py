@@ -1,0 +1,9 @@
+"""Small pretrained models that come with the package, in the form every run writes. For demos and tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EMBEDDED = {folder.name: folder for folder in sorted(HERE.iterdir()) if (folder / "slim.json").is_file()}
+"""Name -> folder."""

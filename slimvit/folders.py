@@ -1,0 +1,64 @@
+"""Output folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from slimvit.errors import StoreError
+
+MARKERS = ("slim.json", "plan.json", "tradeoff.md")
+"""Files that tell a folder of ours from anything else; --force replaces only such folders."""
+
+
+def check_free(target: Path, force: bool) -> None:
+    """Raise :class:`StoreError` now if ``target`` could not be written at the end of a run."""
+    if target.is_file():
+        raise StoreError(f"{target}: is a file; name a folder for --out")
+    if target.is_dir() and any(target.iterdir()):
+        if not force:
+            raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
+        if not any((target / m).exists() for m in MARKERS):
+            raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")
+    parent = next(p for p in target.absolute().parents if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise StoreError(f"{target}: {parent} is not writable; name another folder for --out")
+
+
+@contextmanager
+def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    check_free(target, force)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise _disk(target, error) from None
+    try:
+        yield partial
+        partial.chmod(0o755)
+        _replace(partial, target)
+    except OSError as error:
+        raise _disk(target, error) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk(target: Path, error: OSError) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(f"{target}: the disk is full; nothing was written. Free some space or name another folder")
+    return StoreError(f"{target}: cannot be written: {error.strerror or error}")

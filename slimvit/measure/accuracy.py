@@ -1,0 +1,156 @@
+"""Accuracy, and how close a slimmed model stays to its original: same predictions, same features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimvit.errors import DataError, ModelError
+from slimvit.models.modes import device_of, evaluating
+from slimvit.progress import track
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model gave for every image of a loader, on the CPU."""
+
+    logits: Tensor | None
+    """[n, K] float32; None for a model without classifier."""
+    features: Tensor
+    """[n, F] float32, what the classifier sees."""
+    labels: Tensor | None
+    """[n] int64; None when the images have no labels."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A figure that was not, or cannot be, measured is None, never 0."""
+
+    images: int
+    top1: float | None = None
+    """Per cent."""
+    top5: float | None = None
+    """Per cent; None with fewer than 6 classes, where it says nothing."""
+    loss: float | None = None
+    """Mean cross-entropy, nats."""
+    agreement: float | None = None
+    """Images predicted as the original predicts them, per cent."""
+    feature_error: float | None = None
+    """Squared distance to the original's features over their variance: 0 is equal, 1 as bad as their mean."""
+    feature_cosine: float | None = None
+    """Mean cosine similarity to the original's features."""
+
+
+def outputs_of(model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None) -> Outputs:
+    """Run ``model`` in eval mode on every (images [B, C, H, W], labels [B]; -1 = none) of ``loader``.
+
+    ``device`` is where the model lives (default: where its first parameter does). The training flags are given back.
+    Raises :class:`DataError` for no images, a label outside the classes, or labels on some images only;
+    :class:`ModelError` when the outputs are not finite, or not one row of class scores an image.
+    """
+    net: Any = model
+    target = torch.device(device) if device is not None else device_of(model)
+    total = len(loader) if isinstance(loader, Sized) else None
+    logits, features, labels = [], [], []
+    with evaluating(model):
+        for images, wanted in track(loader, "evaluating", total):
+            tokens = net.forward_features(images.to(target, non_blocking=True))
+            features.append(net.forward_head(tokens, pre_logits=True).flatten(1).float().cpu())
+            labels.append(torch.as_tensor(wanted).long().cpu())
+            if getattr(net, "num_classes", 0) != 0:
+                logits.append(net.forward_head(tokens).float().cpu())
+                _check_logits(logits[-1])
+            _check_labels(labels[-1], logits[-1].shape[1] if logits else None)
+    if not features:
+        raise DataError("there is not one image to evaluate on; check the data folder, the split and eval_images")
+    return Outputs(torch.cat(logits) if logits else None, _finite(torch.cat(features)), _known(torch.cat(labels)))
+
+
+def compare(outputs: Outputs, original: Outputs | None = None) -> Accuracy:
+    """Measure ``outputs``, against those the ``original`` gave for the same images in the same order if given."""
+    images = len(outputs.features)
+    return Accuracy(images, **_scores(outputs), **(_closeness(outputs, original) if original is not None else {}))
+
+
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    original: Outputs | None = None,
+    device: torch.device | str | None = None,
+) -> Accuracy:
+    """:func:`outputs_of`, then :func:`compare`."""
+    return compare(outputs_of(model, loader, device), original)
+
+
+def _check_logits(logits: Tensor) -> None:
+    if logits.ndim != 2:
+        raise ModelError(
+            f"the model gives outputs of shape {list(logits.shape)}, but one row of class scores an image, "
+            "[images, classes], is needed; create it with a global_pool that pools the tokens"
+        )
+
+
+def _check_labels(labels: Tensor, classes: int | None) -> None:
+    wrong = labels[(labels < -1) | (labels >= classes)] if classes is not None else labels[labels < -1]
+    if len(wrong):
+        allowed = "0 and up" if classes is None else f"0-{classes - 1}"
+        raise DataError(
+            f"an image has label {int(wrong[0])}, but the model has classes {allowed} (-1 = no label); "
+            "use the data set the classifier was made for, or adapt the classifier to this one"
+        )
+
+
+def _known(labels: Tensor) -> Tensor | None:
+    """The labels, or None when there are none."""
+    missing = int((labels == -1).sum())
+    if 0 < missing < len(labels):
+        raise DataError(f"{missing} of {len(labels)} images have no label (-1); label all images or none")
+    return None if missing else labels
+
+
+def _finite(features: Tensor) -> Tensor:
+    bad = int((~features.isfinite().all(dim=1)).sum())
+    if bad:
+        raise ModelError(
+            f"the model gives NaN or infinite features for {bad} of {len(features)} images; "
+            "if it was trained just now, lower the learning rate, otherwise check its weights"
+        )
+    return features
+
+
+def _scores(outputs: Outputs) -> dict[str, float | None]:
+    logits, labels = outputs.logits, outputs.labels
+    if logits is None or labels is None:
+        return {}
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    return {
+        "top1": _per_cent(best[:, 0]),
+        "top5": _per_cent(best.any(dim=1)) if logits.shape[1] > 5 else None,
+        "loss": F.cross_entropy(logits.double(), labels).item(),
+    }
+
+
+def _closeness(outputs: Outputs, original: Outputs) -> dict[str, float | None]:
+    mine, theirs = outputs.features.double(), original.features.double()
+    if mine.shape != theirs.shape:
+        raise DataError(
+            f"features {list(mine.shape)} cannot be compared with the original's {list(theirs.shape)}; "
+            "evaluate both models on the same images"
+        )
+    variance = (theirs - theirs.mean(dim=0)).square().sum().item()
+    found: dict[str, float | None] = {
+        "feature_error": (mine - theirs).square().sum().item() / variance if variance > 0 else None,
+        "feature_cosine": F.cosine_similarity(mine, theirs, dim=1).mean().item(),
+    }
+    if outputs.logits is not None and original.logits is not None and outputs.logits.shape == original.logits.shape:
+        found["agreement"] = _per_cent(outputs.logits.argmax(dim=1) == original.logits.argmax(dim=1))
+    return found
+
+
+def _per_cent(hits: Tensor) -> float:
+    return 100.0 * hits.double().mean().item()

@@ -1,0 +1,56 @@
+"""Which part of a transformer a module belongs to, decided by its name; parameters by part."""
+
+from __future__ import annotations
+
+from torch import nn
+
+PARTS = ("patch_embed", "qkv", "attention", "proj", "mlp", "norm", "head", "other")
+"""The parts every count lists; further ones (``mixes``, ``reduction``) are listed where they occur."""
+
+BLOCK_PARTS = ("qkv", "attention", "proj", "mlp", "norm")
+"""The parts that every transformer block lists."""
+
+PART_OF_MODULE = (
+    ("attn_pool", "head"),
+    ("patch_embed", "patch_embed"),
+    ("head", "head"),
+    ("head_dist", "head"),
+    ("downsample.reduction", "reduction"),
+    ("attn.qkv", "qkv"),
+    ("attn.gate", "qkv"),
+    ("attn.proj", "proj"),
+    ("attn.mix", "mixes"),
+    ("attn", "attention"),
+    ("mlp", "mlp"),
+)
+"""Consecutive components of a module's name, and the part they mean. The first match wins."""
+
+
+def part_of(name: str) -> str:
+    """The part of a module or parameter, by name: ``blocks.3.attn.qkv.weight`` -> ``qkv``. Norms are not told here."""
+    dotted = f".{name}."
+    return next((part for component, part in PART_OF_MODULE if f".{component}." in dotted), "other")
+
+
+def in_order(counts: dict[str, int], always: tuple[str, ...]) -> dict[str, int]:
+    """``counts`` with the parts of ``always`` first, present even at 0; others only where they are not 0."""
+    extra = {part: n for part, n in counts.items() if part not in always and n}
+    return {part: counts.get(part, 0) for part in always} | extra
+
+
+def count_params(model: nn.Module) -> int:
+    """All parameters, frozen ones too; a shared one counts once. Buffers are none."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def params_by_part(model: nn.Module) -> dict[str, int]:
+    """Parameters by part (see :data:`PARTS`), adding up to :func:`count_params`.
+
+    ``other`` holds position embeddings, class and register tokens and LayerScale; a gate belongs to ``qkv``.
+    """
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        owner = name.split(".")[-2] if "." in name else ""
+        part = "norm" if "norm" in owner else part_of(name)
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return in_order(counts, PARTS)

@@ -1,0 +1,161 @@
+"""Building timm models: names, pretrained weights, weight files, and one clear line when something does not fit."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import nn
+
+from slimvit.errors import ModelError, nearest
+
+TIMM_MINIMUM = (1, 0, 23)
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """How to build a model again: its timm name and the arguments of `create_model`."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+def check_timm(version: str = timm.__version__) -> None:
+    """Refuse a timm whose attention does not know head-pruned widths."""
+    numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+    if numbers < TIMM_MINIMUM:
+        wanted = ".".join(map(str, TIMM_MINIMUM))
+        raise ModelError(f"timm {version} is too old: slimvit needs timm >= {wanted}; pip install -U 'timm>={wanted}'")
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool = True,
+    weights: str | Path | None = None,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+    args: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A timm model in eval mode.
+
+    ``weights``: a .safetensors or .pth file, read through timm's own checkpoint filters, instead of timm's
+    pretrained weights. ``num_classes``: None keeps the classifier that comes with the weights (none, when they have
+    none); another number gives a new, untrained classifier. ``args``: further arguments of timm's constructor.
+
+    Raises :class:`ModelError` for an unknown name, arguments timm refuses, or weights that do not fit.
+    """
+    check_timm()
+    if not timm.is_model(name):
+        raise ModelError(f"{name}: no timm model of that name{nearest(name, timm.list_models())}; see `slimvit models`")
+    kwargs = dict(args or {})
+    if img_size is not None:
+        kwargs["img_size"] = img_size
+    if weights is not None:
+        model = _with_weights(name, Path(weights), kwargs)
+    elif pretrained:
+        model = _pretrained(name, kwargs)
+    else:
+        model = _build(name, dict(kwargs, **({} if num_classes is None else {"num_classes": num_classes})))
+    if num_classes is not None and num_classes != model.num_classes:
+        model.reset_classifier(num_classes)
+        model.untrained_classifier = num_classes > 0
+    model.slim_source = ModelSource(name, kwargs)
+    return model.eval()
+
+
+def _build(name: str, kwargs: dict[str, Any], **more: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, **kwargs, **more)
+    except TypeError as error:
+        raise ModelError(f"{name}: timm does not take these model arguments {kwargs}: {_line(error)}") from None
+    except AssertionError as error:
+        raise ModelError(f"{name}: model arguments {kwargs} do not fit: {_line(error)}") from None
+
+
+def _pretrained(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    if cfg is None or not cfg.has_weights:
+        raise ModelError(
+            f"{name}: timm has no pretrained weights for it; give your own with --weights FILE, or --no-pretrained"
+        )
+    try:
+        return _build(name, kwargs, pretrained=True)
+    except ModelError:
+        raise
+    except Exception as error:
+        if not _is_network(error):
+            raise
+        raise ModelError(
+            f"{name}: its pretrained weights could not be fetched ({type(error).__name__}); check the network, or "
+            "give --weights FILE, or --no-pretrained for random weights"
+        ) from None
+
+
+def _is_network(error: BaseException | None) -> bool:
+    while error is not None:
+        module = type(error).__module__.split(".")[0]
+        if isinstance(error, OSError) or module in ("httpx", "requests", "urllib3", "huggingface_hub"):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _with_weights(name: str, file: Path, kwargs: dict[str, Any]) -> nn.Module:
+    """The model with a file's weights and the classifier that the file has."""
+    state = read_weights(file)
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    classifiers = (cfg.classifier if cfg else None) or "head"
+    names = [classifiers] if isinstance(classifiers, str) else list(classifiers)
+    known = [f"{n}.weight" for n in (*names, "head", "head.fc")]
+    classes = next((state[k].shape[0] for k in known if k in state), 0)
+    overlay = {"state_dict": state, "num_classes": classes, "label_offset": 0, "custom_load": False}
+    try:
+        return _build(name, kwargs, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, KeyError, ValueError, IndexError) as error:
+        raise ModelError(f"{file}: these weights do not fit {name}: {_mismatch(error)}") from None
+
+
+def read_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a weight file (EMA first, `state_dict` or `model` inside), never unpickling code."""
+    if not file.is_file():
+        raise ModelError(f"{file}: no such weight file")
+    if file.suffix not in SUFFIXES:
+        raise ModelError(f"{file}: weights must be one of {', '.join(SUFFIXES)}")
+    try:
+        state = load_state_dict(str(file), use_ema=True, weights_only=True)
+    except Exception as error:  # the file is the user's: every way it can be broken ends in one line
+        raise ModelError(f"{file}: not a readable weight file: {_line(error)}") from None
+    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
+    if not tensors:
+        raise ModelError(f"{file}: holds no weights (expected tensors by name, as state_dict, model or EMA)")
+    return tensors
+
+
+def _mismatch(error: Exception) -> str:
+    """torch's multi-line report of missing, unexpected and wrongly shaped tensors, in one line."""
+    if isinstance(error, KeyError):
+        return f"tensor {error.args[0]} is missing"
+    text = str(error)
+    clauses = []
+    for word, label in (("Missing", "missing"), ("Unexpected", "unexpected")):
+        found = re.search(rf"{word} key\(s\) in state_dict: (.*?)\. ?(?:\n|$)", text, re.S)
+        if found:
+            keys = re.findall(r'"([^"]+)"', found.group(1))
+            clauses.append(f"{label} {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
+    sizes = re.findall(r"size mismatch for (\S+): .*?torch.Size\((.*?)\).*?torch.Size\((.*?)\)", text)
+    clauses += [f"{name} has shape {found}, expected {wanted}" for name, found, wanted in sizes[:5]]
+    if len(sizes) > 5:
+        clauses.append(f"{len(sizes) - 5} more of other shapes")
+    return "; ".join(clauses) or _line(error)
+
+
+def _line(error: Exception) -> str:
+    """The error's first line of substance."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,31 @@
+"""What stands in for the attention of a block that lost all of its heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class NoAttention(nn.Module):
+    """Outputs the bias of the old ``proj`` for every token, whatever the input: what an attention without heads does.
+
+    ``proj`` is a linear layer of no inputs, so that the state dict keeps timm's names (``attn.proj.bias``; the
+    weight has shape [C, 0]) and the refit can treat it like any other. No MACs.
+    """
+
+    def __init__(self, head_dim: int, proj: nn.Linear) -> None:
+        super().__init__()
+        self.num_heads = 0
+        self.head_dim = head_dim
+        self.attn_dim = 0
+        self.proj = nn.utils.skip_init(
+            nn.Linear, 0, proj.out_features, device=proj.weight.device, dtype=proj.weight.dtype
+        )
+        bias = torch.zeros_like(self.proj.bias) if proj.bias is None else proj.bias.detach().clone()
+        self.proj.bias = nn.Parameter(bias)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., C] -> [..., C]; masks and the like are accepted and have nothing to act on."""
+        return self.proj(x[..., :0])

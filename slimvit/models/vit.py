@@ -1,0 +1,55 @@
+"""timm's VisionTransformer: ViT, DeiT, DeiT-3, DINOv2, CLIP image towers, with or without distillation token."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from slimvit.models.family import AttentionBlock, Branch, Family, Step
+from slimvit.models.no_attention import NoAttention
+
+
+def _check(model: nn.Module) -> str | None:
+    for i, block in enumerate(model.blocks):
+        if type(block) is not Block:
+            return f"blocks.{i} is a {type(block).__name__}, not timm's pre-norm Block"
+        attn = block.attn
+        if type(attn) not in (Attention, NoAttention):
+            return f"blocks.{i}.attn is a {type(attn).__module__}.{type(attn).__name__}, not timm's Attention"
+        if isinstance(attn, Attention) and not isinstance(attn.norm, nn.Identity):
+            return f"blocks.{i}.attn normalises across its heads (scale_norm), so a head cannot be removed exactly"
+        if not isinstance(getattr(block.mlp, "fc2", None), nn.Linear):
+            return f"blocks.{i}.mlp is a {type(block.mlp).__name__} without a linear fc2"
+    return None
+
+
+def _attention_blocks(model: nn.Module) -> list[AttentionBlock]:
+    n = model.patch_embed.num_patches + model.num_prefix_tokens
+    return [AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n) for i, block in enumerate(model.blocks)]
+
+
+def _embed(model: nn.Module, images: Tensor) -> Tensor:
+    """Images [B, C, H, W] -> the stream that enters the first block, [B, N, C]."""
+    return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
+
+
+def _steps(model: nn.Module) -> list[Branch | Step]:
+    found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
+    for i, block in enumerate(model.blocks):
+        found.append(Branch(f"blocks.{i}.attn", block.norm1, block.attn, block.ls1, block.attn.proj))
+        found.append(Branch(f"blocks.{i}.mlp", block.norm2, block.mlp, block.ls2, block.mlp.fc2))
+    return found
+
+
+VIT = Family(
+    name="vit",
+    check=_check,
+    owns=lambda model: isinstance(model, VisionTransformer),
+    attention_blocks=_attention_blocks,
+    steps=_steps,
+    supported="timm VisionTransformers with standard blocks (deit_*, deit3_*, deit_*_distilled, vit_*, "
+    "vit_*_dinov2, vit_*_clip_*, qk_norm and gated attention included)",
+)

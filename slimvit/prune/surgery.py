@@ -1,0 +1,52 @@
+"""Cutting: a plan carried out on a copy of the model. What comes out is an ordinary timm model, only narrower."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from slimvit.models.family import attention_blocks, plan_of
+from slimvit.models.no_attention import NoAttention
+from slimvit.plan import SlimPlan
+from slimvit.prune.torch_pruning import drop_inputs, drop_outputs
+
+
+def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
+    """A copy of ``model`` that keeps the heads of ``plan``; ``model`` itself stays as it is.
+
+    The result equals the model whose removed heads output zero, to rounding. Raises
+    :class:`~slimvit.errors.PlanError` when the plan is for another model or keeps heads that are gone.
+    """
+    current = plan_of(model)
+    plan.check_against(current)
+    slim = copy.deepcopy(model)
+    for view, wanted, now in zip(attention_blocks(slim), plan.blocks, current.blocks, strict=True):
+        positions = [i for i, head in enumerate(now.kept_heads) if head not in wanted.kept_heads]
+        if not positions:
+            continue
+        if not wanted.kept_heads:
+            _remove_attention(view.block)
+        else:
+            _remove_heads(view.attn, positions)
+    slim.slim_plan = SlimPlan(plan.blocks, current.model)
+    return slim
+
+
+def _remove_heads(attn: nn.Module, positions: list[int]) -> None:
+    """Cut heads, by their position among those still there, out of ``qkv``, ``gate`` and ``proj``, in place."""
+    d, width = attn.head_dim, attn.num_heads * attn.head_dim
+    channels = [head * d + i for head in positions for i in range(d)]
+    drop_outputs(attn.qkv, [part * width + c for part in range(3) for c in channels])
+    if getattr(attn, "gate", None) is not None:
+        drop_outputs(attn.gate, channels)
+    drop_inputs(attn.proj, channels)
+    attn.num_heads -= len(positions)
+    if hasattr(attn, "attn_dim"):  # WindowAttention has none
+        attn.attn_dim = attn.num_heads * d
+
+
+def _remove_attention(block: nn.Module) -> None:
+    """A block without heads: its branch is a constant, so norm1 goes too."""
+    block.attn = NoAttention(block.attn.head_dim, block.attn.proj).train(block.training)
+    block.norm1 = nn.Identity()

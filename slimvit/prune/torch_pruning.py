@@ -1,0 +1,39 @@
+"""The one importer of torch_pruning: cutting linear layers, and its group importances as criteria."""
+
+from __future__ import annotations
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+
+def drop_outputs(linear: nn.Linear, channels: list[int]) -> None:
+    """Remove output channels (rows of the weight) in place."""
+    tp.prune_linear_out_channels(linear, channels)
+
+
+def drop_inputs(linear: nn.Linear, channels: list[int]) -> None:
+    """Remove input channels (columns of the weight) in place."""
+    tp.prune_linear_in_channels(linear, channels)
+
+
+def group_importance(attn: nn.Module, kind: str) -> Tensor:
+    """Torch-Pruning's importance of each head of one attention module, [num_heads].
+
+    The group is what its dependency graph couples to the channels of ``qkv``. A head's importance is the mean over
+    its q, k and v channels. ``kind`` is ``magnitude`` (squared L2) or ``taylor`` (abs(weight x gradient); the
+    gradients of a loss must be on the weights).
+
+    Torch-Pruning's own pruner averages a fused ``qkv`` in contiguous thirds instead, which mixes heads up; slicing
+    by head is what its documentation describes, and the fair way to run it.
+    """
+    importance = {
+        "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
+        "taylor": tp.importance.GroupTaylorImportance(),
+    }[kind]
+    example = torch.zeros(1, 2, attn.qkv.in_features, device=attn.qkv.weight.device, dtype=attn.qkv.weight.dtype)
+    with torch.enable_grad():
+        graph = tp.DependencyGraph().build_dependency(attn, example_inputs=example)
+    channels = list(range(attn.qkv.out_features))
+    group = graph.get_pruning_group(attn.qkv, tp.prune_linear_out_channels, idxs=channels)
+    return importance(group).view(3, attn.num_heads, attn.head_dim).mean(dim=(0, 2))

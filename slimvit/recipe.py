@@ -1,0 +1,201 @@
+"""The typed recipe: everything that decides *what* a run computes. How it runs (device, workers) is options.py.
+
+Unknown keys are refused with the nearest known one, and every defect of a file is reported at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from slimvit.choices import AdaptMode, Criterion, RefitTarget, Scope
+from slimvit.errors import RecipeError, nearest
+
+
+class Section(BaseModel):
+    """Part of a recipe. Immutable; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    name: str
+    """A timm model name, an embedded one (`slimvit models --embedded`), or the folder of an earlier run."""
+    weights: str | None = None
+    """A .safetensors or .pth file with the weights, instead of timm's pretrained ones."""
+    pretrained: bool = True
+    img_size: int | None = Field(None, gt=0)
+    """Side of the square input, pixels."""
+    num_classes: int | None = Field(None, ge=0)
+    args: dict[str, Any] = Field(default_factory=dict)
+    """More arguments for timm's `create_model`."""
+
+
+class DataSection(Section):
+    name: str
+    """A folder with train/CLASS/ and val/CLASS/, `digits`, or a timm data name (`torch/...`, `hfds/...`)."""
+    root: str | None = None
+    """Where a named data set lies on disk."""
+    train_split: str = "train"
+    val_split: str = "validation"
+    train_images: int | None = Field(None, gt=0)
+    """Use only this many training images (drawn with the seed)."""
+    eval_images: int | None = Field(None, gt=0)
+    """Evaluate on only this many validation images (drawn with a fixed seed)."""
+    batch_size: int = Field(64, gt=0)
+    """Images a step, in training and in evaluation."""
+    skip_bad_images: bool = False
+
+
+class TrainSection(Section):
+    """One stretch of training: AdamW, cosine schedule, timm's augmentation."""
+
+    epochs: int = Field(0, ge=0)
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate; None takes the default of the stage."""
+    min_lr: float = Field(0.0, ge=0)
+    warmup_epochs: float = Field(0.5, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    """Not applied to norms, biases, tokens and position tables."""
+    clip_grad: float | None = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    smoothing: float = Field(0.0, ge=0, lt=1)
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    mixup: float = Field(0.0, ge=0)
+    cutmix: float = Field(0.0, ge=0)
+    crop_scale: float = Field(0.7, gt=0, le=1)
+    """Smallest share of the image area a random resized crop keeps; 1 with hflip 0 leaves images as they are."""
+    hflip: float = Field(0.5, ge=0, le=1)
+    color_jitter: float = Field(0.0, ge=0)
+    auto_augment: str | None = None
+    """timm's notation, e.g. rand-m9-mstd0.5-inc1."""
+    random_erasing: float = Field(0.0, ge=0, le=1)
+
+
+class AdaptSection(TrainSection):
+    """Train a classifier for the data's classes before anything is cut."""
+
+    mode: AdaptMode = "head"
+    """`head`: the classifier alone, on frozen features. `all`: the classifier first, then the whole network."""
+
+
+class FinetuneSection(TrainSection):
+    """Train the slimmed network."""
+
+    distill: bool = True
+    """Learn the uncut network's predictions too (self-distillation)."""
+    teacher: ModelSection | None = None
+    """The uncut network, where the run itself does not cut (`slimvit finetune`)."""
+    distill_weight: float = Field(0.5, ge=0, le=1)
+    """Share of the distillation term in the loss."""
+    temperature: float = Field(2.0, gt=0)
+
+
+class PruneSection(Section):
+    ratio: float | None = None
+    """Fraction of heads to remove, between 0 and 1."""
+    heads: int | list[int] | None = None
+    """Heads to keep in every block, or one number a stage."""
+    target_macs: float | None = None
+    """MACs to end with, as a fraction of the original's."""
+    plan: str | None = None
+    """A plan file written by --dry-run --out."""
+    scope: Scope = "global"
+    min_heads: int = Field(1, ge=0)
+    """Heads every block keeps at least; 0 lets a block lose its attention."""
+    criterion: Criterion = "residual"
+    calibration_images: int = Field(512, gt=0)
+    """Training images that the scores and the refit see."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> PruneSection:
+        given = [k for k in ("ratio", "heads", "target_macs", "plan") if getattr(self, k) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} were both given; one of ratio, heads, target_macs, plan decides")
+        for key in ("ratio", "target_macs"):
+            value = getattr(self, key)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{key} is {value}, but must lie between 0 and 1, both excluded")
+        counts = self.heads if isinstance(self.heads, list) else [] if self.heads is None else [self.heads]
+        if any(n < 0 for n in counts):
+            raise ValueError(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a budget was named at all."""
+        return any(v is not None for v in (self.ratio, self.heads, self.target_macs, self.plan))
+
+
+class RefitSection(Section):
+    target: RefitTarget = "stream"
+    ridge: float = Field(0.3, gt=0)
+    """Pull towards the old weights, in units of the mean feature variance."""
+
+
+class Recipe(Section):
+    """One run: which model, which data, what to cut, how to repair and train it."""
+
+    model: ModelSection
+    data: DataSection
+    adapt: AdaptSection = AdaptSection()
+    prune: PruneSection = PruneSection()
+    refit: RefitSection = RefitSection()
+    finetune: FinetuneSection = FinetuneSection()
+    seed: int = Field(0, ge=0)
+
+    @classmethod
+    def parse(cls, data: Any, source: str = "recipe") -> Recipe:
+        """A checked recipe from plain data; raises :class:`RecipeError` with every defect in one line."""
+        if not isinstance(data, dict):
+            raise RecipeError(f"{source}: expected a mapping with model: and data:, found {type(data).__name__}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RecipeError(f"{source}: " + "; ".join(_defects(error))) from None
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        import yaml
+
+        try:
+            data = yaml.safe_load(path.read_text())
+        except FileNotFoundError:
+            raise RecipeError(f"{path}: no such recipe; `slimvit recipes list` names the shipped ones") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        return cls.parse(data, str(path))
+
+    def to_yaml(self) -> str:
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def _defects(error: ValidationError) -> list[str]:
+    """One clause a defect: the key's path, what is wrong, the nearest known key."""
+    clauses = []
+    for item in error.errors():
+        path = [str(p) for p in item["loc"] if p not in ("int", "list[int]")]
+        if item["type"] == "extra_forbidden":
+            known = list(_section_at(path[:-1]).model_fields)
+            hint = nearest(path[-1], known, 1) or f"; known: {', '.join(known)}"
+            clauses.append(f"unknown key {'.'.join(path)}{hint}")
+        elif item["type"] == "value_error":
+            clauses.append(f"{'.'.join(path)}: {item['ctx']['error']}")
+        elif item["type"] == "missing":
+            clauses.append(f"{'.'.join(path)} is missing")
+        else:
+            reason = item["msg"].replace("Input should be", "must be")
+            clauses.append(f"{'.'.join(path)} is {item['input']!r}, but {reason}")
+    return list(dict.fromkeys(clauses))
+
+
+def _section_at(path: list[str]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    for key in path:
+        found = section.model_fields[key].annotation
+        section = next(t for t in (found, *get_args(found)) if isinstance(t, type) and issubclass(t, BaseModel))
+    return section

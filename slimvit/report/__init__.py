@@ -1,0 +1,1 @@
+"""What a run measured, as a record, tables and pictures."""

@@ -1,0 +1,78 @@
+"""One run under way: what it was asked for, what it works on, what it measured so far."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from slimvit.data.images import Images
+from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.sources import Data
+from slimvit.measure.accuracy import Outputs
+from slimvit.models.family import plan_of
+from slimvit.options import Options
+from slimvit.prune.criteria import HeadScores
+from slimvit.recipe import Recipe
+from slimvit.report.record import Report, Stage
+from slimvit.train.loop import History
+
+PACKAGES = ("slimvit", "torch", "torchvision", "timm", "torch-pruning", "fvcore")
+
+
+@dataclass
+class Run:
+    """``model`` is the network as it is now, ``original`` the one before the cut, after any adapting."""
+
+    recipe: Recipe
+    options: Options
+    data: Data
+    model: nn.Module
+    original: nn.Module
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    histories: dict[str, History] = field(default_factory=dict)
+    scores: HeadScores | None = None
+    reference: Outputs | None = None
+    """What the uncut network gives on the validation images."""
+    spent: float = 0.0
+    """Seconds that scoring and planning took; they count as the cut's."""
+    adapted: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.options.torch_device()
+
+    def in_order(self, images: Images) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Batches as evaluation sees them."""
+        prep = preprocessing_of(self.model)
+        return eval_loader(images, prep, self.recipe.data.batch_size, self.options.workers)
+
+    def calibration(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Training images for scores and refit: the same ones, in the same order, every time."""
+        return self.in_order(draw(self.data.train, self.recipe.prune.calibration_images, self.recipe.seed))
+
+    @property
+    def report(self) -> Report:
+        section, before = self.recipe.prune, plan_of(self.original).kept
+        return Report(
+            model=self.recipe.model.name,
+            data=self.data.name,
+            seed=self.recipe.seed,
+            device=_device_name(self.device),
+            versions={p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
+            images=len(self.data.val),
+            calibration_images=min(section.calibration_images, len(self.data.train)) if section.wanted else None,
+            ratio_asked=section.ratio,
+            ratio_reached=round((before - plan_of(self.model).kept) / before, 4) if section.wanted else None,
+            notes=list(dict.fromkeys(self.notes)),
+            stages=self.stages,
+        )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

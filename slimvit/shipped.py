@@ -1,0 +1,36 @@
+"""The recipes that come with slimvit: beside the package in a checkout, inside it when installed. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slimvit.errors import RecipeError, nearest
+
+_PACKAGE = Path(__file__).parent
+FOLDER = next((f for f in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if f.is_dir()), _PACKAGE / "recipes")
+
+
+def recipe_files() -> dict[str, Path]:
+    """Name (without .yaml) -> file, sorted."""
+    return {f.stem: f for f in sorted(FOLDER.glob("*.yaml"))}
+
+
+def recipe_path(name: str) -> Path:
+    """The file that a user means: a path, or a shipped recipe's name. Raises :class:`RecipeError`."""
+    if Path(name).is_file():
+        return Path(name)
+    known = recipe_files()
+    stem = name.removesuffix(".yaml")
+    if stem in known:
+        return known[stem]
+    raise RecipeError(f"{name}: no such recipe{nearest(stem, known)}; `slimvit recipes list` names the shipped ones")
+
+
+def header(path: Path) -> list[str]:
+    """The comment lines a recipe begins with: the command that runs it, then what it is."""
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return lines

@@ -1,0 +1,216 @@
+"""The saved model: slim.json says what it is, model.safetensors holds the weights under timm's names. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from slimvit.errors import SlimvitError, StoreError
+from slimvit.folders import new_folder
+from slimvit.models.build import ModelSource, check_timm
+from slimvit.models.family import plan_of
+from slimvit.plan import SlimPlan
+from slimvit.prune.surgery import prune_heads
+
+FORMAT_VERSION = 1
+DESCRIPTION, WEIGHTS = "slim.json", "model.safetensors"
+
+
+class SlimFile(BaseModel):
+    """slim.json: everything needed to build the model again, apart from the weights."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    format_version: int
+    model: str
+    """timm name."""
+    model_args: dict[str, Any]
+    """Arguments of timm's create_model, number of classes and image size included."""
+    num_classes: int
+    plan: dict[str, Any]
+    dense: None = None
+    preprocessing: dict[str, Any] = {}
+    """What timm's resolve_model_data_config gives: input size, mean, std, interpolation, crop."""
+    class_names: list[str] = []
+    weights_sha256: str
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    class_names: tuple[str, ...] | list[str] = (),
+    force: bool = False,
+) -> None:
+    """Write a timm model, pruned or not, as a folder that :func:`load` reads back bit for bit.
+
+    Raises :class:`StoreError` when the folder is in use, the disk is full, or the model was not built by timm in a
+    way that can be repeated.
+    """
+    with new_folder(Path(folder), force) as partial:
+        write_model(model, partial, class_names)
+
+
+def write_model(model: nn.Module, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
+    """slim.json and model.safetensors, into an existing folder."""
+    source = describe(model)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    expected = {k: tuple(v.shape) for k, v in _skeleton(source, plan_of(model)).state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in state.items()}
+    if differences := _differences(expected, found):
+        raise StoreError(
+            f"{source.name}: this model was changed after timm built it, so it could not be loaded again: {differences}"
+        )
+    try:
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        if "No space left" in str(error) or "StorageFull" in str(error):
+            raise OSError(28, "No space left on device") from None
+        raise
+    text = SlimFile(
+        format_version=FORMAT_VERSION,
+        model=source.name,
+        model_args=source.args,
+        num_classes=model.num_classes,
+        plan=plan_of(model).to_json(),
+        preprocessing=_plain(timm.data.resolve_model_data_config(model)),
+        class_names=list(class_names),
+        weights_sha256=_sha256(folder / WEIGHTS),
+    )
+    (folder / DESCRIPTION).write_text(json.dumps(text.model_dump(), indent=1) + "\n")
+
+
+def describe(model: nn.Module) -> ModelSource:
+    """The timm name and the arguments that build this model's uncut form as it is now."""
+    source = getattr(model, "slim_source", None)
+    if source is None:
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        if not cfg.get("architecture"):
+            raise StoreError(
+                f"{type(model).__name__}: not built by timm's create_model, so it cannot be described; "
+                "build it with slimvit.create_model"
+            )
+        source = ModelSource(cfg["architecture"], dict(getattr(model, "_model_args", {})))
+    args = dict(source.args, num_classes=model.num_classes)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:
+        args["img_size"] = size[0] if size[0] == size[1] else list(size)
+    if "global_pool" in args and getattr(model, "global_pool", None) is not None:
+        args["global_pool"] = model.global_pool
+    try:
+        json.dumps(args)
+    except TypeError:
+        raise StoreError(f"{source.name}: its model arguments {args} cannot be written as JSON") from None
+    return ModelSource(source.name, args)
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The model of a run folder, in eval mode on the CPU: a timm model, only narrower.
+
+    Everything is checked before anything is built: format version, names, bounds, tensor shapes, checksum. Raises
+    :class:`StoreError` with all differences in one line.
+    """
+    folder = Path(folder)
+    check_timm()
+    info = read_description(folder)
+    source = ModelSource(info.model, info.model_args)
+    plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
+    expected = {k: tuple(v.shape) for k, v in _skeleton(source, plan, folder).state_dict().items()}
+    _check_weights(folder / WEIGHTS, expected, info.weights_sha256)
+    model = prune_heads(timm.create_model(source.name, pretrained=False, **source.args), plan)
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+    model.slim_source = source
+    model.class_names = tuple(info.class_names)
+    model.pretrained_cfg = dict(model.pretrained_cfg, **_for_timm(info.preprocessing), num_classes=info.num_classes)
+    return model.eval()
+
+
+def is_saved(folder: str | Path) -> bool:
+    """Whether this is a folder with a saved model."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
+def read_description(folder: Path) -> SlimFile:
+    """slim.json, checked."""
+    path = folder / DESCRIPTION
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder")
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StoreError(f"{folder}: holds no {DESCRIPTION}, so it is no saved model") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise StoreError(f"{path}: format_version is {version!r}, this slimvit reads {FORMAT_VERSION}")
+    try:
+        return SlimFile.model_validate(data)
+    except ValidationError as error:
+        clauses = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise StoreError(f"{path}: damaged: {'; '.join(clauses)}") from None
+
+
+def _skeleton(source: ModelSource, plan: SlimPlan, folder: Path | None = None) -> nn.Module:
+    """The cut model without weights, on the meta device: names and shapes, no memory."""
+    where = f"{folder / DESCRIPTION}: " if folder else ""
+    try:
+        with torch.device("meta"):
+            return prune_heads(timm.create_model(source.name, pretrained=False, **source.args), plan)
+    except SlimvitError as error:
+        raise StoreError(f"{where}{error}") from None
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
+
+
+def _check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    except (SafetensorError, OSError) as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    if differences := _differences(expected, found):
+        raise StoreError(f"{path}: does not fit slim.json: {differences}")
+    if _sha256(path) != sha256:
+        raise StoreError(f"{path}: damaged: its checksum is not the one in {DESCRIPTION}")
+
+
+def _differences(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
+    """Missing, extra and wrongly shaped tensors, by path, in one line; empty when there are none."""
+    clauses = [f"{k} is missing" for k in expected if k not in found]
+    clauses += [f"{k} is unexpected" for k in found if k not in expected]
+    clauses += [
+        f"{k} has shape {list(found[k])}, expected {list(shape)}"
+        for k, shape in expected.items()
+        if k in found and found[k] != shape
+    ]
+    more = f"; and {len(clauses) - 8} more" if len(clauses) > 8 else ""
+    return "; ".join(clauses[:8]) + more
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plain(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+
+
+def _for_timm(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.items()}

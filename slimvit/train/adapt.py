@@ -1,0 +1,55 @@
+"""A classifier for the data's classes: trained on the frozen features first, on the whole network if asked."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimvit.progress import track
+
+HEAD_BATCH = 256
+HEAD_LR = 3e-3
+HEAD_DECAY = 0.02
+
+
+def fit_head(model: nn.Module, features: Tensor, labels: Tensor, num_classes: int, epochs: int, seed: int) -> nn.Module:
+    """A copy of ``model`` with a new linear classifier for ``num_classes`` classes; nothing else changes.
+
+    ``features`` [n, F]: what the network gives before its classifier, for the training images; ``labels`` [n]. The
+    classifier is trained on standardised features (AdamW, cosine), then the scaling is folded into its weights.
+    """
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    weight, bias = _linear_probe((features - mean) / std, labels, num_classes, epochs, seed)
+    weight = weight / std
+    bias = bias - weight @ mean
+    adapted = copy.deepcopy(model)
+    adapted.reset_classifier(num_classes)
+    found = adapted.get_classifier()
+    for head in found if isinstance(found, tuple) else (found,):  # the distilled DeiT averages two
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+    return adapted
+
+
+def _linear_probe(x: Tensor, labels: Tensor, classes: int, epochs: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weight [classes, F] and bias [classes] by softmax regression on [n, F]."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = torch.optim.AdamW(
+        [{"params": [weight], "weight_decay": HEAD_DECAY}, {"params": [bias], "weight_decay": 0.0}], lr=HEAD_LR
+    )
+    batches = -(-len(x) // HEAD_BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    with torch.enable_grad():
+        for _ in track(range(epochs), "training the classifier"):
+            for index in torch.randperm(len(x), generator=generator).split(HEAD_BATCH):
+                optimizer.zero_grad()
+                F.cross_entropy(x[index] @ weight.T + bias, labels[index]).backward()
+                optimizer.step()
+                schedule.step()
+    return weight.detach(), bias.detach()

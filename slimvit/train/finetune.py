@@ -1,0 +1,39 @@
+"""Fine-tuning a model on labels, on the uncut network's predictions, or on both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from slimvit.recipe import TrainSection
+from slimvit.train.distill import training_loss
+from slimvit.train.loop import History, train
+
+
+def finetune(
+    model: nn.Module,
+    loader: DataLoader,
+    section: TrainSection,
+    *,
+    teacher: nn.Module | None = None,
+    labelled: bool = True,
+    lr: float = 5e-5,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    what: str = "fine-tuning",
+    after_epoch: Callable[[nn.Module, dict[str, Any]], None] = lambda model, row: None,
+) -> tuple[nn.Module, History]:
+    """A trained copy of ``model`` in eval mode, and a row an epoch (epoch, loss, lr, seconds).
+
+    ``loader``: from :func:`slimvit.data.loaders.train_loader`. ``section``: epochs, schedule and augmentation; a
+    ``FinetuneSection`` with ``distill`` also learns from ``teacher``, which stays as it is and sees the same images.
+    ``lr``: peak learning rate when the section names none.
+    """
+    if teacher is not None:
+        teacher = teacher.to(device).eval()
+    loss = training_loss(section, teacher, labelled, bool(model.num_classes))
+    return train(model, loader, loss, section, lr=lr, device=device, seed=seed, what=what, after_epoch=after_epoch)

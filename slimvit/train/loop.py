@@ -1,0 +1,133 @@
+"""The training loop: AdamW, timm's cosine schedule with warm-up, weight-decay groups, mixup, gradient clipping."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from timm.layers import DropPath
+from timm.optim import param_groups_weight_decay
+from timm.scheduler import CosineLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from slimvit.errors import SlimvitError
+from slimvit.models.family import attention_blocks
+from slimvit.progress import track
+from slimvit.recipe import TrainSection
+from slimvit.train.distill import Loss
+
+History = list[dict[str, Any]]
+"""A row an epoch: epoch (from 1), loss (mean over steps), lr (at the epoch's end), seconds, and what was measured."""
+
+
+class Diverged(SlimvitError):
+    """Training produced a loss that is no number."""
+
+
+def train(
+    model: nn.Module,
+    loader: DataLoader,
+    loss: Loss,
+    section: TrainSection,
+    *,
+    lr: float,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    what: str = "fine-tuning",
+    after_epoch: Callable[[nn.Module, dict[str, Any]], None] = lambda model, row: None,
+) -> tuple[nn.Module, History]:
+    """A trained copy of ``model`` in eval mode on ``device``, and a row an epoch.
+
+    ``loader`` yields (images [B, C, H, W], labels [B]) and has ``set_epoch``. ``lr`` is the peak learning rate when
+    the section names none. ``after_epoch`` may measure the model and add to the epoch's row. Raises
+    :class:`Diverged` with step and learning rate when the loss is NaN or infinite.
+    """
+    model = copy.deepcopy(model).to(device)
+    _set_drop_path(model, section.drop_path)
+    optimizer = torch.optim.AdamW(_groups(model, section), lr=section.lr or lr)
+    steps = max(1, len(loader))
+    schedule = _schedule(optimizer, section, steps)
+    mixup = _mixup(section, model.num_classes)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # timm's Mixup draws from numpy's global generator
+    history: History = []
+    for epoch in range(section.epochs):
+        started = time.perf_counter()
+        loader.set_epoch(epoch)  # type: ignore[attr-defined]
+        model.train()
+        total = 0.0
+        for step, (images, targets) in enumerate(track(loader, f"{what} {epoch + 1}/{section.epochs}", steps)):
+            schedule.step_update(epoch * steps + step)
+            images, targets = images.to(device), targets.to(device)
+            if mixup is not None:
+                images, targets = mixup(images, targets)
+            value = _step(model, optimizer, loss, images, targets, section.clip_grad)
+            if not math.isfinite(value):
+                rate = optimizer.param_groups[0]["lr"]
+                raise Diverged(
+                    f"{what}: the loss became {value} in epoch {epoch + 1}, step {step + 1}, at lr {rate:.2e}; "
+                    "give a smaller --lr"
+                )
+            total += value
+        row = {"epoch": epoch + 1, "loss": total / steps, "lr": optimizer.param_groups[0]["lr"]}
+        row["seconds"] = round(time.perf_counter() - started, 2)
+        model.eval()
+        after_epoch(model, row)
+        history.append(row)
+    _set_drop_path(model, 0.0)
+    return model.eval(), history
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss, images: Tensor, targets: Tensor, clip: float | None
+) -> float:
+    value = loss(model, images, targets)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    if clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    if torch.isfinite(value):  # never step on a broken gradient
+        optimizer.step()
+    return float(value.detach())
+
+
+def _groups(model: nn.Module, section: TrainSection) -> list[dict[str, Any]]:
+    """No weight decay on norms, biases and what timm lists (tokens, position tables)."""
+    never = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    return param_groups_weight_decay(model, section.weight_decay, no_weight_decay_list=never)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, section: TrainSection, steps: int) -> CosineLRScheduler:
+    """Cosine over all steps, linear warm-up inside it."""
+    warmup = min(round(section.warmup_epochs * steps), section.epochs * steps - 1)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=max(1, section.epochs * steps),
+        lr_min=section.min_lr,
+        warmup_t=max(0, warmup),
+        warmup_lr_init=0.0,
+        t_in_epochs=False,
+    )
+
+
+def _mixup(section: TrainSection, num_classes: int) -> Mixup | None:
+    if section.mixup == 0 and section.cutmix == 0:
+        return None
+    return Mixup(section.mixup, section.cutmix, label_smoothing=0.0, num_classes=num_classes)
+
+
+def _set_drop_path(model: nn.Module, rate: float) -> None:
+    """Stochastic depth, rising linearly from 0 at the first block to ``rate`` at the last, in place."""
+    blocks = attention_blocks(model)
+    for i, view in enumerate(blocks):
+        p = rate * i / max(1, len(blocks) - 1)
+        for name in ("drop_path1", "drop_path2"):
+            if hasattr(view.block, name):
+                setattr(view.block, name, DropPath(p) if p > 0 else nn.Identity())

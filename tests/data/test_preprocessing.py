@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from slimvit.data.preprocessing import Preprocessing, eval_transform, preprocessing_of, to_mode, train_transform
+from slimvit.errors import DataError, RecipeError
+from slimvit.recipe import TrainSection
+
+GREY = Preprocessing((1, 16, 16), (0.5,), (0.25,), "bicubic", 1.0, "center")
+RGB = Preprocessing((3, 16, 24), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), "bilinear", 0.9, "center")
+PLAIN = TrainSection(crop_scale=1, hflip=0)
+
+
+@pytest.mark.parametrize("prep", [GREY, RGB])
+def test_json_round_trip(prep: Preprocessing) -> None:
+    assert Preprocessing.from_json(json.loads(json.dumps(prep.to_json()))) == prep
+
+
+def test_bad_json_is_named() -> None:
+    with pytest.raises(DataError, match="preprocessing has the keys .*'colour'.*must have .*'crop_mode'"):
+        Preprocessing.from_json({"colour": 1})
+    with pytest.raises(DataError, match="input_size is .4, 8, 8., but must be"):
+        replace(GREY, input_size=(4, 8, 8))
+    with pytest.raises(DataError, match="the model takes 3 channels"):
+        replace(GREY, input_size=(3, 8, 8))
+
+
+def test_the_models_own_size_and_channels_decide() -> None:
+    options = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    grey = preprocessing_of(timm.create_model("vit_tiny_patch16_224", in_chans=1, **options))
+    assert grey.input_size == (1, 32, 32) and grey.mean == (0.5,)
+    swin = {"img_size": (56, 112), "embed_dim": 8, "depths": (1,), "num_heads": (1,)}
+    wide = preprocessing_of(timm.create_model("swin_tiny_patch4_window7_224", **swin))
+    assert wide.input_size == (3, 56, 112) and wide.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("prep", [GREY, RGB])
+@pytest.mark.parametrize("crop_mode", ["center", "border", "squash"])
+def test_every_colour_mode_becomes_the_models_input(mode: str, prep: Preprocessing, crop_mode: str) -> None:
+    tensor = eval_transform(replace(prep, crop_mode=crop_mode))(Image.new(mode, (20, 10)))
+    assert tensor.shape == prep.input_size and tensor.dtype == torch.float32
+
+
+def test_palette_transparency_is_dropped_without_a_warning() -> None:
+    image = Image.new("RGB", (4, 4), (9, 80, 200)).convert("P", palette=Image.Palette.ADAPTIVE)
+    image.info["transparency"] = b"\x00\x80"
+    assert to_mode(image, "RGB").getpixel((0, 0)) == (9, 80, 200)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    assert to_mode(Image.new("I;16", (1, 1), 0x8123), "L").getpixel((0, 0)) == 0x81
+
+
+def test_values_are_normalised() -> None:
+    assert torch.allclose(eval_transform(GREY)(Image.new("L", (8, 8), 255)), torch.tensor(2.0))
+
+
+def test_no_augmentation_is_the_evaluation_transform() -> None:
+    image = Image.effect_noise((20, 30), 90)
+    assert torch.equal(train_transform(RGB, PLAIN)(image), eval_transform(RGB)(image))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"crop_scale": 0.3}, {"hflip": 1.0}, {"color_jitter": 0.9}, {"auto_augment": "rand-m9-mstd0.5-inc1"}]
+    + [{"random_erasing": 1.0}, {"auto_augment": "3a", "color_jitter": 0.3}, {"auto_augment": "augmix-m5-w2-d2-b1"}],
+)
+@pytest.mark.parametrize("prep", [GREY, RGB])
+def test_every_augmentation_changes_the_image(prep: Preprocessing, change: dict) -> None:
+    image = Image.effect_noise((24, 24), 90)
+    transform = train_transform(prep, PLAIN.model_copy(update=change))
+    tensors = [transform(image) for _ in range(4)]
+    assert all(t.shape == prep.input_size and t.isfinite().all() for t in tensors)
+    assert any(not torch.equal(t, train_transform(prep, PLAIN)(image)) for t in tensors)
+
+
+def test_augmentation_that_timm_cannot_make() -> None:
+    with pytest.raises(RecipeError, match="^auto_augment is 'rnd-m9', which timm cannot read; e.g. rand-m9"):
+        train_transform(RGB, TrainSection(auto_augment="rnd-m9"))
+    with pytest.raises(RecipeError, match="^color_jitter is 0.4, but timm ignores it beside auto_augment 'rand-m9'"):
+        train_transform(RGB, TrainSection(auto_augment="rand-m9", color_jitter=0.4))

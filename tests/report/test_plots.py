@@ -1,0 +1,109 @@
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from slimvit.errors import StoreError
+from slimvit.plan import BlockPlan, SlimPlan
+from slimvit.report.head_grid import draw_heads
+from slimvit.report.labels import LINE, spread_labels
+from slimvit.report.plots import head_map, stage_accuracy, tradeoff
+from slimvit.report.record import Report, Stage
+
+PLAN = SlimPlan((BlockPlan("blocks.0", 3, (0, 2)), BlockPlan("blocks.1", 6, (), stage=1)), "tiny")
+SCORES = [[0.5, 1e-5, None], [0.0, 1.0, 0.2, 0.1, 0.1, float("nan")]]
+
+
+def report(last=70.0, **kwargs) -> Report:
+    stages = [
+        Stage(stage="original", macs=10**9, top1=72.0, agreement=100.0, feature_error=0.0),
+        Stage(stage="pruned", macs=8 * 10**8, top1=last, agreement=None, feature_error=0.2),
+    ]
+    return Report(**({"model": "tiny", "stages": stages} | kwargs))
+
+
+def without_top1() -> Report:
+    return report(stages=[Stage(stage="original", macs=10**9, feature_error=0.0), Stage(stage="pruned")])
+
+
+def texts(path) -> str:
+    """The drawn texts: matplotlib leaves each in the SVG as a comment."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    comments = ElementTree.parse(path, parser).getroot().iter(ElementTree.Comment)
+    return "\n".join(str(c.text).strip() for c in comments)
+
+
+def drawn_heads(scores):
+    axes = Figure().add_subplot()
+    draw_heads(axes, PLAN, scores)
+    squares = [p.get_facecolor() for p in axes.patches if isinstance(p, Rectangle)]
+    return squares, len(axes.lines)
+
+
+@pytest.mark.parametrize("scores", [SCORES, [[1.0, 2.0, 3.0], [1.0] * 6], [[0.0] * 3, [0.0] * 6], None])
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_head_map_is_written(tmp_path, scores, suffix):
+    path = tmp_path / f"heads.{suffix}"
+    head_map(PLAN, scores, path)
+    assert path.stat().st_size > 1000
+    if suffix == "svg":
+        assert "2 of 9 heads kept" in texts(path) and "removed" in texts(path)
+
+
+@pytest.mark.parametrize("scores", [SCORES, None])
+def test_every_head_is_drawn_and_the_removed_are_crossed(scores):
+    squares, lines = drawn_heads(scores)
+    stage_line = 1
+    assert len(squares) == 9 and lines == 7 * 4 + stage_line
+
+
+def test_a_higher_score_is_darker():
+    squares, _ = drawn_heads(SCORES)
+    assert sum(squares[0][:3]) < sum(squares[1][:3])
+    assert squares[4] == min(squares[3:8], key=lambda colour: sum(colour[:3]))
+
+
+def test_stage_accuracy_shows_the_figures(tmp_path):
+    path = tmp_path / "stages.svg"
+    stage_accuracy(report(), path)
+    shown = texts(path)
+    assert "72.0" in shown and "70.0" in shown and "agreement (%)" in shown and "pruned" in shown
+    assert "nan" not in shown.lower()
+
+
+def test_without_top1_the_feature_error_is_shown(tmp_path):
+    stage_accuracy(without_top1(), tmp_path / "stages.svg")
+    tradeoff({"runs/a": without_top1()}, tmp_path / "tradeoff.svg")
+    for name in ("stages.svg", "tradeoff.svg"):
+        assert "feature error" in texts(tmp_path / name)
+
+
+def test_tradeoff_names_every_run_once(tmp_path):
+    path = tmp_path / "tradeoff.svg"
+    runs = {"runs/a_run": report(), "runs/b_run": report(70.05), "other": report(model="big")}
+    tradeoff(runs, path)
+    shown = texts(path).splitlines()
+    assert [shown.count(t) for t in ("a_run", "b_run", "other", "tiny, original", "big, original")] == [1] * 5
+    assert "top-1 (%)" in shown
+
+
+def test_labels_do_not_cover_each_other():
+    fig = Figure()
+    axes = fig.add_subplot()
+    axes.set(xlim=(0, 2), ylim=(0, 100))
+    spread_labels(fig, axes, [(0.5, 50.0 + i / 10, f"run {i}") for i in range(4)])
+    heights = []
+    for label in axes.texts:
+        point = axes.transData.transform(label.xy) * 72 / axes.figure.dpi
+        heights.append(point[1] + label.get_position()[1])
+    assert all(b - a >= LINE - 1e-6 for a, b in zip(heights, heights[1:], strict=False))
+
+
+def test_global_settings_stay_and_suffixes_are_checked(tmp_path):
+    before = dict(matplotlib.rcParams)
+    stage_accuracy(report(), tmp_path / "a.png")
+    assert dict(matplotlib.rcParams) == before
+    with pytest.raises(StoreError, match=r"a\.bmp: a picture is saved as \.svg or \.png, not as \.bmp"):
+        stage_accuracy(report(), tmp_path / "a.bmp")
