@@ -26,6 +26,8 @@ def check_free(target: Path, force: bool) -> None:
         if not any((target / m).exists() for m in MARKERS):
             raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")
     parent = next(p for p in target.absolute().parents if p.exists())
+    if not parent.is_dir():
+        raise StoreError(f"{target}: {parent} is a file; name another folder for --out")
     if not os.access(parent, os.W_OK):
         raise StoreError(f"{target}: {parent} is not writable; name another folder for --out")
 
@@ -50,11 +52,15 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
 
 
 def _replace(partial: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
+    old = partial.with_name(f"{partial.name}.old")
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

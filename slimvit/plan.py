@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from slimvit.errors import PlanError
 
@@ -111,12 +111,20 @@ class SlimPlan:
             where = f"{source}: blocks[{i}]"
             if not isinstance(entry, dict):
                 raise PlanError(f"{where}: expected an object, found {type(entry).__name__}")
+            name, stage = entry.get("block"), entry.get("stage", 0)
             heads, kept = entry.get("heads"), entry.get("kept_heads")
-            if not isinstance(heads, int) or isinstance(heads, bool) or heads < 1:
+            if not isinstance(name, str):
+                raise PlanError(f"{where}.block: expected a block's name, found {name!r}")
+            if not _is_count(stage):
+                raise PlanError(f"{where}.stage: expected a whole number of at least 0, found {stage!r}")
+            if not _is_count(heads) or heads == 0:
                 raise PlanError(f"{where}.heads: expected a whole number of at least 1, found {heads!r}")
-            if not isinstance(kept, list) or not all(isinstance(h, int) and not isinstance(h, bool) for h in kept):
+            if not isinstance(kept, list) or not all(_is_count(h) for h in kept):
                 raise PlanError(f"{where}.kept_heads: expected a list of head ids, found {kept!r}")
-            blocks.append(BlockPlan(str(entry.get("block")), heads, tuple(kept), int(entry.get("stage", 0))))
+            try:
+                blocks.append(BlockPlan(name, heads, tuple(kept), stage))
+            except PlanError as error:
+                raise PlanError(f"{source}: {error}") from None
         return cls(tuple(blocks), str(data.get("model", "")))
 
     @classmethod
@@ -134,3 +142,7 @@ class SlimPlan:
         head = {k: v for k, v in self.to_json().items() if k != "blocks"}
         lines = ",\n".join("    " + json.dumps(b) for b in self.to_json()["blocks"])
         path.write_text(json.dumps(head)[:-1] + ', "blocks": [\n' + lines + "\n]}\n")
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from slimvit.errors import SlimvitError, StoreError
+from slimvit.errors import PlanError, SlimvitError, StoreError
 from slimvit.folders import new_folder
 from slimvit.models.build import ModelSource, check_timm
-from slimvit.models.family import plan_of
+from slimvit.models.family import TimmModule, plan_of
 from slimvit.plan import SlimPlan
 from slimvit.prune.surgery import prune_heads
 
@@ -60,13 +60,12 @@ def save(
         write_model(model, partial, class_names)
 
 
-def write_model(model: nn.Module, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
+def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
     """slim.json and model.safetensors, into an existing folder."""
     source = describe(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    expected = {k: tuple(v.shape) for k, v in _skeleton(source, plan_of(model)).state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in state.items()}
-    if differences := _differences(expected, found):
+    skeleton = _skeleton(source, plan_of(model))
+    if differences := _differences(_shapes(skeleton), _shapes(model)) or _replaced(skeleton, model):
         raise StoreError(
             f"{source.name}: this model was changed after timm built it, so it could not be loaded again: {differences}"
         )
@@ -76,20 +75,21 @@ def write_model(model: nn.Module, folder: Path, class_names: tuple[str, ...] | l
         if "No space left" in str(error) or "StorageFull" in str(error):
             raise OSError(28, "No space left on device") from None
         raise
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
     text = SlimFile(
         format_version=FORMAT_VERSION,
         model=source.name,
         model_args=source.args,
         num_classes=model.num_classes,
         plan=plan_of(model).to_json(),
-        preprocessing=_plain(timm.data.resolve_model_data_config(model)),
+        preprocessing=_preprocessing(model),
         class_names=list(class_names),
         weights_sha256=_sha256(folder / WEIGHTS),
     )
     (folder / DESCRIPTION).write_text(json.dumps(text.model_dump(), indent=1) + "\n")
 
 
-def describe(model: nn.Module) -> ModelSource:
+def describe(model: TimmModule) -> ModelSource:
     """The timm name and the arguments that build this model's uncut form as it is now."""
     source = getattr(model, "slim_source", None)
     if source is None:
@@ -104,8 +104,8 @@ def describe(model: nn.Module) -> ModelSource:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
-    if "global_pool" in args and getattr(model, "global_pool", None) is not None:
-        args["global_pool"] = model.global_pool
+    if hasattr(model, "fc_norm"):  # reset_classifier may change the pooling, but leaves the norm where it was
+        args |= {"global_pool": model.global_pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
     try:
         json.dumps(args)
     except TypeError:
@@ -123,10 +123,12 @@ def load(folder: str | Path) -> nn.Module:
     check_timm()
     info = read_description(folder)
     source = ModelSource(info.model, info.model_args)
-    plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
-    expected = {k: tuple(v.shape) for k, v in _skeleton(source, plan, folder).state_dict().items()}
-    _check_weights(folder / WEIGHTS, expected, info.weights_sha256)
-    model = prune_heads(timm.create_model(source.name, pretrained=False, **source.args), plan)
+    try:
+        plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
+    except PlanError as error:
+        raise StoreError(str(error)) from None
+    _check_weights(folder / WEIGHTS, _shapes(_skeleton(source, plan, folder)), info.weights_sha256)
+    model: TimmModule = prune_heads(timm.create_model(source.name, pretrained=False, **source.args), plan)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
     model.slim_source = source
     model.class_names = tuple(info.class_names)
@@ -163,6 +165,8 @@ def read_description(folder: Path) -> SlimFile:
 def _skeleton(source: ModelSource, plan: SlimPlan, folder: Path | None = None) -> nn.Module:
     """The cut model without weights, on the meta device: names and shapes, no memory."""
     where = f"{folder / DESCRIPTION}: " if folder else ""
+    if not timm.is_model(source.name):  # timm would take hf-hub:... for a model to fetch
+        raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
     try:
         with torch.device("meta"):
             return prune_heads(timm.create_model(source.name, pretrained=False, **source.args), plan)
@@ -171,6 +175,19 @@ def _skeleton(source: ModelSource, plan: SlimPlan, folder: Path | None = None) -
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(v.shape) for k, v in model.state_dict().items()}
+
+
+def _replaced(expected: nn.Module, found: nn.Module) -> str:
+    """The first modules that are not what timm builds, in one line; drop-path, which training sets, is let pass."""
+    wanted = {k: type(m) for k, m in expected.named_modules()}
+    now = {k: type(m) for k, m in found.named_modules()}
+    names = [k for k in wanted | now if wanted.get(k) is not now.get(k) and "drop_path" not in k]
+    told = [f"{k} is {getattr(now.get(k), '__name__', 'missing')}" for k in names]
+    return "; ".join(told[:8])
 
 
 def _check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
@@ -208,7 +225,12 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
+def _preprocessing(model: TimmModule) -> dict[str, Any]:
+    """What timm's transforms need to know, with the input size the model has now."""
+    config = timm.data.resolve_model_data_config(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:
+        config["input_size"] = (model.in_chans, *size)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 

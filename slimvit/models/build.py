@@ -13,6 +13,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 from slimvit.errors import ModelError, nearest
+from slimvit.models.family import TimmModule
 
 TIMM_MINIMUM = (1, 0, 23)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -70,7 +71,7 @@ def create_model(
     return model.eval()
 
 
-def _build(name: str, kwargs: dict[str, Any], **more: Any) -> nn.Module:
+def _build(name: str, kwargs: dict[str, Any], **more: Any) -> TimmModule:
     try:
         return timm.create_model(name, **kwargs, **more)
     except TypeError as error:
@@ -79,7 +80,7 @@ def _build(name: str, kwargs: dict[str, Any], **more: Any) -> nn.Module:
         raise ModelError(f"{name}: model arguments {kwargs} do not fit: {_line(error)}") from None
 
 
-def _pretrained(name: str, kwargs: dict[str, Any]) -> nn.Module:
+def _pretrained(name: str, kwargs: dict[str, Any]) -> TimmModule:
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     if cfg is None or not cfg.has_weights:
         raise ModelError(
@@ -107,7 +108,7 @@ def _is_network(error: BaseException | None) -> bool:
     return False
 
 
-def _with_weights(name: str, file: Path, kwargs: dict[str, Any]) -> nn.Module:
+def _with_weights(name: str, file: Path, kwargs: dict[str, Any]) -> TimmModule:
     """The model with a file's weights and the classifier that the file has."""
     state = read_weights(file)
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from slimvit.errors import ModelError
 from slimvit.plan import BlockPlan, SlimPlan
+
+TimmModule: TypeAlias = Any
+"""A module whose attributes timm defines (``blocks``, ``qkv``, ``num_heads``): to mypy, every attribute of an
+``nn.Module`` is a tensor or a module, so a type would only be in the way."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class AttentionBlock:
 
     name: str
     stage: int
-    block: nn.Module
-    attn: nn.Module
+    block: TimmModule
+    attn: TimmModule
     tokens: int
     """Tokens of one image that pass through it."""
     window: int
@@ -91,7 +96,7 @@ def families() -> tuple[Family, ...]:
     return (VIT,)
 
 
-def model_name(model: nn.Module) -> str:
+def model_name(model: TimmModule) -> str:
     """The timm name of a model, or its class name."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return cfg.get("architecture") or type(model).__name__
@@ -120,7 +125,7 @@ def steps(model: nn.Module) -> list[Branch | Step]:
     return family_of(model).steps(model)
 
 
-def plan_of(model: nn.Module) -> SlimPlan:
+def plan_of(model: TimmModule) -> SlimPlan:
     """The heads a model keeps, by original id: all of them until it is pruned."""
     plan = getattr(model, "slim_plan", None)
     if plan is not None:

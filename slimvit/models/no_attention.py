@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ class NoAttention(nn.Module):
         self.num_heads = 0
         self.head_dim = head_dim
         self.attn_dim = 0
-        self.proj = nn.utils.skip_init(
-            nn.Linear, 0, proj.out_features, device=proj.weight.device, dtype=proj.weight.dtype
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # none is what we want
+            self.proj = nn.utils.skip_init(
+                nn.Linear, 0, proj.out_features, device=proj.weight.device, dtype=proj.weight.dtype
+            )
         bias = torch.zeros_like(self.proj.bias) if proj.bias is None else proj.bias.detach().clone()
         self.proj.bias = nn.Parameter(bias)
 

@@ -8,11 +8,11 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock, Branch, Family, Step
+from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule
 from slimvit.models.no_attention import NoAttention
 
 
-def _check(model: nn.Module) -> str | None:
+def _check(model: TimmModule) -> str | None:
     for i, block in enumerate(model.blocks):
         if type(block) is not Block:
             return f"blocks.{i} is a {type(block).__name__}, not timm's pre-norm Block"
@@ -26,17 +26,17 @@ def _check(model: nn.Module) -> str | None:
     return None
 
 
-def _attention_blocks(model: nn.Module) -> list[AttentionBlock]:
+def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n) for i, block in enumerate(model.blocks)]
 
 
-def _embed(model: nn.Module, images: Tensor) -> Tensor:
+def _embed(model: TimmModule, images: Tensor) -> Tensor:
     """Images [B, C, H, W] -> the stream that enters the first block, [B, N, C]."""
     return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
 
-def _steps(model: nn.Module) -> list[Branch | Step]:
+def _steps(model: TimmModule) -> list[Branch | Step]:
     found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks):
         found.append(Branch(f"blocks.{i}.attn", block.norm1, block.attn, block.ls1, block.attn.proj))

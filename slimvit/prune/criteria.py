@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from slimvit.errors import DataError, PlanError, nearest
-from slimvit.models.family import AttentionBlock, attention_blocks, plan_of
+from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, plan_of
+from slimvit.models.modes import device_of
 from slimvit.plan import SlimPlan
-from slimvit.prune.observe import Batches, HeadStatistics, observe
+from slimvit.progress import track
+from slimvit.prune.observe import NO_IMAGES, Batches, HeadStatistics, batch_loss, observe
 from slimvit.prune.torch_pruning import group_importance
 
 DAMPING = 0.01
@@ -81,7 +84,7 @@ class HeadScores:
         return rows
 
 
-def score_heads(model: nn.Module, batches: Batches, criterion: str = "residual", seed: int = 0) -> HeadScores:
+def score_heads(model: TimmModule, batches: Batches, criterion: str = "residual", seed: int = 0) -> HeadScores:
     """Score every head of ``model``; higher means dearer to remove.
 
     ``batches``: calibration images [B, C, H, W] with labels [B] (-1 where there is none), from the training split.
@@ -96,7 +99,7 @@ def score_heads(model: nn.Module, batches: Batches, criterion: str = "residual",
     return HeadScores(criterion, plan_of(model), tuple(CRITERIA[criterion](model, blocks, batches, seed)))
 
 
-def _residual(model: nn.Module, blocks: list[AttentionBlock], batches: Batches, seed: int) -> list[BlockScores]:
+def _residual(model: TimmModule, blocks: list[AttentionBlock], batches: Batches, seed: int) -> list[BlockScores]:
     statistics = observe(model, batches, "sampled" if model.num_classes else "features", seed)
     return [_residual_block(b, s) for b, s in zip(blocks, statistics, strict=True)]
 
@@ -125,12 +128,14 @@ def _magnitude(model: nn.Module, blocks: list[AttentionBlock], batches: Batches,
     return [_fixed(_head_norms(b.attn)) for b in blocks]
 
 
-def _head_norms(attn: nn.Module) -> Tensor:
+def _head_norms(attn: TimmModule) -> Tensor:
     if attn.num_heads == 0:
         return torch.zeros(0)
     shape = (attn.num_heads, attn.head_dim)
     squares = attn.qkv.weight.detach().square().sum(1).view(3, *shape).sum((0, 2))
     squares = squares + attn.proj.weight.detach().square().sum(0).view(shape).sum(1)
+    if getattr(attn, "gate", None) is not None:
+        squares = squares + attn.gate.weight.detach().square().sum(1).view(shape).sum(1)
     return squares.sqrt()
 
 
@@ -140,11 +145,32 @@ def _random(model: nn.Module, blocks: list[AttentionBlock], batches: Batches, se
 
 
 def _tp_magnitude(model: nn.Module, blocks: list[AttentionBlock], batches: Batches, seed: int) -> list[BlockScores]:
-    return [_fixed(group_importance(b.attn, "magnitude") if b.attn.num_heads else torch.zeros(0)) for b in blocks]
+    """Torch-Pruning's group magnitude: squared L2, relative to the mean of the block."""
+    return _group_scores(copy.deepcopy(model), "magnitude")
 
 
 def _tp_taylor(model: nn.Module, blocks: list[AttentionBlock], batches: Batches, seed: int) -> list[BlockScores]:
-    raise NotImplementedError
+    """Torch-Pruning's group Taylor: abs(weight x gradient of the loss), relative to the mean of the block."""
+    probe = copy.deepcopy(model).eval().requires_grad_(False)
+    for block in attention_blocks(probe):
+        for layer in (block.attn.proj, getattr(block.attn, "qkv", None), getattr(block.attn, "gate", None)):
+            if layer is not None:
+                layer.weight.requires_grad_(True)
+                layer.weight.grad = torch.zeros_like(layer.weight)
+    generator, images_seen = torch.Generator().manual_seed(seed), 0
+    with torch.enable_grad():
+        for images, labels in track(batches, "scoring heads"):
+            images_seen += len(images)
+            batch_loss(probe, images.to(device_of(probe)), labels, "labels", generator).backward()
+    if images_seen == 0:
+        raise DataError(NO_IMAGES)
+    return _group_scores(probe, "taylor")
+
+
+def _group_scores(probe: nn.Module, kind: str) -> list[BlockScores]:
+    """``probe`` is a copy of the model, and spent afterwards."""
+    attentions = [b.attn for b in attention_blocks(probe)]
+    return [_fixed(group_importance(a, kind) if a.num_heads else torch.zeros(0)) for a in attentions]
 
 
 def _fixed(values: Tensor) -> FixedScores:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimvit.errors import DataError
-from slimvit.models.family import AttentionBlock, attention_blocks
+from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks
 from slimvit.progress import track
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images [B, C, H, W], labels [B]; -1 where there is none), iterable more than once."""
+
+NO_IMAGES = "no calibration images: the data has no training images to draw them from"
 
 
 @dataclass
@@ -31,12 +33,16 @@ class HeadStatistics:
     gate_gradient: Tensor
 
 
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.float64)
+
+
 @dataclass
 class _Sums:
     weight: float = 0.0
-    z: Tensor | float = 0.0
-    zz: Tensor | float = 0.0
-    gg: Tensor | float = 0.0
+    z: Tensor = field(default_factory=_zero)
+    zz: Tensor = field(default_factory=_zero)
+    gg: Tensor = field(default_factory=_zero)
     shift: Tensor | None = None
     gates: list[Tensor] = field(default_factory=list)
     features: Tensor | None = None
@@ -61,14 +67,14 @@ def observe(model: nn.Module, batches: Batches, loss: str, seed: int = 0) -> lis
             stack.enter_context(_watch(block, total))
         for images, labels in track(batches, "scoring heads"):
             images = images.to(device)
-            value = _loss(model, images, labels, loss, generator)
+            value = batch_loss(model, images, labels, loss, generator)
             value.backward()
     if not sums or sums[0].tokens == 0:
-        raise DataError("no calibration images: the data has no training images to draw them from")
+        raise DataError(NO_IMAGES)
     return [_finish(block, total) for block, total in zip(blocks, sums, strict=True)]
 
 
-def _loss(model: nn.Module, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Sum over images, so that each image's gradient is its own."""
     features = model.forward_head(model.forward_features(images), pre_logits=True) if kind == "features" else None
     if features is not None:
@@ -122,7 +128,7 @@ def _add(block: AttentionBlock, total: _Sums, grad: Tensor) -> None:
     assert z is not None
     heads, d = block.attn.num_heads, block.attn.head_dim
     back = grad @ block.attn.proj.weight  # dLoss/dZ, [B, N, k]
-    total.gates.append((z * back).reshape(z.shape[0], -1, heads, d).sum(dim=(1, 3)).double().cpu())
+    total.gates.append((z * back).unflatten(-1, (heads, d)).flatten(1, -3).sum(dim=(1, 3)).double().cpu())
     g = grad.reshape(-1, grad.shape[-1]).float()
     z = z.reshape(-1, z.shape[-1]).float()
     if total.shift is None:

@@ -15,82 +15,56 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from slimvit.errors import DataError, PlanError
+from slimvit.errors import PlanError
 from slimvit.models.family import Branch, Step, steps
+from slimvit.models.modes import device_of, evaluating
 from slimvit.progress import track
 from slimvit.prune.observe import Batches
 
 TARGETS = ("own", "teacher", "stream")
+TINY_SCALE = 1e-6
+"""LayerScale below which a channel has no say in the stream."""
 
 
 class Moments:
     """Running second moments of paired rows X [n, k] and Y [n, C]: float32 products, float64 sums."""
 
     def __init__(self) -> None:
-        self.n = 0.0
+        self.n = 0
         self.shift: tuple[Tensor, Tensor] | None = None
         self.x = self.y = self.xx = self.xy = torch.zeros((), dtype=torch.float64)
 
-    def add(self, x: Tensor, y: Tensor, weight: Tensor | None = None) -> None:
+    def add(self, x: Tensor, y: Tensor) -> None:
         x, y = x.reshape(-1, x.shape[-1]).float(), y.reshape(-1, y.shape[-1]).float()
-        if self.shift is None:  # near the mean is enough to keep float32 products exact
+        if self.shift is None:  # values near the mean keep float32 products exact enough
             self.shift = (x.mean(0), y.mean(0))
+            self.x, self.y, self.xx, self.xy = (total.to(x.device) for total in (self.x, self.y, self.xx, self.xy))
         x, y = x - self.shift[0], y - self.shift[1]
-        if weight is None:
-            self.n += len(x)
-            xw = x
-            yw = y
-        else:
-            w = weight.reshape(-1, 1)
-            self.n += float(w.double().sum())
-            xw = x * w
-            yw = y * w
-        self.x = self.x + xw.sum(0).double()
-        self.y = self.y + yw.sum(0).double()
-        self.xx = self.xx + (xw.T @ x).double()
-        self.xy = self.xy + (xw.T @ y).double()
+        self.n += len(x)
+        self.x = self.x + x.sum(0).double()
+        self.y = self.y + y.sum(0).double()
+        self.xx = self.xx + (x.T @ x).double()
+        self.xy = self.xy + (x.T @ y).double()
 
-    def solve(self, old_weight: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-        """Weight [C, k] and bias [C] (torch's layout), float64, from the old weight [C, k]."""
+    def solve(self, old_weight: Tensor, ridge: float, intercept: bool = True) -> tuple[Tensor, Tensor]:
+        """Weight [C, k] and bias [C] (torch's layout), float64, pulled towards the old weight [C, k].
+
+        Without ``intercept`` the bias is zero and the moments are not centred.
+        """
         assert self.shift is not None
-        mx, my = self.x / self.n, self.y / self.n
-        sxx = self.xx / self.n - torch.outer(mx, mx)
-        sxy = self.xy / self.n - torch.outer(mx, my)
-        k = len(sxx)
-        damping = ridge * sxx.diagonal().mean().clamp_min(1e-12) if k else 0.0
-        eye = torch.eye(k, dtype=torch.float64, device=sxx.device)
-        weight = torch.linalg.solve(sxx + damping * eye, sxy + damping * old_weight.double().T)
-        bias = my + self.shift[1].double() - (mx + self.shift[0].double()) @ weight
-        return weight.T, bias
-
-
-class _Streams:
-    """The residual stream of every calibration batch on its way through the steps of one network.
-
-    Cached: one tensor a batch, moved along. Not cached: every access runs the images through the steps again, so
-    memory does not grow with the number of images but time grows with the square of the depth.
-    """
-
-    def __init__(self, route: list[Branch | Step], batches: Batches, cache: bool) -> None:
-        self.route, self.batches = route, batches
-        self.device = next(p.device for s in route if isinstance(s, Branch) for p in s.body.parameters())
-        self.cached = [images.to(self.device) for images, _ in batches] if cache else None
-
-    def before(self, i: int) -> Iterator[Tensor]:
-        """What enters step ``i``, a batch at a time: [B, N, C]."""
-        if self.cached is not None:
-            yield from self.cached
-            return
-        for images, _ in self.batches:
-            x = images.to(self.device)
-            for step in self.route[:i]:
-                x = step.apply(x)
-            yield x
-
-    def advance(self, i: int) -> None:
-        if self.cached is not None:
-            for b, x in enumerate(self.cached):
-                self.cached[b] = self.route[i].apply(x)
+        mean_x, mean_y = self.x / self.n, self.y / self.n
+        sxx = self.xx / self.n - torch.outer(mean_x, mean_x)
+        sxy = self.xy / self.n - torch.outer(mean_x, mean_y)
+        mean_x, mean_y = mean_x + self.shift[0].double(), mean_y + self.shift[1].double()
+        if not intercept:
+            sxx, sxy = sxx + torch.outer(mean_x, mean_x), sxy + torch.outer(mean_x, mean_y)
+            mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
+        if len(sxx):  # a block without heads has no features, only a bias
+            damping = ridge * sxx.diagonal().mean().clamp_min(1e-12)
+            sxx = sxx + damping * torch.eye(len(sxx), dtype=sxx.dtype, device=sxx.device)
+            sxy = sxy + damping * old_weight.double().T
+        weight = torch.linalg.solve(sxx, sxy)
+        return weight.T, mean_y - mean_x @ weight
 
 
 def refit(
@@ -103,58 +77,95 @@ def refit(
 ) -> nn.Module:
     """A copy of the pruned ``model`` whose ``proj`` and ``fc2`` layers make up for what was cut.
 
-    ``original``: the network before the cut. ``batches``: calibration images, iterable more than once, the same
-    images each time. ``target``: what each branch is fitted to, on the network repaired so far:
+    ``original``: the network before the cut. ``batches``: calibration images, the same ones every time they are
+    iterated. ``target``: what each branch is fitted to, on the network repaired so far:
 
     - ``own``: the block's own uncut branch on the current stream;
     - ``teacher``: the original network's branch on the original stream;
     - ``stream``: whatever brings the current stream back to the original's.
 
-    ``cache`` keeps the token streams of all images in memory; without it memory does not grow with the images.
+    ``cache`` keeps the token streams of all images (and one branch's features) in memory; without it memory does not
+    grow with the number of images, but time grows with the square of the depth.
     """
     if target not in TARGETS:
         raise PlanError(f"refit target {target!r} is not known; choose from {', '.join(TARGETS)}, none")
     slim = copy.deepcopy(model)
-    training = [(net, net.training) for net in (slim, original)]
-    try:
-        with torch.no_grad():
-            _walk(slim.eval(), original.eval(), batches, target, ridge, cache)
-    finally:
-        for net, was in training:
-            net.train(was)
+    with evaluating(slim), evaluating(original):
+        mine, theirs = steps(slim), steps(original)
+        images = [x.to(device_of(original)) for x, _ in batches] if cache else batches
+        walk = (_CachedWalk if cache else _RecomputingWalk)(mine, theirs, images)
+        for i in track(range(len(mine)), "refitting branches"):
+            ours, uncut = mine[i], theirs[i]
+            if isinstance(ours, Branch) and isinstance(uncut, Branch):
+                moments = Moments()
+                for features, wanted in walk.visit(i, target):
+                    moments.add(features, wanted)
+                _rewrite(ours.out, moments, ridge)
+            walk.advance(i)
     return slim
 
 
-def _walk(slim: nn.Module, original: nn.Module, batches: Batches, target: str, ridge: float, cache: bool) -> None:
-    """From the input side, one step of both networks at a time; branches of ``slim`` are refitted in place."""
-    mine, theirs = steps(slim), steps(original)
-    now, reference = _Streams(mine, batches, cache), _Streams(theirs, batches, cache)
-    for i in track(range(len(mine)), "refitting branches"):
-        ours, uncut = mine[i], theirs[i]
-        if isinstance(ours, Branch) and isinstance(uncut, Branch):
-            moments = Moments()
-            for stream, goal in zip(now.before(i), reference.before(i), strict=True):
-                _, x = ours.run_with_features(stream)
-                moments.add(x, _target(target, uncut, stream, goal))
-            _rewrite(ours.out, *moments.solve(ours.out.weight, ridge))
-        now.advance(i)
-        reference.advance(i)
+class _CachedWalk:
+    """Both networks' streams of every batch, moved along step by step; and the features of the branch at hand."""
+
+    def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], images: list[Tensor]) -> None:
+        self.mine, self.theirs = mine, theirs
+        self.now, self.goal = list(images), list(images)
+        self.features: list[Tensor] = []
+
+    def visit(self, i: int, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features [B, N, k] and wanted outputs [B, N, C] of branch ``i``, a batch at a time."""
+        for b, stream in enumerate(self.now):
+            _, features = self.mine[i].run_with_features(stream)
+            wanted, self.goal[b] = _wanted(target, self.theirs[i], stream, self.goal[b])
+            self.features.append(features)
+            yield features, wanted
+
+    def advance(self, i: int) -> None:
+        step = self.mine[i]
+        if isinstance(step, Step):
+            self.now = [step.apply(x) for x in self.now]
+            self.goal = [self.theirs[i].apply(x) for x in self.goal]
+            return
+        self.now = [x + step.scale(step.out(f)) for x, f in zip(self.now, self.features, strict=True)]
+        self.features = []
 
 
-def _target(kind: str, uncut: Branch, stream: Tensor, goal: Tensor) -> Tensor:
-    """What the branch should produce before its LayerScale, [B, N, C]."""
-    if kind == "own":
-        return uncut.run(stream)
-    if kind == "teacher":
-        return uncut.run(goal)
+class _RecomputingWalk:
+    """The same, from the images each time: memory does not grow with their number."""
+
+    def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], batches: Batches) -> None:
+        self.mine, self.theirs, self.batches = mine, theirs, batches
+
+    def visit(self, i: int, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, _ in self.batches:
+            stream = goal = images.to(self.mine[i].out.weight.device)
+            for mine, theirs in zip(self.mine[:i], self.theirs[:i], strict=True):
+                stream, goal = mine.apply(stream), theirs.apply(goal)
+            _, features = self.mine[i].run_with_features(stream)
+            yield features, _wanted(target, self.theirs[i], stream, goal)[0]
+
+    def advance(self, i: int) -> None:
+        pass
+
+
+def _wanted(target: str, uncut: Branch, stream: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
+    """What a branch should produce before its LayerScale, and the original stream after it; [B, N, C] both."""
+    if target == "own":
+        return uncut.run(stream), goal
+    branch = uncut.run(goal)
+    after = goal + uncut.scale(branch)
+    if target == "teacher":
+        return branch, after
     gamma = getattr(uncut.scale, "gamma", None)
-    gap = uncut.apply(goal) - stream
-    return gap if gamma is None else gap / gamma
+    if gamma is None:
+        return after - stream, after
+    # a channel whose scale is next to nothing cannot correct the stream: leave it as it was
+    return torch.where(gamma.abs() > TINY_SCALE, (after - stream) / gamma, branch), after
 
 
-def _rewrite(linear: nn.Linear, weight: Tensor, bias: Tensor) -> None:
+def _rewrite(linear: nn.Linear, moments: Moments, ridge: float) -> None:
+    weight, bias = moments.solve(linear.weight, ridge, intercept=linear.bias is not None)
     linear.weight.copy_(weight)
-    if linear.bias is None:
-        linear.bias = nn.Parameter(bias.to(linear.weight))
-    else:
+    if linear.bias is not None:
         linear.bias.copy_(bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Sequence
 
 from slimvit.errors import PlanError
@@ -32,13 +33,19 @@ def plan_heads(
     Raises :class:`PlanError` when the budget removes nothing, or more than ``min_heads`` allows.
     """
     plan = scores.plan
+    if sum(budget is not None for budget in (ratio, heads, macs_to_save)) > 1:
+        raise PlanError("several budgets were given; one of ratio, heads and macs_to_save decides how much goes")
+    if plan.kept == 0:
+        raise PlanError("the model has no heads left to remove")
     search = _Search(scores, head_macs or [1] * len(plan.blocks), min_heads)
     if heads is not None:
         for block, keep in enumerate(_heads_per_block(plan, heads)):
+            if keep < min_heads:
+                raise PlanError(f"heads {_listed(heads)} is below min_heads {min_heads}; give a smaller --min-heads")
             search.drop_in_block(block, max(0, len(plan.blocks[block].kept_heads) - keep))
         if search.removed == 0:
             most = max(len(b.kept_heads) for b in plan.blocks)
-            raise PlanError(f"heads {heads} removes nothing: no block has more; the largest has {most} heads")
+            raise PlanError(f"heads {_listed(heads)} removes nothing: no block has more; the largest has {most} heads")
     elif ratio is not None and scope == "uniform":
         _uniform(search, plan, ratio, min_heads)
     elif ratio is not None:
@@ -101,11 +108,15 @@ def _heads_per_block(plan: SlimPlan, heads: int | Sequence[int]) -> list[int]:
     stages = sorted({b.stage for b in plan.blocks})
     if len(heads) not in (1, len(stages)):
         raise PlanError(
-            f"heads {','.join(map(str, heads))} gives {len(heads)} numbers, but the model has {len(stages)} "
+            f"heads {_listed(heads)} gives {len(heads)} numbers, but the model has {len(stages)} "
             f"stage{'s' if len(stages) > 1 else ''}; give one number, or one a stage"
         )
     numbers = list(heads) * len(stages) if len(heads) == 1 else list(heads)
     return [numbers[stages.index(b.stage)] for b in plan.blocks]
+
+
+def _listed(heads: int | Sequence[int]) -> str:
+    return str(heads) if isinstance(heads, int) else ",".join(map(str, heads))
 
 
 def _nearest_count(share: float) -> int:
@@ -115,7 +126,7 @@ def _nearest_count(share: float) -> int:
 
 def _uniform(search: _Search, plan: SlimPlan, ratio: float, min_heads: int) -> None:
     counts = [_nearest_count(ratio * len(b.kept_heads)) for b in plan.blocks]
-    if not any(counts):
+    if max(counts) <= 0:
         widest = max(len(b.kept_heads) for b in plan.blocks)
         raise PlanError(
             f"ratio {ratio} of {widest} heads a block rounds to nothing; the smallest ratio that removes a head "
@@ -133,7 +144,7 @@ def _uniform(search: _Search, plan: SlimPlan, ratio: float, min_heads: int) -> N
 
 def _global(search: _Search, plan: SlimPlan, ratio: float, min_heads: int) -> None:
     count = _nearest_count(ratio * plan.kept)
-    if count == 0:
+    if count <= 0:
         raise PlanError(
             f"ratio {ratio} of {plan.kept} heads rounds to nothing; the smallest ratio that does not is "
             f"{_up(0.5 / plan.kept)}"
@@ -161,4 +172,4 @@ def _to_macs(search: _Search, plan: SlimPlan, macs_to_save: int, scope: str) -> 
 
 def _up(value: float) -> float:
     """Rounded up to four digits, so that the number printed does what is said of it."""
-    return int(value * 10_000 + 1) / 10_000
+    return math.ceil(round(value * 10_000, 6)) / 10_000

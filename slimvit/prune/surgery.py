@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from slimvit.models.family import attention_blocks, plan_of
+from slimvit.models.family import TimmModule, attention_blocks, plan_of
 from slimvit.models.no_attention import NoAttention
 from slimvit.plan import SlimPlan
 from slimvit.prune.torch_pruning import drop_inputs, drop_outputs
@@ -20,7 +20,7 @@ def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
     """
     current = plan_of(model)
     plan.check_against(current)
-    slim = copy.deepcopy(model)
+    slim: TimmModule = copy.deepcopy(model)
     for view, wanted, now in zip(attention_blocks(slim), plan.blocks, current.blocks, strict=True):
         positions = [i for i, head in enumerate(now.kept_heads) if head not in wanted.kept_heads]
         if not positions:
@@ -33,7 +33,7 @@ def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
     return slim
 
 
-def _remove_heads(attn: nn.Module, positions: list[int]) -> None:
+def _remove_heads(attn: TimmModule, positions: list[int]) -> None:
     """Cut heads, by their position among those still there, out of ``qkv``, ``gate`` and ``proj``, in place."""
     d, width = attn.head_dim, attn.num_heads * attn.head_dim
     channels = [head * d + i for head in positions for i in range(d)]
@@ -46,7 +46,7 @@ def _remove_heads(attn: nn.Module, positions: list[int]) -> None:
         attn.attn_dim = attn.num_heads * d
 
 
-def _remove_attention(block: nn.Module) -> None:
+def _remove_attention(block: TimmModule) -> None:
     """A block without heads: its branch is a constant, so norm1 goes too."""
     block.attn = NoAttention(block.attn.head_dim, block.attn.proj).train(block.training)
     block.norm1 = nn.Identity()

@@ -6,6 +6,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from slimvit.models.family import TimmModule
+
 
 def drop_outputs(linear: nn.Linear, channels: list[int]) -> None:
     """Remove output channels (rows of the weight) in place."""
@@ -17,7 +19,7 @@ def drop_inputs(linear: nn.Linear, channels: list[int]) -> None:
     tp.prune_linear_in_channels(linear, channels)
 
 
-def group_importance(attn: nn.Module, kind: str) -> Tensor:
+def group_importance(attn: TimmModule, kind: str) -> Tensor:
     """Torch-Pruning's importance of each head of one attention module, [num_heads].
 
     The group is what its dependency graph couples to the channels of ``qkv``. A head's importance is the mean over
@@ -26,7 +28,11 @@ def group_importance(attn: nn.Module, kind: str) -> Tensor:
 
     Torch-Pruning's own pruner averages a fused ``qkv`` in contiguous thirds instead, which mixes heads up; slicing
     by head is what its documentation describes, and the fair way to run it.
+
+    ``attn`` must be a throw-away copy: the tracing changes it.
     """
+    attn.requires_grad_(True)  # the graph is read off autograd's
+    attn.q_norm = attn.k_norm = nn.Identity()  # all heads share them, but the graph cannot tell
     importance = {
         "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
         "taylor": tp.importance.GroupTaylorImportance(),

@@ -1,0 +1,128 @@
+"""What scoring, planning and refitting cost, in forward passes over the calibration images.
+
+    python benchmarks/cost.py
+
+DINOv2 ViT-S/14 at 112 px, half the heads. One forward pass and each step are timed in turn, several rounds in one
+process; ratios are medians over rounds. With cached token streams, and without them (memory must not grow with the
+number of images, so peak memory is measured at two numbers, each in a process of its own).
+Writes results/cost.md.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import timm
+import torch
+
+import slimvit
+from slimvit.options import Options
+
+HERE = Path(__file__).parent
+IMAGES, BATCH, ROUNDS = 128, 64, 5
+
+
+def network() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_small_patch14_dinov2", img_size=112, num_classes=10, init_values=1.0).eval()
+
+
+def batches(images: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    count = images // BATCH
+    return [
+        (torch.randn(BATCH, 3, 112, 112, generator=generator), torch.randint(10, (BATCH,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+class Stream:
+    """The same batches, made anew each time they are asked for: nothing grows with their number."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(self.images // BATCH):
+            yield torch.randn(BATCH, 3, 112, 112, generator=generator), torch.zeros(BATCH, dtype=torch.long)
+
+
+def timed(call):
+    started = time.perf_counter()
+    result = call()
+    return time.perf_counter() - started, result
+
+
+def rounds() -> dict[str, list[float]]:
+    """Each step's time over the forward pass of the same round."""
+    model, images = network(), batches(IMAGES)
+    ratios: dict[str, list[float]] = {}
+
+    def forward() -> None:
+        with torch.inference_mode():
+            for x, _ in images:
+                model(x)
+
+    forward()
+    for _ in range(ROUNDS):
+        one = timed(forward)[0]
+        score, scores = timed(lambda: slimvit.score_heads(model, images))
+        plan, planned = timed(lambda: slimvit.plan_heads(scores, ratio=0.5))
+        slim = slimvit.prune_heads(model, planned)
+        again = timed(forward)[0]
+        one = (one + again) / 2
+        cached = timed(lambda: slimvit.refit(slim, model, images))[0]
+        bare = timed(lambda: slimvit.refit(slim, model, images, cache=False))[0]
+        figures = {
+            "score": score, "plan": plan, "refit": cached, "score + plan + refit": score + plan + cached,
+            "refit without cache": bare,
+        }  # fmt: skip
+        for name, seconds in figures.items():
+            ratios.setdefault(name, []).append(seconds / one)
+    return ratios
+
+
+def peak(images: int, cache: bool) -> float:
+    """Peak memory (GiB) of a process that scores and refits."""
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import cost; cost.peak_here({images}, {cache})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def peak_here(images: int, cache: bool) -> None:
+    model = network()
+    stream = Stream(images)
+    scores = slimvit.score_heads(model, stream)
+    slim = slimvit.prune_heads(model, slimvit.plan_heads(scores, ratio=0.5))
+    slimvit.refit(slim, model, stream, cache=cache)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def main() -> None:
+    lines = [
+        "# What scoring, planning and refitting cost", "",
+        f"DINOv2 ViT-S/14 at 112 px, {IMAGES} calibration images, half of 72 heads; {Options().torch_device()}, "
+        f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}. "
+        f"Forward passes over the calibration images, median of {ROUNDS} interleaved rounds (smallest, largest).", "",
+        "| step | forward passes |", "| --- | --- |",
+    ]  # fmt: skip
+    for name, values in rounds().items():
+        lines.append(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f}) |")
+    lines += ["", "| peak memory, whole process (GiB) | 64 images | 256 images |", "| --- | --- | --- |"]
+    for cache in (True, False):
+        lines.append(f"| {'with' if cache else 'without'} cache | {peak(64, cache):.2f} | {peak(256, cache):.2f} |")
+    text = "\n".join(lines) + "\n"
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results" / "cost.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""What pruning costs without any training afterwards: choosing and repairing told apart.
+
+    python benchmarks/training_free.py main            # the default, three budgets, three calibration seeds
+    python benchmarks/training_free.py random criteria targets knobs textile digits
+    python benchmarks/training_free.py --render        # results/training_free.md from all rows so far
+
+DINOv2 ViT-S/14 at 112 px with a linear classifier on its frozen features. Every row: heads removed from 72 (or 36),
+top-1, its share above chance, agreement with the uncut network, feature error. Rows are appended to
+results/training_free.jsonl as they come; a row that is there already is not measured again.
+Files: .cache/real/{dinov2,fashion,textile} (a real pretrained ViT-S, Fashion-MNIST, photographs of textile).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import timm
+import torch
+
+import slimvit
+from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.sources import open_data
+from slimvit.measure.accuracy import Outputs, compare, outputs_of
+from slimvit.models.family import plan_of
+from slimvit.recipe import DataSection, ModelSection
+from slimvit.sources import open_model
+from slimvit.train.adapt import fit_head
+
+HERE = Path(__file__).parent
+REAL = HERE.parent / ".cache" / "real"
+ROWS = HERE / "results" / "training_free.jsonl"
+DINOV2 = ModelSection(
+    name="vit_small_patch14_dinov2", weights=str(REAL / "dinov2/model.safetensors"), img_size=112
+)
+SETS = {
+    "fashion": (DINOV2, DataSection(name="torch/fashion_mnist", root=str(REAL / "fashion"), train_images=12_000)),
+    "textile": (DINOV2, DataSection(name=str(REAL / "textile"))),
+    "digits": (ModelSection(name="vit_digits"), DataSection(name="digits")),
+}
+DEFAULT = {
+    "data": "fashion", "ratio": 0.5, "criterion": "residual", "target": "stream", "ridge": 0.3, "images": 512,
+    "seed": 0, "test": 5_000, "scope": "global",
+}  # fmt: skip
+
+
+def parts() -> dict[str, list[dict[str, Any]]]:
+    """The rows of each part, as differences from DEFAULT. The side tables use 2,000 test images."""
+    third, half, two_thirds = 1 / 3, 0.5, 2 / 3
+    criteria = ("residual", "fisher", "taylor", "magnitude", "tp-magnitude", "tp-taylor")
+    small: dict[str, Any] = {"test": 2_000}
+    return {
+        "main": [{"ratio": r, "seed": s} for r in (half, third, two_thirds) for s in range(3)],
+        "random": [{"criterion": "random", "seed": s} for s in range(5)],
+        "criteria": [small | {"criterion": c, "target": t} for c in criteria for t in ("none", "stream")]
+        + [small | {"criterion": "random", "target": "none"}],
+        "targets": [small | {"target": t} for t in ("own", "teacher")] + [small | {"scope": "uniform"}],
+        "knobs": [small | {"ridge": r} for r in (0.03, 0.1, 1.0)]
+        + [small | {"images": n} for n in (128, 256, 1024)],
+        "textile": [
+            {"data": "textile", "ratio": r, "criterion": c, "target": t}
+            for r in (third, half)
+            for c, t in (("residual", "stream"), ("residual", "none"), ("random", "stream"))
+        ],
+        "digits": [
+            {"data": "digits", "ratio": r, "criterion": c, "target": t, "seed": s}
+            for r in (third, half, two_thirds)
+            for c in (*criteria, "random")
+            for t in ("none", "stream")
+            for s in range(3)
+        ],
+    }  # fmt: skip
+
+
+@cache
+def setting(name: str) -> tuple[Any, Any, Outputs]:
+    """Model with its classifier, data, and what the uncut model gives on the validation images."""
+    section, data_section = SETS[name]
+    data = open_data(data_section)
+    model = open_model(section)
+    kept = HERE.parent / ".cache" / "bench" / f"{name}.pt"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if model.num_classes == 0:
+            train = outputs_of(model, loader(model, data.train))
+            model = fit_head(model, train.features, train.labels, data.num_classes, 30, 0)
+        found = outputs_of(model, loader(model, draw(data.val, 5_000, 0)))
+        torch.save({"state": model.state_dict(), "classes": model.num_classes, **vars(found)}, kept)
+    stored = torch.load(kept, weights_only=True)
+    model.reset_classifier(stored["classes"])
+    model.load_state_dict(stored["state"])
+    return model, data, Outputs(stored["logits"], stored["features"], stored["labels"])
+
+
+def loader(model: Any, images: Any) -> Any:
+    return eval_loader(images, preprocessing_of(model), 64)
+
+
+def measure(row: dict[str, Any]) -> dict[str, Any]:
+    """One row: score, plan, cut, refit, evaluate."""
+    model, data, original = setting(row["data"])
+    n = min(row["test"], len(original.features))
+    original = Outputs(original.logits[:n], original.features[:n], original.labels[:n])
+    batches = loader(model, draw(data.train, row["images"], row["seed"]))
+    started = time.perf_counter()
+    scores = slimvit.score_heads(model, batches, row["criterion"], row["seed"])
+    plan = slimvit.plan_heads(scores, ratio=row["ratio"], scope=row["scope"])
+    slim = slimvit.prune_heads(model, plan)
+    if row["target"] != "none":
+        slim = slimvit.refit(slim, model, batches, row["target"], row["ridge"])
+    seconds = time.perf_counter() - started
+    val = draw(data.val, 5_000, 0)
+    got = compare(outputs_of(slim, loader(slim, torch.utils.data.Subset(val, range(n)))), original)
+    full, chance = compare(original, original).top1, 100 / model.num_classes
+    return {
+        "removed": f"{plan.removed}/{plan_of(model).total}", "original": full, "top1": got.top1,
+        "kept": 100 * (got.top1 - chance) / (full - chance), "agreement": got.agreement,
+        "feature_error": got.feature_error, "test": n, "seconds": round(seconds, 1),
+    }  # fmt: skip
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[k] for k in DEFAULT if k != "test") + (row["test"],)
+
+
+def render() -> str:
+    """All rows as one Markdown table, seeds averaged (spread as the standard deviation)."""
+    rows = pd.DataFrame([json.loads(line) for line in ROWS.read_text().splitlines()])
+    versions = rows.pop("versions").iloc[-1]
+    by = ["data", "removed", "scope", "criterion", "target", "ridge", "images", "test"]
+    grouped = rows.groupby(by, sort=False)
+    table = grouped[["original", "top1", "kept", "agreement", "feature_error"]].mean()
+    for column in ("kept", "agreement"):
+        spread = grouped[column].std()
+        table[column] = [f"{m:.1f}" + ("" if pd.isna(s) else f" ± {s:.1f}") for m, s in zip(table[column], spread)]
+    table["seeds"] = grouped.size()
+    table = table.reset_index().sort_values(["data", "removed", "test", "feature_error"], ascending=[True, True, False, True])
+    table = table.rename(columns={"kept": "above chance kept (%)", "agreement": "agreement (%)", "target": "refit"})
+    for column, digits in (("original", 2), ("top1", 2), ("feature_error", 3)):
+        table[column] = table[column].map(f"{{:.{digits}f}}".format)
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
+    lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
+    return f"# Training-free pruning\n\n{versions}\n\n" + "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*parts(), []])
+    parser.add_argument("--render", action="store_true")
+    args = parser.parse_args()
+    ROWS.parent.mkdir(exist_ok=True)
+    ROWS.touch()
+    done = {key(json.loads(line)) for line in ROWS.read_text().splitlines()}
+    versions = f"CPU ({platform.processor() or platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"
+    for part in args.parts:
+        for change in parts()[part]:
+            row = DEFAULT | change
+            row["test"] = min(row["test"], len(setting(row["data"])[2].features))
+            if key(row) in done:
+                continue
+            row |= measure(row) | {"versions": versions}
+            with ROWS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps({k: v for k, v in row.items() if k != "versions"}), flush=True)
+    if args.render:
+        (HERE / "results" / "training_free.md").write_text(render())
+
+
+if __name__ == "__main__":
+    main()
