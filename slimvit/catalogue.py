@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
+
 import timm
 import torch
 
@@ -15,10 +17,12 @@ MODULES = ("vision_transformer", "deit")
 """timm's modules that hold the supported families."""
 
 
-def embedded_models() -> list[dict[str, str]]:
-    """Name and description of every shipped model."""
+def embedded_models(pattern: str = "*") -> list[dict[str, str]]:
+    """Name and description of every shipped model matching ``pattern``."""
     rows = []
     for name, folder in EMBEDDED.items():
+        if not fnmatch(name, pattern):
+            continue
         info = read_description(folder)
         args = ", ".join(f"{k} {v}" for k, v in info.model_args.items() if k in ("embed_dim", "depth", "num_heads"))
         about = f"{info.model} ({args}), {info.num_classes} classes"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from slimvit.errors import StoreError
 
-MARKERS = ("slim.json", "plan.json", "tradeoff.md")
+MARKERS = {"slim.json", "tradeoff.md"}
 """Files that tell a folder of ours from anything else; --force replaces only such folders."""
+DRY_RUN = {"plan.json"}
+"""All that a dry run leaves: a name that others use too, so nothing else may lie beside it."""
 
 
 def check_free(target: Path, force: bool) -> None:
@@ -23,7 +25,8 @@ def check_free(target: Path, force: bool) -> None:
     if target.is_dir() and any(target.iterdir()):
         if not force:
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
-        if not any((target / m).exists() for m in MARKERS):
+        found = {entry.name for entry in target.iterdir()}
+        if not found & MARKERS and found != DRY_RUN:
             raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir():

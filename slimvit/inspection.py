@@ -7,13 +7,13 @@ from typing import Any
 from slimvit.measure.macs import count_macs, count_params, params_by_part
 from slimvit.models.family import attention_blocks, model_name, plan_of
 from slimvit.recipe import ModelSection
-from slimvit.sources import open_model
+from slimvit.sources import open_model, saved_folder
 
 
 def inspect_model(section: ModelSection) -> dict[str, Any]:
     """Figures of the model of a section. Pretrained weights are not fetched: only shapes matter here."""
-    shapes_only = section.weights is None
-    model = open_model(section.model_copy(update={"pretrained": False} if shapes_only else {}))
+    shapes_only = section.weights is None and saved_folder(section.name) is None
+    model = open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section)
     plan, macs = plan_of(model), count_macs(model)
     blocks = [
         {

@@ -11,13 +11,15 @@ from typing import Any
 from torch import nn
 
 from slimvit import rundir
-from slimvit.data.loaders import check_images, preprocessing_of, train_loader
+from slimvit.data.images import Images
+from slimvit.data.loaders import check_images, draw, preprocessing_of, train_loader
+from slimvit.data.preprocessing import train_transform
 from slimvit.data.sources import Data, open_data
-from slimvit.errors import DataError, PlanError, RecipeError
+from slimvit.errors import DataError, PlanError, RecipeError, StoreError
 from slimvit.folders import check_free
 from slimvit.measure.accuracy import compare, outputs_of
 from slimvit.measure.macs import count_macs, count_params
-from slimvit.models.family import family_of, head_macs, plan_of
+from slimvit.models.family import TimmModule, family_of, head_macs, plan_of
 from slimvit.options import Options
 from slimvit.plan import SlimPlan
 from slimvit.progress import say
@@ -30,15 +32,18 @@ from slimvit.report.record import Stage
 from slimvit.runstate import Run
 from slimvit.sources import open_model, random_weights
 from slimvit.train.adapt import fit_head
+from slimvit.train.distill import training_loss
 from slimvit.train.finetune import finetune
+from slimvit.train.loop import check_mixing
 
+DEFAULTS = Options()
 ADAPT_LR = 5e-5
 FINETUNE_LR = 5e-5
 HEAD_EPOCHS = 30
 """Epochs on the frozen features before the whole network is trained (`adapt: mode: all`)."""
 
 
-def run(recipe: Recipe, options: Options = Options()) -> Run:
+def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
     """Carry out a recipe; the run folder, if one is asked for, appears complete or not at all."""
     if not recipe.prune.wanted and recipe.finetune.epochs == 0 and recipe.adapt.epochs == 0:
         raise RecipeError("nothing to do: give --ratio, --heads, --target-macs or --plan, or epochs to train")
@@ -56,7 +61,7 @@ def run(recipe: Recipe, options: Options = Options()) -> Run:
     return now
 
 
-def dry_run(recipe: Recipe, options: Options = Options()) -> tuple[Run, SlimPlan]:
+def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[Run, SlimPlan]:
     """Everything up to the plan; nothing is cut. With ``options.out`` the plan is written there."""
     if not recipe.prune.wanted:
         raise RecipeError("a dry run needs a budget: give --ratio, --heads, --target-macs or --plan")
@@ -70,27 +75,55 @@ def dry_run(recipe: Recipe, options: Options = Options()) -> tuple[Run, SlimPlan
 def start(recipe: Recipe, options: Options) -> Run:
     """Open model and data, check that they fit each other, and train a classifier if one is asked for."""
     if options.out is not None:
-        check_free(options.out, options.force)
+        _check_out(recipe, options.out, options.force)
     device = options.torch_device()
     model = open_model(recipe.model)
     family_of(model)
     check_budget(recipe.prune, model)
+    teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
     data = open_data(recipe.data, recipe.seed)
+    _check_classes(recipe, data, model)
+    _check_training(recipe, data, model)
     if not recipe.data.skip_bad_images:  # open_data has looked already where bad ones are to be left out
-        check_images(data.train, "training", skip=False)
+        check_images(_images_in_use(recipe, data), "training", skip=False)
         check_images(data.val, "validation", skip=False)
     now = Run(recipe, options, data, model.to(device), model)
     if data.bad_images:
-        now.notes.append(f"{data.bad_images} unreadable images were left out (--skip-bad-images)")
-    _check_classes(recipe, data, model)
+        now.notes.append(f"unreadable images left out (--skip-bad-images): {data.bad_images}")
     if recipe.adapt.epochs:
         adapt(now)
-    teacher = recipe.finetune.teacher
-    now.original = now.model if teacher is None else open_model(teacher).to(now.device)
+    now.original = now.model if teacher is None else teacher.to(device)
     return now
 
 
-def _check_classes(recipe: Recipe, data: Data, model: nn.Module) -> None:
+def _check_out(recipe: Recipe, out: Path, force: bool) -> None:
+    """The output folder must be free, and none that this recipe reads its models from."""
+    check_free(out, force)
+    for section in (recipe.model, recipe.finetune.teacher):
+        if section is not None and Path(section.name).resolve().is_relative_to(out.resolve()):
+            raise StoreError(f"{out}: this run reads {section.name}, so it cannot write there; name another --out")
+
+
+def _images_in_use(recipe: Recipe, data: Data) -> Images:
+    """The training images that the run will read."""
+    if recipe.adapt.epochs or recipe.finetune.epochs:
+        return data.train
+    return draw(data.train, recipe.prune.calibration_images if recipe.prune.wanted else 0, recipe.seed)
+
+
+def _check_training(recipe: Recipe, data: Data, model: TimmModule) -> None:
+    """What would stop a training that comes late stops the run now."""
+    sections: tuple[TrainSection, ...] = (recipe.adapt, recipe.finetune)
+    for section in sections:
+        if section.epochs:
+            train_transform(preprocessing_of(model), section)
+            check_mixing(section, min(recipe.data.batch_size, len(data.train)))
+    if recipe.finetune.epochs:
+        teacher = model if recipe.prune.wanted or recipe.finetune.teacher else None
+        training_loss(recipe.finetune, teacher, data.labelled, bool(model.num_classes or recipe.adapt.epochs))
+
+
+def _check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:
     """The model's classes must be the data's, or be trained first."""
     name, how = recipe.model.name, "train a classifier for the data first: --adapt-epochs 20 (--adapt head or all)"
     if recipe.adapt.epochs:
@@ -104,7 +137,8 @@ def _check_classes(recipe: Recipe, data: Data, model: nn.Module) -> None:
     scoring = recipe.prune.wanted and recipe.prune.plan is None
     if scoring and recipe.prune.criterion in NEEDS_CLASSIFIER and not (model.num_classes and data.labelled):
         what = f"{data.name} has no labels" if model.num_classes else f"{name} has no classifier"
-        raise DataError(f"criterion {recipe.prune.criterion} needs both, but {what}; use residual, or {how}")
+        way_out = f"use residual, or {how}" if data.labelled else "use residual"
+        raise DataError(f"criterion {recipe.prune.criterion} needs labels and a classifier, but {what}; {way_out}")
 
 
 def adapt(now: Run) -> None:
@@ -128,9 +162,7 @@ def _fit_head(now: Run, epochs: int) -> None:
     bare.reset_classifier(0)
     outputs = outputs_of(bare, now.in_order(now.data.train), now.device)
     assert outputs.labels is not None
-    now.model = fit_head(
-        now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, now.recipe.seed
-    )
+    now.model = fit_head(now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, now.recipe.seed)
 
 
 def make_plan(now: Run) -> SlimPlan:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from slimvit.data.images import Images
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import Data
 from slimvit.measure.accuracy import Outputs
-from slimvit.models.family import plan_of
+from slimvit.models.family import TimmModule, plan_of
 from slimvit.options import Options
 from slimvit.prune.criteria import HeadScores
 from slimvit.recipe import Recipe
@@ -31,7 +31,7 @@ class Run:
     recipe: Recipe
     options: Options
     data: Data
-    model: nn.Module
+    model: TimmModule
     original: nn.Module
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -47,12 +47,12 @@ class Run:
     def device(self) -> torch.device:
         return self.options.torch_device()
 
-    def in_order(self, images: Images) -> DataLoader[tuple[Tensor, Tensor]]:
+    def in_order(self, images: Images) -> Iterable[tuple[Tensor, Tensor]]:
         """Batches as evaluation sees them."""
         prep = preprocessing_of(self.model)
         return eval_loader(images, prep, self.recipe.data.batch_size, self.options.workers)
 
-    def calibration(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def calibration(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Training images for scores and refit: the same ones, in the same order, every time."""
         return self.in_order(draw(self.data.train, self.recipe.prune.calibration_images, self.recipe.seed))
 

@@ -10,6 +10,7 @@ from slimvit import store
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import ModelError
 from slimvit.models.build import create_model
+from slimvit.models.family import TimmModule
 from slimvit.recipe import ModelSection
 
 
@@ -34,13 +35,17 @@ def open_model(section: ModelSection) -> nn.Module:
             num_classes=section.num_classes,
             args=section.args,
         )
-    if section.weights is not None or section.args:
-        raise ModelError(f"{section.name}: a saved model brings its own weights and arguments; drop --weights and args")
-    model = store.load(folder)
+    given = {"--weights": section.weights, "--no-pretrained": not section.pretrained, "--model-arg": section.args}
+    if refused := [option for option, value in given.items() if value]:
+        raise ModelError(
+            f"{section.name}: a saved model brings its own weights and arguments; drop {', '.join(refused)}"
+        )
+    model: TimmModule = store.load(folder)
     if section.img_size is not None:
         model.set_input_size(section.img_size)
     if section.num_classes is not None and section.num_classes != model.num_classes:
         model.reset_classifier(section.num_classes)
+        model.untrained_classifier = section.num_classes > 0
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -42,6 +42,12 @@ class SlimFile(BaseModel):
     """What timm's resolve_model_data_config gives: input size, mean, std, interpolation, crop."""
     class_names: list[str] = []
     weights_sha256: str
+
+    @model_validator(mode="after")
+    def _one_number_of_classes(self) -> SlimFile:
+        if self.model_args.get("num_classes", self.num_classes) != self.num_classes:
+            raise ValueError(f"num_classes is {self.num_classes}, but model_args has {self.model_args['num_classes']}")
+        return self
 
 
 def save(
@@ -158,7 +164,7 @@ def read_description(folder: Path) -> SlimFile:
     try:
         return SlimFile.model_validate(data)
     except ValidationError as error:
-        clauses = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        clauses = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()]
         raise StoreError(f"{path}: damaged: {'; '.join(clauses)}") from None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from slimvit.errors import SlimvitError
+from slimvit.errors import SlimvitError, nearest
 
 COMMANDS = {
     "prune": "Remove attention heads, repair, fine-tune, measure, save.",
@@ -30,7 +30,7 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
-            return None
+            ctx.fail(f"No such command {name!r}{nearest(name, COMMANDS)}.")
         return importlib.import_module(f"slimvit.commands.{name}").command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

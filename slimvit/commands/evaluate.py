@@ -30,8 +30,7 @@ def command(model: str, as_json: bool, **given: Any) -> None:
     from slimvit.rundir import recipe_of
 
     tree = shared.sections(model, given)
-    made_by = recipe_of(model)
-    tree["data"] = (made_by.data.model_dump() if made_by else {}) | tree.get("data", {})
+    tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
     shared.need_data({"data": tree["data"].get("name")})
     figures = evaluate_model(Recipe.parse(tree, "command line"), shared.how(given))
     if as_json:

@@ -39,7 +39,7 @@ def command(folder: str, epochs: int, **given: Any) -> None:
     if made_by is None:
         raise StoreError(f"{folder}: no folder of an earlier run; make one with slimvit prune --out")
     tree = shared.sections(folder, given)
-    tree["data"] = made_by.data.model_dump() | tree.get("data", {})
+    tree["data"] = shared.data_of(made_by, tree.get("data", {}))
     training = {"epochs": epochs, "lr": given["lr"], "distill": given["distill"]}
     tree["finetune"] = shared.dropped_none(training) | {"teacher": _teacher(Path(folder), made_by)}
     shared.carry_out(Recipe.parse(tree, "command line"), given)
@@ -51,4 +51,4 @@ def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:
     if (folder / ORIGINAL).is_dir():
         return {"name": str(folder / ORIGINAL)}
     started_from = made_by.finetune.teacher or (made_by.model if made_by.prune.wanted else None)
-    return started_from and started_from.model_dump()
+    return None if started_from is None else started_from.model_dump()

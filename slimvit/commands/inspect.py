@@ -24,8 +24,8 @@ def command(model: str, as_json: bool, **given: Any) -> None:
       slimvit inspect vit_digits
     """
     from slimvit.inspection import inspect_model, inspection_text
-    from slimvit.recipe import ModelSection
+    from slimvit.recipe import Recipe
 
-    section = ModelSection.model_validate(shared.sections(model, given)["model"])
-    found = inspect_model(section)
+    tree = shared.sections(model, given) | {"data": {"name": "none"}}  # a recipe, to have the options checked alike
+    found = inspect_model(Recipe.parse(tree, "command line").model)
     click.echo(json.dumps(found, indent=1) if as_json else inspection_text(found))

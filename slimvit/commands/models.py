@@ -21,7 +21,7 @@ def command(pattern: str, embedded: bool, as_json: bool) -> None:
     """
     from slimvit.catalogue import embedded_models, prunable_models
 
-    rows = embedded_models() if embedded else prunable_models(pattern)
+    rows = embedded_models(pattern) if embedded else prunable_models(pattern)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

@@ -23,7 +23,7 @@ budget_options = shared.options(
     click.option("--criterion", type=click.Choice(CRITERIA), help="How heads are scored. [default: residual]"),
     click.option("--refit", type=click.Choice(REFIT_TARGETS), help="What the closed-form repair aims at. "
                  "[default: stream]"),
-    click.option("--calibration-images", type=int, metavar="N", help="Images that scores and refit see. [default: 512]"),
+    click.option("--calibration-images", type=int, metavar="N", help="Images scores and refit see. [default: 512]"),
 )  # fmt: skip
 
 training_options = shared.options(
@@ -75,8 +75,8 @@ def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
-    from slimvit.pipeline import dry_run
     from slimvit.forecast import forecast_of, forecast_text
+    from slimvit.pipeline import dry_run
 
     now, plan = dry_run(recipe, shared.how(given))
     forecast = forecast_of(now, plan)

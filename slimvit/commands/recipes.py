@@ -43,9 +43,7 @@ def show(name: str) -> None:
     Example:
       slimvit recipes show digits_half
     """
-    from slimvit.shipped import recipe_path
-
-    click.echo(recipe_path(name).read_text(), nl=False)
+    click.echo(_text(name), nl=False)
 
 
 @command.command()
@@ -62,12 +60,15 @@ def copy(name: str, target: Path, force: bool) -> None:
     from slimvit.errors import RecipeError
     from slimvit.shipped import recipe_path
 
-    text = recipe_path(name).read_text()
+    text = _text(name)
     if target.is_dir():
         target = target / f"{recipe_path(name).stem}.yaml"
     if target.exists() and not force:
         raise RecipeError(f"{target}: exists; name another file, or add --force to replace it")
-    target.write_text(text)
+    try:
+        target.write_text(text)
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be written: {error.strerror}; name another file") from None
     click.echo(target)
 
 
@@ -86,3 +87,14 @@ def check(names: tuple[str, ...]) -> None:
     for name in names:
         Recipe.read(recipe_path(name))
         click.echo(f"{name}: ok")
+
+
+def _text(name: str) -> str:
+    from slimvit.errors import RecipeError
+    from slimvit.shipped import recipe_path
+
+    path = recipe_path(name)
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a readable recipe: {error}") from None

@@ -84,7 +84,14 @@ adapt_options = options(
 how_options = options(
     click.option("--seed", type=int, metavar="N", help="Seed of everything random. [default: 0]"),
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
-    click.option("--workers", type=int, default=0, show_default=True, metavar="N", help="Processes loading images."),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Processes loading images.",
+    ),
 )
 
 out_options = options(
@@ -129,6 +136,13 @@ def how(given: dict[str, Any]) -> Options:
     from slimvit.options import Options
 
     return Options(given.get("out"), given["device"], given["workers"], given.get("force", False))
+
+
+def data_of(made_by: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The data of an earlier run with ``given`` on top; other data takes nothing over from that run's."""
+    if made_by is None or given.get("name") not in (None, made_by.data.name):
+        return given
+    return made_by.data.model_dump() | given
 
 
 def need_data(given: dict[str, Any]) -> None:

@@ -55,6 +55,11 @@ def create_model(
     check_timm()
     if not timm.is_model(name):
         raise ModelError(f"{name}: no timm model of that name{nearest(name, timm.list_models())}; see `slimvit models`")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none for this model"
+        raise ModelError(f"{name}: {_line(error)} timm knows {known}") from None
     kwargs = dict(args or {})
     if img_size is not None:
         kwargs["img_size"] = img_size
@@ -91,12 +96,16 @@ def _pretrained(name: str, kwargs: dict[str, Any]) -> TimmModule:
     except ModelError:
         raise
     except Exception as error:
-        if not _is_network(error):
-            raise
-        raise ModelError(
-            f"{name}: its pretrained weights could not be fetched ({type(error).__name__}); check the network, or "
-            "give --weights FILE, or --no-pretrained for random weights"
-        ) from None
+        if _is_network(error):
+            raise ModelError(
+                f"{name}: its pretrained weights could not be fetched ({type(error).__name__}); check the network, or "
+                "give --weights FILE, or --no-pretrained for random weights"
+            ) from None
+        if isinstance(error, RuntimeError):
+            raise ModelError(
+                f"{name}: its pretrained weights do not fit the model arguments {kwargs}: {_mismatch(error)}"
+            ) from None
+        raise
 
 
 def _is_network(error: BaseException | None) -> bool:

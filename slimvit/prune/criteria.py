@@ -109,7 +109,7 @@ def _residual_block(block: AttentionBlock, seen: HeadStatistics) -> BlockScores:
         return FixedScores(())
     k = len(seen.covariance)
     damped = seen.covariance + DAMPING * seen.covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(k).double()
-    weight = block.attn.proj.weight.detach().double().cpu().T
+    weight = block.attn.proj.weight.detach().cpu().double().T
     return ResidualScores(damped, weight, seen.gradient, block.attn.head_dim)
 
 

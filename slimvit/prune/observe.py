@@ -39,14 +39,15 @@ def _zero() -> Tensor:
 
 @dataclass
 class _Sums:
-    weight: float = 0.0
+    """What has been added up so far for one block; ``features`` waits for its gradient."""
+
+    tokens: int = 0
+    shift: Tensor | None = None
     z: Tensor = field(default_factory=_zero)
     zz: Tensor = field(default_factory=_zero)
     gg: Tensor = field(default_factory=_zero)
-    shift: Tensor | None = None
     gates: list[Tensor] = field(default_factory=list)
     features: Tensor | None = None
-    tokens: int = 0
 
 
 def observe(model: nn.Module, batches: Batches, loss: str, seed: int = 0) -> list[HeadStatistics]:
@@ -56,7 +57,7 @@ def observe(model: nn.Module, batches: Batches, loss: str, seed: int = 0) -> lis
     predictions: the true Fisher information, no labels needed) or ``features`` (a random direction of the features
     before the classifier: their Gauss-Newton matrix, no classifier needed).
     """
-    blocks = [b for b in attention_blocks(model)]
+    blocks = attention_blocks(model)
     sums = [_Sums() for _ in blocks]
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -71,7 +72,7 @@ def observe(model: nn.Module, batches: Batches, loss: str, seed: int = 0) -> lis
             value.backward()
     if not sums or sums[0].tokens == 0:
         raise DataError(NO_IMAGES)
-    return [_finish(block, total) for block, total in zip(blocks, sums, strict=True)]
+    return [_finish(total) for total in sums]
 
 
 def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
@@ -124,29 +125,23 @@ def _watch(block: AttentionBlock, total: _Sums) -> Iterator[None]:
 
 
 def _add(block: AttentionBlock, total: _Sums, grad: Tensor) -> None:
+    """``grad`` [B, N, C]: dLoss/d(output of proj) of the batch whose head outputs [B, N, k] wait in ``total``."""
     z, total.features = total.features, None
     assert z is not None
-    heads, d = block.attn.num_heads, block.attn.head_dim
     back = grad @ block.attn.proj.weight  # dLoss/dZ, [B, N, k]
-    total.gates.append((z * back).unflatten(-1, (heads, d)).flatten(1, -3).sum(dim=(1, 3)).double().cpu())
-    g = grad.reshape(-1, grad.shape[-1]).float()
-    z = z.reshape(-1, z.shape[-1]).float()
+    by_head = (z * back).unflatten(-1, (block.attn.num_heads, block.attn.head_dim)).flatten(1, -3)
+    total.gates.append(by_head.sum(dim=(1, 3)).cpu().double())
+    g, z = grad.flatten(0, -2).float(), z.flatten(0, -2).float()  # reshape(-1, k) cannot take the k = 0 of no heads
     if total.shift is None:
         total.shift = z.mean(0)
-    z = z - total.shift  # float32 products stay exact enough when they are of centred values
-    token_weight = g.square().sum(-1, keepdim=True) if WEIGHTED else torch.ones_like(g[:, :1])
-    zw = z * token_weight
-    total.weight += float(token_weight.double().sum())
-    total.z = total.z + zw.sum(0).double()
-    total.zz = total.zz + (z.T @ zw).double()
-    total.gg = total.gg + (g.T @ g).double()
+    z = z - total.shift  # float32 products are exact enough of values near their mean
     total.tokens += len(z)
+    total.z = total.z + z.sum(0).cpu().double()
+    total.zz = total.zz + (z.T @ z).cpu().double()
+    total.gg = total.gg + (g.T @ g).cpu().double()
 
 
-WEIGHTED = False
-
-
-def _finish(block: AttentionBlock, total: _Sums) -> HeadStatistics:
-    mean = total.z / total.weight
-    covariance = total.zz / total.weight - torch.outer(mean, mean)
-    return HeadStatistics(covariance.cpu(), (total.gg / total.tokens).cpu(), torch.cat(total.gates))
+def _finish(total: _Sums) -> HeadStatistics:
+    mean = total.z / total.tokens
+    covariance = total.zz / total.tokens - torch.outer(mean, mean)
+    return HeadStatistics(covariance, total.gg / total.tokens, torch.cat(total.gates))

@@ -27,7 +27,8 @@ TINY_SCALE = 1e-6
 
 
 class Moments:
-    """Running second moments of paired rows X [n, k] and Y [n, C]: float32 products, float64 sums."""
+    """Running second moments of paired rows X [n, k] and Y [n, C]: float32 products where the rows are, float64 sums
+    on the CPU (not every accelerator knows float64)."""
 
     def __init__(self) -> None:
         self.n = 0
@@ -35,16 +36,15 @@ class Moments:
         self.x = self.y = self.xx = self.xy = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        x, y = x.reshape(-1, x.shape[-1]).float(), y.reshape(-1, y.shape[-1]).float()
+        x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()  # reshape(-1, k) cannot take the k = 0 of no heads
         if self.shift is None:  # values near the mean keep float32 products exact enough
             self.shift = (x.mean(0), y.mean(0))
-            self.x, self.y, self.xx, self.xy = (total.to(x.device) for total in (self.x, self.y, self.xx, self.xy))
         x, y = x - self.shift[0], y - self.shift[1]
         self.n += len(x)
-        self.x = self.x + x.sum(0).double()
-        self.y = self.y + y.sum(0).double()
-        self.xx = self.xx + (x.T @ x).double()
-        self.xy = self.xy + (x.T @ y).double()
+        self.x = self.x + x.sum(0).cpu().double()
+        self.y = self.y + y.sum(0).cpu().double()
+        self.xx = self.xx + (x.T @ x).cpu().double()
+        self.xy = self.xy + (x.T @ y).cpu().double()
 
     def solve(self, old_weight: Tensor, ridge: float, intercept: bool = True) -> tuple[Tensor, Tensor]:
         """Weight [C, k] and bias [C] (torch's layout), float64, pulled towards the old weight [C, k].
@@ -55,14 +55,14 @@ class Moments:
         mean_x, mean_y = self.x / self.n, self.y / self.n
         sxx = self.xx / self.n - torch.outer(mean_x, mean_x)
         sxy = self.xy / self.n - torch.outer(mean_x, mean_y)
-        mean_x, mean_y = mean_x + self.shift[0].double(), mean_y + self.shift[1].double()
+        mean_x, mean_y = mean_x + self.shift[0].cpu().double(), mean_y + self.shift[1].cpu().double()
         if not intercept:
             sxx, sxy = sxx + torch.outer(mean_x, mean_x), sxy + torch.outer(mean_x, mean_y)
             mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
         if len(sxx):  # a block without heads has no features, only a bias
             damping = ridge * sxx.diagonal().mean().clamp_min(1e-12)
             sxx = sxx + damping * torch.eye(len(sxx), dtype=sxx.dtype, device=sxx.device)
-            sxy = sxy + damping * old_weight.double().T
+            sxy = sxy + damping * old_weight.cpu().double().T
         weight = torch.linalg.solve(sxx, sxy)
         return weight.T, mean_y - mean_x @ weight
 
@@ -92,13 +92,14 @@ def refit(
     slim = copy.deepcopy(model)
     with evaluating(slim), evaluating(original):
         mine, theirs = steps(slim), steps(original)
-        images = [x.to(device_of(original)) for x, _ in batches] if cache else batches
-        walk = (_CachedWalk if cache else _RecomputingWalk)(mine, theirs, images)
+        walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(mine, theirs, batches)
+        if cache:
+            walk = _CachedWalk(mine, theirs, [x.to(device_of(original)) for x, _ in batches])
         for i in track(range(len(mine)), "refitting branches"):
             ours, uncut = mine[i], theirs[i]
             if isinstance(ours, Branch) and isinstance(uncut, Branch):
                 moments = Moments()
-                for features, wanted in walk.visit(i, target):
+                for features, wanted in walk.visit(i, ours, uncut, target):
                     moments.add(features, wanted)
                 _rewrite(ours.out, moments, ridge)
             walk.advance(i)
@@ -113,11 +114,11 @@ class _CachedWalk:
         self.now, self.goal = list(images), list(images)
         self.features: list[Tensor] = []
 
-    def visit(self, i: int, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Features [B, N, k] and wanted outputs [B, N, C] of branch ``i``, a batch at a time."""
         for b, stream in enumerate(self.now):
-            _, features = self.mine[i].run_with_features(stream)
-            wanted, self.goal[b] = _wanted(target, self.theirs[i], stream, self.goal[b])
+            _, features = ours.run_with_features(stream)
+            wanted, self.goal[b] = _wanted(target, uncut, stream, self.goal[b])
             self.features.append(features)
             yield features, wanted
 
@@ -137,13 +138,13 @@ class _RecomputingWalk:
     def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], batches: Batches) -> None:
         self.mine, self.theirs, self.batches = mine, theirs, batches
 
-    def visit(self, i: int, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         for images, _ in self.batches:
-            stream = goal = images.to(self.mine[i].out.weight.device)
+            stream = goal = images.to(ours.out.weight.device)
             for mine, theirs in zip(self.mine[:i], self.theirs[:i], strict=True):
                 stream, goal = mine.apply(stream), theirs.apply(goal)
-            _, features = self.mine[i].run_with_features(stream)
-            yield features, _wanted(target, self.theirs[i], stream, goal)[0]
+            _, features = ours.run_with_features(stream)
+            yield features, _wanted(target, uncut, stream, goal)[0]
 
     def advance(self, i: int) -> None:
         pass

@@ -37,6 +37,8 @@ def plan_heads(
         raise PlanError("several budgets were given; one of ratio, heads and macs_to_save decides how much goes")
     if plan.kept == 0:
         raise PlanError("the model has no heads left to remove")
+    if macs_to_save is not None and head_macs is None:
+        raise PlanError("macs_to_save needs head_macs, the MACs of one head of each block")
     search = _Search(scores, head_macs or [1] * len(plan.blocks), min_heads)
     if heads is not None:
         for block, keep in enumerate(_heads_per_block(plan, heads)):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slimvit.models.family import TimmModule
+from slimvit.models.modes import device_of
 from slimvit.progress import track
 
 HEAD_BATCH = 256
@@ -15,7 +17,9 @@ HEAD_LR = 3e-3
 HEAD_DECAY = 0.02
 
 
-def fit_head(model: nn.Module, features: Tensor, labels: Tensor, num_classes: int, epochs: int, seed: int) -> nn.Module:
+def fit_head(
+    model: TimmModule, features: Tensor, labels: Tensor, num_classes: int, epochs: int, seed: int
+) -> nn.Module:
     """A copy of ``model`` with a new linear classifier for ``num_classes`` classes; nothing else changes.
 
     ``features`` [n, F]: what the network gives before its classifier, for the training images; ``labels`` [n]. The
@@ -32,7 +36,7 @@ def fit_head(model: nn.Module, features: Tensor, labels: Tensor, num_classes: in
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
-    return adapted
+    return adapted.to(device_of(model))  # older timm puts a new classifier on the CPU
 
 
 def _linear_probe(x: Tensor, labels: Tensor, classes: int, epochs: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimvit.errors import DataError
+from slimvit.models.family import TimmModule
 from slimvit.recipe import FinetuneSection, TrainSection
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -33,19 +34,23 @@ def training_loss(section: TrainSection, teacher: nn.Module | None, labelled: bo
     Without labels the teacher's predictions are all there is to learn; without a classifier, its features. Raises
     :class:`DataError` when there is nothing to learn from.
     """
-    distilling = isinstance(section, FinetuneSection) and section.distill and teacher is not None
+    if isinstance(section, FinetuneSection) and section.distill and teacher is not None:
+        return _distillation(section, teacher, labelled, has_classifier)
+    if not (labelled and has_classifier):
+        lacking = "the data has no labels" if has_classifier else "the model has no classifier"
+        raise DataError(
+            f"{lacking}, so only an uncut network can teach: fine-tune a model that is or was cut, without --no-distill"
+        )
+    return lambda model, images, targets: F.cross_entropy(model(images), targets, label_smoothing=section.smoothing)
+
+
+def _distillation(section: FinetuneSection, teacher: nn.Module, labelled: bool, has_classifier: bool) -> Loss:
     if not has_classifier:
-        if not distilling:
-            raise DataError("the model has no classifier, so fine-tuning needs distillation; drop --no-distill")
         return lambda model, images, targets: feature_gap(_features(model, images), _ask(_features, teacher, images))
     if not labelled:
-        if not distilling:
-            raise DataError("the data has no labels, so fine-tuning needs distillation; drop --no-distill")
         return lambda model, images, targets: soft_kl(
             model(images), _ask(_predict, teacher, images), section.temperature
         )
-    if not distilling:
-        return lambda model, images, targets: F.cross_entropy(model(images), targets, label_smoothing=section.smoothing)
 
     def both(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         logits = model(images)
@@ -56,7 +61,7 @@ def training_loss(section: TrainSection, teacher: nn.Module | None, labelled: bo
     return both
 
 
-def _features(model: nn.Module, images: Tensor) -> Tensor:
+def _features(model: TimmModule, images: Tensor) -> Tensor:
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 

@@ -17,8 +17,8 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from slimvit.errors import SlimvitError
-from slimvit.models.family import attention_blocks
+from slimvit.errors import RecipeError, SlimvitError
+from slimvit.models.family import TimmModule, attention_blocks
 from slimvit.progress import track
 from slimvit.recipe import TrainSection
 from slimvit.train.distill import Loss
@@ -32,7 +32,7 @@ class Diverged(SlimvitError):
 
 
 def train(
-    model: nn.Module,
+    model: TimmModule,
     loader: DataLoader,
     loss: Loss,
     section: TrainSection,
@@ -54,7 +54,7 @@ def train(
     optimizer = torch.optim.AdamW(_groups(model, section), lr=section.lr or lr)
     steps = max(1, len(loader))
     schedule = _schedule(optimizer, section, steps)
-    mixup = _mixup(section, model.num_classes)
+    mix = _mixing(section, model.num_classes, _images_a_step(loader))
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # timm's Mixup draws from numpy's global generator
     history: History = []
@@ -66,14 +66,13 @@ def train(
         for step, (images, targets) in enumerate(track(loader, f"{what} {epoch + 1}/{section.epochs}", steps)):
             schedule.step_update(epoch * steps + step)
             images, targets = images.to(device), targets.to(device)
-            if mixup is not None:
-                images, targets = mixup(images, targets)
+            images, targets = mix(images, targets)
             value = _step(model, optimizer, loss, images, targets, section.clip_grad)
             if not math.isfinite(value):
                 rate = optimizer.param_groups[0]["lr"]
                 raise Diverged(
                     f"{what}: the loss became {value} in epoch {epoch + 1}, step {step + 1}, at lr {rate:.2e}; "
-                    "give a smaller --lr"
+                    "give a smaller learning rate"
                 )
             total += value
         row = {"epoch": epoch + 1, "loss": total / steps, "lr": optimizer.param_groups[0]["lr"]}
@@ -98,29 +97,48 @@ def _step(
     return float(value.detach())
 
 
-def _groups(model: nn.Module, section: TrainSection) -> list[dict[str, Any]]:
+def _groups(model: TimmModule, section: TrainSection) -> list[dict[str, Any]]:
     """No weight decay on norms, biases and what timm lists (tokens, position tables)."""
     never = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     return param_groups_weight_decay(model, section.weight_decay, no_weight_decay_list=never)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, section: TrainSection, steps: int) -> CosineLRScheduler:
-    """Cosine over all steps, linear warm-up inside it."""
-    warmup = min(round(section.warmup_epochs * steps), section.epochs * steps - 1)
+    """Linear warm-up to the peak, then a cosine over the steps that are left."""
+    total = max(1, section.epochs * steps)
+    warmup = min(round(section.warmup_epochs * steps), total - 1)
     return CosineLRScheduler(
         optimizer,
-        t_initial=max(1, section.epochs * steps),
+        t_initial=total - warmup,
         lr_min=section.min_lr,
-        warmup_t=max(0, warmup),
+        warmup_t=warmup,
         warmup_lr_init=0.0,
+        warmup_prefix=True,  # otherwise the cosine begins under the warm-up, and the peak is never reached
         t_in_epochs=False,
     )
 
 
-def _mixup(section: TrainSection, num_classes: int) -> Mixup | None:
+def check_mixing(section: TrainSection, images_a_step: int) -> None:
+    """Raise :class:`RecipeError` when mixup or cutmix is asked for and the images of a step make no pairs."""
+    if (section.mixup or section.cutmix) and images_a_step % 2:
+        raise RecipeError(
+            f"mixup and cutmix mix images in pairs, but a step has {images_a_step}; give an even batch_size, "
+            "or leave both out"
+        )
+
+
+def _mixing(section: TrainSection, num_classes: int, images_a_step: int) -> Callable[[Tensor, Tensor], Any]:
+    """(images, targets [B]) -> (mixed images, soft targets [B, K]), or both as they were."""
+    check_mixing(section, images_a_step)
     if section.mixup == 0 and section.cutmix == 0:
-        return None
-    return Mixup(section.mixup, section.cutmix, label_smoothing=0.0, num_classes=num_classes)
+        return lambda images, targets: (images, targets)
+    mixup = Mixup(section.mixup, section.cutmix, label_smoothing=0.0, num_classes=max(1, num_classes))
+    # without labels (-1) or classes no loss looks at the targets, but timm still wants to index with them
+    return lambda images, targets: mixup(images, targets.clamp_min(0) if num_classes else torch.zeros_like(targets))
+
+
+def _images_a_step(loader: DataLoader) -> int:
+    return min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]
 
 
 def _set_drop_path(model: nn.Module, rate: float) -> None:

@@ -1,0 +1,132 @@
+"""Small random networks in which every branch matters: timm starts LayerScale at 1e-5 and biases and tokens at 0."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+torch.set_num_threads(1)
+
+Build = Callable[..., Any]
+
+
+def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Weights that keep the size of what passes through; gammas, biases, norms, tokens and tables of size 0.1-1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.ndim >= 2 and name.endswith("weight"):
+                p.copy_(torch.randn(p.shape, generator=generator) / p[0].numel() ** 0.5)
+            else:
+                sign = 1 if name.endswith("weight") else torch.randint(0, 2, p.shape, generator=generator) * 2 - 1
+                p.copy_(sign * (0.1 + 0.9 * torch.rand(p.shape, generator=generator)))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Build:
+    return _randomise
+
+
+@pytest.fixture(scope="session")
+def vit() -> Build:
+    """A named timm model with few blocks, few tokens and random weights, in eval mode."""
+
+    def build(name: str = "deit_tiny_patch16_224", seed: int = 0, **kwargs: Any) -> Any:
+        size = 28 if "patch14" in name else 64 if "patch32" in name else 32
+        settings = {"img_size": size, "depth": 3, "num_classes": 5}
+        return _randomise(timm.create_model(name, **(settings | kwargs)), seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[..., Tensor]:
+    """Random images [n, 3, S, S] of the size a model takes."""
+
+    def draw(model: Any, n: int = 4, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(n, 3, *model.patch_embed.img_size, generator=generator)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def batches(images: Callable[..., Tensor]) -> Callable[..., list[tuple[Tensor, Tensor]]]:
+    """Batches of random images with labels (-1: none), as calibration sees them."""
+
+    def draw(model: Any, count: int = 3, size: int = 4, labelled: bool = True) -> list[tuple[Tensor, Tensor]]:
+        labels = [torch.arange(size) % max(1, model.num_classes) if labelled else torch.full((size,), -1)] * count
+        return [(images(model, size, seed=i), labels[i]) for i in range(count)]
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def silenced() -> Callable[..., Any]:
+    """A copy of a full model in which all heads but the kept ones, by block, output zero: what a cut must equal."""
+
+    def hush(model: Any, kept_heads: Iterable[Sequence[int]]) -> Any:
+        import copy
+
+        model = copy.deepcopy(model)
+        for block, kept in zip(model.blocks, kept_heads, strict=True):
+            mask = torch.zeros(block.attn.num_heads).index_fill(0, torch.tensor(kept, dtype=torch.long), 1)
+            mask = mask.repeat_interleave(block.attn.head_dim)
+            block.attn.proj.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask,))
+        return model
+
+    return hush
+
+
+@pytest.fixture(scope="session")
+def gap() -> Callable[[Tensor, Tensor], float]:
+    """Largest difference over largest value."""
+    return lambda found, wanted: ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.fixture(scope="session")
+def slimvit_() -> Callable[..., Any]:
+    """Run the command line in this process; the exit code must be ``code``. Bugs raise."""
+    from click.testing import CliRunner
+
+    from slimvit.commands import main
+
+    def invoke(*words: object, code: int = 0) -> Any:
+        result = CliRunner().invoke(main, [str(w) for w in words], prog_name="slimvit")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        assert result.exit_code == code, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture(scope="session")
+def digit_folder() -> Callable[..., Path]:
+    """Write scikit-learn's digits of the first few classes as train/CLASS/*.png and val/CLASS/*.png."""
+    from sklearn.datasets import load_digits
+
+    def write(root: Path, classes: int = 3, train: int = 16, val: int = 8, labelled: bool = True) -> Path:
+        digits = load_digits()
+        for digit in range(classes):
+            pixels = digits.images[digits.target == digit][: train + val]
+            for i, image in enumerate((pixels * 15).astype("uint8")):
+                split = root / ("train" if i < train else "val")
+                path = split / f"digit{digit}" / f"{i}.png" if labelled else split / f"{digit}_{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+        return root
+
+    return write

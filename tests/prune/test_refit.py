@@ -1,0 +1,145 @@
+import copy
+
+import pytest
+import torch
+
+from slimvit.errors import PlanError
+from slimvit.models.family import plan_of
+from slimvit.prune.refit import TARGETS, Moments, refit
+from slimvit.prune.surgery import prune_heads
+
+SETTINGS = [{}, {"init_values": 0.1}]
+"""Without and with LayerScale."""
+
+
+@pytest.fixture
+def data(batches):
+    """Enough tokens to determine a layer: the random images of one model, 5 tokens each."""
+
+    def draw(model):
+        return batches(model, count=4, size=32)
+
+    return draw
+
+
+def cut(model, kept):
+    return prune_heads(model, plan_of(model).keeping(kept))
+
+
+def error(model, original, data):
+    """Squared error of the features over their variance."""
+    with torch.no_grad():
+        found = torch.cat([model.forward_features(x) for x, _ in data])
+        wanted = torch.cat([original.forward_features(x) for x, _ in data])
+    return float((found - wanted).square().sum() / (wanted - wanted.mean((0, 1))).square().sum())
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "layerscale"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_removed_nothing_changed(settings, target, vit, data, gap):
+    model = vit(**settings)
+    same = refit(prune_heads(model, plan_of(model)), model, data(model), target)
+    x = data(model)[0][0]
+    assert gap(same(x), model(x)) <= 1e-4
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "layerscale"])
+def test_every_target_reduces_the_error_and_stream_the_most(settings, vit, data):
+    model = vit(**settings)
+    slim = cut(model, [[0, 2], [1], [0, 1]])
+    images = data(model)
+    before = error(slim, model, images)
+    after = {t: error(refit(slim, model, images, t, ridge=0.01), model, images) for t in TARGETS}
+    assert all(e < before for e in after.values())
+    assert min(after, key=after.__getitem__) == "stream"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_huge_ridge_leaves_the_weights(target, vit, data):
+    model = vit()
+    slim = cut(model, [[0, 2], [1], [0, 1]])
+    fitted = refit(slim, model, data(model), target, ridge=1e9)
+    for name, before in slim.state_dict().items():
+        if name.endswith("weight"):
+            assert torch.allclose(fitted.state_dict()[name], before, atol=1e-5), name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_only_the_last_layer_of_each_branch_changes(target, vit, data):
+    model = vit()
+    slim = cut(model, [[0, 2], [1], [0, 1]])
+    after = refit(slim, model, data(model), target).state_dict()
+    changed = {k.rsplit(".", 2)[1] for k, v in slim.state_dict().items() if not torch.equal(v, after[k])}
+    assert changed <= {"proj", "fc2"} and "proj" in changed
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_solve_equals_explicit_ridge_least_squares(intercept):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=g, dtype=torch.float64) @ torch.randn(6, 6, generator=g, dtype=torch.float64) + 3
+    y = torch.randn(200, 4, generator=g, dtype=torch.float64) + x[:, :4] - 5
+    old = torch.randn(4, 6, generator=g, dtype=torch.float64)
+    moments = Moments()
+    for a, b in zip(x.split(37), y.split(37), strict=True):
+        moments.add(a, b)
+    ridge = 0.3
+    weight, bias = moments.solve(old, ridge, intercept=intercept)
+
+    centre_x, centre_y = (x.mean(0), y.mean(0)) if intercept else (0.0, 0.0)
+    xc, yc = x - centre_x, y - centre_y
+    damping = ridge * xc.square().mean()
+    rows = torch.cat([xc / len(x) ** 0.5, damping.sqrt() * torch.eye(6).double()])
+    wanted = torch.linalg.lstsq(rows, torch.cat([yc / len(x) ** 0.5, damping.sqrt() * old.T])).solution
+    assert torch.allclose(weight, wanted.T, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(bias, centre_y - centre_x @ wanted if intercept else torch.zeros(4).double(), atol=1e-4)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_with_and_without_cache(target, vit, data):
+    model = vit(init_values=0.1)
+    slim = cut(model, [[0, 2], [], [0, 1]])
+    cached = refit(slim, model, data(model), target, cache=True).state_dict()
+    recomputed = refit(slim, model, data(model), target, cache=False).state_dict()
+    assert all(torch.allclose(cached[k], recomputed[k], rtol=1e-3, atol=1e-4) for k in cached)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_block_without_heads_gets_the_mean_as_bias(target, vit, data, images):
+    model = vit()
+    slim = cut(model, [[], [0, 1, 2], [0, 1, 2]])
+    fitted = refit(slim, model, data(model), target)
+    seen = []
+    hook = model.blocks[0].attn.proj.register_forward_hook(lambda _, args, output: seen.append(output.detach()))
+    for x, _ in data(model):
+        model(x)
+    hook.remove()
+    assert torch.allclose(fitted.blocks[0].attn.proj.bias, torch.cat(seen).mean((0, 1)), atol=1e-4)
+    assert fitted.blocks[0].attn.proj.weight.shape == (192, 0)
+
+
+def test_without_biases(vit, data):
+    """Layers that have no bias get none: the model must stay one that timm can build."""
+    model = vit("vit_tiny_patch16_224", proj_bias=False)
+    slim = cut(model, [[0, 2], [], [0, 1]])
+    fitted = refit(slim, model, data(model))
+    assert fitted.state_dict().keys() == slim.state_dict().keys()
+    assert error(fitted, model, data(model)) < error(slim, model, data(model))
+
+
+def test_the_models_given_stay_as_they_were(vit, data):
+    model = vit()
+    slim = cut(model, [[0, 2], [1], [0, 1]]).train()
+    model.blocks[1].eval()
+    before = copy.deepcopy((model.state_dict(), slim.state_dict()))
+    flags = [m.training for net in (model, slim) for m in net.modules()]
+    fitted = refit(slim, model, data(model))
+    assert flags == [m.training for net in (model, slim) for m in net.modules()]
+    for old, net in zip(before, (model, slim), strict=True):
+        assert all(torch.equal(v, old[k]) for k, v in net.state_dict().items())
+    assert plan_of(fitted) == plan_of(slim)
+    assert all(p.requires_grad and not p.is_inference() for p in fitted.parameters())
+
+
+def test_an_unknown_target(vit):
+    with pytest.raises(PlanError, match="refit target 'flow' is not known; choose from own, teacher, stream, none"):
+        refit(vit(), vit(), [], "flow")

@@ -1,0 +1,133 @@
+import inspect
+
+import pytest
+import torch
+from timm.layers import Attention
+from torch import nn
+
+from slimvit.errors import PlanError
+from slimvit.models.family import plan_of
+from slimvit.models.no_attention import NoAttention
+from slimvit.prune.surgery import prune_heads
+
+MODELS = {
+    "deit_tiny_patch16_224": {},
+    "deit_small_patch16_224": {},
+    "deit3_small_patch16_224": {},
+    "deit_tiny_distilled_patch16_224": {},
+    "vit_small_patch14_dinov2": {},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_base_patch32_clip_224": {},
+    "vit_tiny_patch16_224": {"qk_norm": True},
+    "gated": {},
+}
+NEEDS_GATE = pytest.mark.skipif("gated" not in inspect.signature(Attention).parameters, reason="this timm has no gate")
+PLANS = {
+    "uneven": lambda h: [[i for i in range(h) if i != 1], list(range(h)), [h - 1]],
+    "one head left": lambda h: [[0], [1], [h - 1]],
+    "a block without heads": lambda h: [list(range(1, h)), [], [1]],
+}
+each_model = pytest.mark.parametrize("name", [pytest.param(n, marks=NEEDS_GATE) if n == "gated" else n for n in MODELS])
+
+
+@pytest.fixture
+def build(vit, randomise):
+    def make(name="deit_tiny_patch16_224"):
+        if name != "gated":
+            return vit(name, **MODELS[name])
+        model = vit("vit_tiny_patch16_224")
+        for block in model.blocks:
+            block.attn = Attention(192, num_heads=3, qkv_bias=True, gated=True)
+        return randomise(model)
+
+    return make
+
+
+def cut(model, kept_heads):
+    return prune_heads(model, plan_of(model).keeping(kept_heads))
+
+
+def outputs(model, x):
+    with torch.no_grad():
+        features = model.forward_features(x)
+        return {"features": features, "logits": model.forward_head(features)}
+
+
+@each_model
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
+def test_cut_equals_silenced_heads(name, plan, fused, build, silenced, images, gap):
+    model = build(name)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    kept = PLANS[plan](model.blocks[0].attn.num_heads)
+    found, wanted = outputs(cut(model, kept), images(model)), outputs(silenced(model, kept), images(model))
+    for what in found:
+        assert gap(found[what], wanted[what]) <= 1e-5, what
+
+
+@each_model
+def test_one_wrong_head_misses_the_bar(name, build, silenced, images, gap):
+    model = build(name)
+    h = model.blocks[0].attn.num_heads
+    wrong = [list(range(h)), list(range(1, h)), list(range(h))]
+    for head in range(1, h):
+        right = [wrong[0], [i for i in range(h) if i != head], wrong[2]]
+        found, wanted = outputs(cut(model, wrong), images(model)), outputs(silenced(model, right), images(model))
+        assert all(gap(found[what], wanted[what]) > 1e-3 for what in found)
+
+
+def test_keeping_every_head_changes_nothing(build, images):
+    model = build()
+    same = prune_heads(model, plan_of(model))
+    assert torch.equal(same(images(model)), model(images(model)))
+
+
+def test_the_model_given_stays_as_it_was(build):
+    model = build()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    cut(model, [[0], [], [1, 2]])
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    assert plan_of(model).removed == 0
+
+
+def test_cutting_twice_equals_cutting_once(build, images):
+    model = build("deit_small_patch16_224")
+    final = [[1, 4], [], [0, 5]]
+    once = cut(model, final)
+    twice = cut(cut(model, [[1, 2, 4], [3], [0, 3, 4, 5]]), final)
+    assert plan_of(twice) == plan_of(once)
+    assert torch.equal(twice(images(model)), once(images(model)))
+
+
+def test_a_head_that_is_gone_cannot_come_back(build):
+    model = build("deit_small_patch16_224")
+    slim = cut(model, [[0, 1], [2], [3]])
+    with pytest.raises(PlanError, match=r"blocks\.0: the plan keeps head 5, which was removed earlier.*\[0, 1\]"):
+        prune_heads(slim, plan_of(model).keeping([[5], [2], [3]]))
+
+
+def test_an_emptied_block_loses_norm_and_weights(build):
+    slim = cut(build(), [[], [0], [1]])
+    block = slim.blocks[0]
+    assert isinstance(block.attn, NoAttention) and isinstance(block.norm1, nn.Identity)
+    assert sorted(k for k in slim.state_dict() if k.startswith("blocks.0.attn")) == [
+        "blocks.0.attn.proj.bias",
+        "blocks.0.attn.proj.weight",
+    ]
+    assert block.attn.proj.weight.shape == (192, 0)
+
+
+def test_on_the_meta_device(vit):
+    with torch.device("meta"):
+        model = vit()
+        slim = cut(model, [[], [0], [1, 2]])
+    assert {p.device.type for p in slim.parameters()} == {"meta"}
+    assert slim.blocks[2].attn.qkv.weight.shape == (2 * 64 * 3, 192)
+
+
+def test_without_proj_bias(vit, silenced, images, gap):
+    model = vit("vit_tiny_patch16_224", proj_bias=False)
+    kept = [[], [0, 2], [1]]
+    assert gap(cut(model, kept)(images(model)), silenced(model, kept)(images(model))) <= 1e-5

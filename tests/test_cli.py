@@ -1,0 +1,228 @@
+"""Every command: what it prints, its help, and that the examples of the help run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import timm
+import yaml
+
+from slimvit.commands import COMMANDS, main
+
+Invoke = Callable[..., Any]
+ROOT = Path(__file__).parents[1]
+FEW = ("--data", "digits", "--eval-images", 40, "--calibration-images", 32)
+
+
+def all_commands() -> Iterator[tuple[str, click.Command]]:
+    """`prune`, ..., `recipes`, `recipes list`, ... and the command object of each."""
+    ctx = click.Context(main)
+    for name in COMMANDS:
+        command = main.get_command(ctx, name)
+        assert command is not None
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {sub}", c) for sub, c in command.commands.items())
+
+
+NAMES = [name for name, _ in all_commands()]
+
+
+def examples(help_text: str) -> list[str]:
+    """The command lines under `Example:` or `Examples:`."""
+    below = re.split(r"^ *Examples?:$", help_text, flags=re.M)[1:]
+    return [line.strip() for line in "".join(below).splitlines() if line.strip().startswith("slimvit ")]
+
+
+@pytest.fixture(scope="module")
+def runs(slimvit_: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/digits and runs/other in an otherwise empty folder."""
+    work = tmp_path_factory.mktemp("cli")
+    slimvit_("prune", "vit_digits", *FEW, "--train-images", 64, "--ratio", 0.5, "--out", work / "runs" / "digits")
+    slimvit_("prune", "vit_digits", *FEW, "--heads", 5, "--refit", "none", "--out", work / "runs" / "other")
+    return work
+
+
+# help
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_and_an_example(slimvit_: Invoke, name: str) -> None:
+    command = dict(all_commands())[name]
+    text = slimvit_(*name.split(), "--help").stdout
+    assert command.help and examples(text), text
+    for param in command.params:
+        if isinstance(param, click.Option):
+            known = param.name in ("device", "help")
+            assert param.help or known, f"{name} {param.opts}"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "recipes"])
+def test_every_command_stands_in_the_readme(name: str) -> None:
+    assert f"slimvit {name}" in (ROOT / "README.md").read_text()
+
+
+def test_the_overview_lists_every_command(slimvit_: Invoke) -> None:
+    text = slimvit_("--help").stdout
+    for name, about in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(about)}", text, re.M)
+    assert examples(text) and slimvit_("-h").stdout == text
+    assert re.search(r"\d+\.\d+\.\d+", slimvit_("--version").stdout)
+
+
+EXAMPLES = dict.fromkeys(e for name, c in [("", main), *all_commands()] for e in examples(c.help or ""))
+
+
+@pytest.fixture
+def example_folder(runs: Path, digit_folder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with what the examples speak of: runs/digits, photos/, and deit_small's weights without a download."""
+    from slimvit.models import build
+
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(runs / "runs" / "digits")
+    digit_folder(tmp_path / "photos", classes=2, train=4, val=2)
+    monkeypatch.setattr(build, "_pretrained", lambda name, kwargs: timm.create_model(name, **kwargs))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_run(slimvit_: Invoke, example_folder: Path, example: str) -> None:
+    if "--out runs/digits " in f"{example} ":
+        (example_folder / "runs" / "digits").unlink()
+    words = shlex.split(example)[1:]
+    limits = ["--train-images", 64, "--eval-images", 40] if words[0] in ("prune", "run", "finetune") else []
+    if "deit_small" in example:
+        limits += ["--img-size", 64]
+    assert slimvit_(*words, *limits).stdout.strip()
+
+
+# what is printed
+
+
+def test_evaluate(slimvit_: Invoke, runs: Path) -> None:
+    report = json.loads((runs / "runs" / "digits" / "report.json").read_text())
+    found = json.loads(slimvit_("evaluate", runs / "runs" / "digits", "--json").stdout)
+    last = report["stages"][-1]
+    assert found["top1"] == pytest.approx(last["top1"]) and found["loss"] == pytest.approx(last["loss"], rel=1e-4)
+    assert (found["heads"], found["params"], found["macs"]) == (18, last["params"], last["macs"])
+    assert (found["data"], found["images"]) == ("digits", 40)
+    text = slimvit_("evaluate", "vit_digits", "--data", "digits", "--eval-images", 40, "--num-classes", 0).stdout
+    assert re.search(r"^top1 +not measured$", text, re.M) and re.search(r"^heads +36$", text, re.M)
+
+
+def test_inspect(slimvit_: Invoke, runs: Path) -> None:
+    plan = json.loads((runs / "runs" / "digits" / "plan.json").read_text())
+    found = json.loads(slimvit_("inspect", runs / "runs" / "digits", "--json").stdout)
+    assert [b["kept_heads"] for b in found["blocks"]] == [b["kept_heads"] for b in plan["blocks"]]
+    assert found["heads"] == [36, 18] and found["note"] is None
+    assert sum(found["macs_by_part"].values()) == found["macs"]
+    assert sum(found["params_by_part"].values()) == found["params"]
+    text = slimvit_("inspect", runs / "runs" / "digits").stdout
+    for block in plan["blocks"]:
+        ids = ",".join(map(str, block["kept_heads"]))
+        kept = f"all {block['heads']}" if len(block["kept_heads"]) == block["heads"] else f"{ids} of {block['heads']}"
+        assert re.search(rf"^{block['block']} +{kept} ", text, re.M)
+
+
+def test_inspect_a_timm_model_needs_no_weights(slimvit_: Invoke) -> None:
+    found = json.loads(slimvit_("inspect", "deit_tiny_patch16_224", "--json").stdout)
+    assert (found["params"], found["heads"], found["num_classes"]) == (5717416, [36, 36], 1000)
+    other = json.loads(
+        slimvit_("inspect", "deit_tiny_patch16_224", "--num-classes", 7, "--model-arg", "depth=2", "--json").stdout
+    )
+    assert (other["num_classes"], len(other["blocks"])) == (7, 2)
+
+
+def test_report(slimvit_: Invoke, runs: Path) -> None:
+    one, two = runs / "runs" / "digits", runs / "runs" / "other"
+    assert slimvit_("report", one).stdout.strip() == (one / "report.md").read_text().strip()
+    text = slimvit_("report", one, two, "--out", runs / "tradeoff").stdout
+    assert f"{one} (refit)" in text and f"{two} (pruned)" in text and "vit_digits (original)" in text
+    assert {f.name for f in (runs / "tradeoff").iterdir()} == {"tradeoff.md", "tradeoff.png"}
+    slimvit_("report", one, "--out", runs / "tradeoff", code=1)
+    slimvit_("report", one, "--out", runs / "tradeoff", "--force")
+    found = json.loads(slimvit_("report", one, two, "--json").stdout)
+    assert found == {str(r): json.loads((r / "report.json").read_text()) for r in (one, two)}
+
+
+def test_models(slimvit_: Invoke) -> None:
+    assert slimvit_("models", "--embedded").stdout.startswith("vit_digits  vit_tiny_patch16_224 (embed_dim 72")
+    rows = json.loads(slimvit_("models", "deit_tiny_*", "--json").stdout)
+    assert {"model": "deit_tiny_patch16_224", "about": "12 blocks, 36 heads of 64"} in rows
+    assert json.loads(slimvit_("models", "--embedded", "--json").stdout)[0]["model"] == "vit_digits"
+
+
+def test_recipes(slimvit_: Invoke, tmp_path: Path) -> None:
+    listed = slimvit_("recipes", "list").stdout
+    for file in (ROOT / "recipes").glob("*.yaml"):
+        assert re.search(rf"^{file.stem} +\S+", listed, re.M)
+        assert slimvit_("recipes", "show", file.stem).stdout == file.read_text()
+        assert slimvit_("recipes", "check", file, file.stem).stdout == f"{file}: ok\n{file.stem}: ok\n"
+    slimvit_("recipes", "copy", "digits_half", tmp_path)
+    slimvit_("recipes", "copy", "digits_half.yaml", tmp_path / "mine.yaml")
+    assert {f.name for f in tmp_path.iterdir()} == {"digits_half.yaml", "mine.yaml"}
+    slimvit_("recipes", "copy", "digits_half", tmp_path / "mine.yaml", code=1)
+    slimvit_("recipes", "copy", "digits_half", tmp_path / "mine.yaml", "--force")
+    assert (tmp_path / "mine.yaml").read_text() == (ROOT / "recipes" / "digits_half.yaml").read_text()
+
+
+def test_run_takes_data_and_seed_over_the_recipe(slimvit_: Invoke, digit_folder: Any, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("model: {name: vit_digits}\ndata: {name: gone}\nprune: {heads: 5}\nseed: 3\n")
+    data = digit_folder(tmp_path / "ten", classes=10, train=2, val=2)
+    slimvit_("run", tmp_path / "r.yaml", "--data", data, "--eval-images", 5, "--out", tmp_path / "a")
+    slimvit_("run", tmp_path / "r.yaml", "--data", data, "--seed", 4, "--out", tmp_path / "b")
+    a, b = (yaml.safe_load((tmp_path / run / "recipe.yaml").read_text()) for run in "ab")
+    assert (a["data"]["name"], a["data"]["eval_images"], a["seed"], b["seed"]) == (str(data), 5, 3, 4)
+
+
+def test_json_is_all_there_is_on_stdout(slimvit_: Invoke, tmp_path: Path) -> None:
+    words = ("prune", "vit_digits", *FEW, "--train-images", 32, "--heads", 5, "--finetune-epochs", 1)
+    result = slimvit_(*words, "--out", tmp_path / "run", "--json")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "run" / "report.json").read_text())
+    assert "cut 6 of 36 heads" in result.stderr and "finetune epoch 1/1" in result.stderr
+    assert f"run folder: {tmp_path / 'run'}" in result.stderr
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "run" / "history_finetune.csv").read_text())))
+    assert len(rows) == 1 and rows[0]["epoch"] == "1"
+
+
+# other ways to start
+
+
+@pytest.mark.parametrize("start", [("-m", "slimvit"), (str(ROOT / "cli.py"),)])
+def test_other_launchers(start: tuple[str, ...]) -> None:
+    found = subprocess.run([sys.executable, *start, "recipes", "list"], cwd=ROOT, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "") and "digits_half" in found.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from slimvit.commands import main\n"
+        "for words in (['--help'], ['prune', '--help'], ['recipes', 'list'], ['recipes', 'show', 'digits_half']):\n"
+        "    main(words, standalone_mode=False)\n"
+        "print([m for m in ('torch', 'timm', 'pandas', 'pydantic', 'numpy', 'matplotlib') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_python_names_are_all_there() -> None:
+    import slimvit
+
+    assert {name for name in slimvit.__all__ if getattr(slimvit, name) is not None} == set(slimvit.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'everything'"):
+        _ = slimvit.everything

@@ -1,0 +1,71 @@
+"""What README.md tells a reader to type is typed here, in order, in one folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+
+
+COMMANDS = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+COMMANDS = [words for words in COMMANDS if words]
+
+
+@pytest.fixture
+def work(tmp_path: Path, digit_folder: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What a reader is taken to have: photos/ with two classes, and a DeiT's weights."""
+    digit_folder(tmp_path / "photos", classes=2, train=2, val=1)
+    torch.save(timm.create_model("deit_small_patch16_224").state_dict(), tmp_path / "deit_small.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(recipe: Path) -> None:
+    text = recipe.read_text()
+    assert "  name: digits\n" in text
+    recipe.write_text(text.replace("  name: digits\n", "  name: digits\n  train_images: 64\n  eval_images: 64\n"))
+
+
+def test_commands_and_code_run(slimvit_: Callable[..., Any], work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = [words for words in COMMANDS if words[0] == "slimvit"]
+    assert len(ran) >= 10
+    for words in ran:
+        assert slimvit_(*words[1:]).stdout.strip(), words
+        if words[1:3] == ["recipes", "copy"]:  # copied to be edited: fewer images
+            edit(work / words[-1])
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    top1, macs = capsys.readouterr().out.splitlines()[-2:]
+    assert float(top1) > 90 and int(macs.split()[1]) < int(macs.split()[0])
+    for out in re.findall(r"--out (\S+)", "\n".join(blocks("sh"))):
+        assert (work / out).is_dir()
+
+
+def test_other_commands_are_known() -> None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    for words in COMMANDS:
+        if words[0] == "make":
+            assert words[1:] and set(words[1:]) <= set(targets), words
+        else:
+            assert words[0] == "slimvit" or words == ["pip", "install", "."], words
+
+
+def test_files_named_in_the_readme_exist() -> None:
+    named = re.findall(r"\]\((?!http)([^)#]+)\)", README) + re.findall(
+        r"`(?:python )?((?:benchmarks|docs)/[\w/.]+)`", README
+    )
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing

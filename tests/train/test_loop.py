@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slimvit.errors import RecipeError
+from slimvit.recipe import TrainSection
+from slimvit.train import loop
+from slimvit.train.loop import Diverged, train
+
+Build = Callable[..., Any]
+
+
+def labels_loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(model(images), targets)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(torch.equal(x, b.state_dict()[k]) for k, x in a.state_dict().items())
+
+
+class Spy:
+    """A loss that remembers the learning rate of every step, found through the optimizer it is given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rates: list[float] = []
+        self.optimizers: list[torch.optim.AdamW] = []
+        real = torch.optim.AdamW
+
+        def build(*args: Any, **kwargs: Any) -> torch.optim.AdamW:
+            self.optimizers.append(real(*args, **kwargs))
+            return self.optimizers[-1]
+
+        monkeypatch.setattr(torch.optim, "AdamW", build)
+
+    def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        self.rates.append(self.optimizers[-1].param_groups[0]["lr"])
+        return labels_loss(model, images, targets)
+
+
+def test_the_loss_falls_and_the_input_model_stays(trained: Any, section: Build, loader: Build) -> None:
+    start = copy.deepcopy(trained)
+    start.reset_classifier(10)
+    before, mode = copy.deepcopy(start), start.training
+    wanted = section(epochs=2)
+    model, history = train(start, loader(start, wanted), labels_loss, wanted, lr=1e-3)
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert same(start, before) and start.training == mode and not same(model, before)
+    assert not any(m.training for m in model.modules())
+
+
+def test_every_epoch_can_be_measured(untrained: Any, section: Build, loader: Build) -> None:
+    def measure(model: nn.Module, row: dict[str, Any]) -> None:
+        row["training"] = model.training
+
+    _, history = train(
+        untrained, loader(untrained, section(), images=32), labels_loss, section(), lr=1e-3, after_epoch=measure
+    )
+    assert history[0].keys() == {"epoch", "loss", "lr", "seconds", "training"} and history[0]["training"] is False
+
+
+def test_no_decay_on_norms_biases_tokens_and_tables() -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", depth=1, img_size=32, num_classes=3, reg_tokens=1, qk_norm=True, init_values=0.1
+    )
+    groups = loop._groups(model, TrainSection(weight_decay=0.1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decay = {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in groups}
+    assert decay.keys() == {0.0, 0.1} and len(decay[0.0]) + len(decay[0.1]) == len(names)
+    assert {"cls_token", "pos_embed", "reg_token", "norm.weight", "blocks.0.ls1.gamma"} <= decay[0.0]
+    assert {"blocks.0.attn.q_norm.weight", "blocks.0.norm1.weight", "head.bias"} <= decay[0.0]
+    assert decay[0.1] == {
+        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
+        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "head.weight",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_the_rate_warms_up_to_its_peak_and_falls_to_its_floor(
+    untrained: Any, section: Build, loader: Build, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    spy = Spy(monkeypatch)
+    wanted = section(epochs=epochs, lr=0.01, min_lr=1e-4, warmup_epochs=0.5)
+    _, history = train(untrained, loader(untrained, wanted, batch=8), spy, wanted, lr=1.0)
+    steps, peak = 16 * epochs, spy.rates.index(max(spy.rates))
+    assert len(spy.rates) == steps and peak == 8
+    assert spy.rates[peak] == pytest.approx(0.01)
+    assert spy.rates[: peak + 1] == sorted(spy.rates[: peak + 1]) and spy.rates[peak:] == sorted(spy.rates[peak:])[::-1]
+    assert 1e-4 <= spy.rates[-1] < 1e-3 and history[-1]["lr"] == spy.rates[-1]
+
+
+def test_one_step_is_taken_at_the_peak(
+    untrained: Any, section: Build, loader: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(monkeypatch)
+    train(untrained, loader(untrained, section(), images=8), spy, section(), lr=0.01)
+    assert spy.rates == [0.01]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_broken_loss_stops_the_training(untrained: Any, section: Build, loader: Build, value: float) -> None:
+    calls = 0
+
+    def break_at_the_sixth_step(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return labels_loss(model, images, targets) * (value if calls == 6 else 1)
+
+    wanted = section(epochs=2, lr=1e-3, warmup_epochs=0)
+    with pytest.raises(Diverged, match=rf"became {value} in epoch 2, step 2, at lr \d\.\d+e-04; give a smaller"):
+        train(untrained, loader(untrained, wanted), break_at_the_sixth_step, wanted, lr=1.0)
+    assert all(p.isfinite().all() for p in untrained.parameters())
+
+
+def test_drop_path_is_set_while_training_and_gone_after(trained: Any, section: Build, loader: Build) -> None:
+    seen: list[list[float]] = []
+
+    def look(model: Any, images: Tensor, targets: Tensor) -> Tensor:
+        seen.append([getattr(b.drop_path1, "drop_prob", 0.0) for b in model.blocks])
+        assert all(type(b.drop_path1) is type(b.drop_path2) for b in model.blocks)
+        return labels_loss(model, images, targets)
+
+    wanted = section(drop_path=0.2)
+    model, _ = train(trained, loader(trained, wanted, images=32), look, wanted, lr=1e-5)
+    assert seen[0] == pytest.approx([0.0, 0.04, 0.08, 0.12, 0.16, 0.2])
+    assert not any(isinstance(m, DropPath) for m in (*model.modules(), *trained.modules()))
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_images_have_mixed_targets(untrained: Any, section: Build, loader: Build, kind: str) -> None:
+    seen: list[Tensor] = []
+
+    def look(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        seen.append(targets)
+        return labels_loss(model, images, targets)
+
+    wanted = section(**{kind: 1.0})
+    train(untrained, loader(untrained, wanted), look, wanted, lr=1e-3)
+    for targets in seen:
+        assert targets.shape == (32, 10)
+        assert torch.allclose(targets.sum(1), torch.ones(32))
+    assert any(((t > 0).sum(1) == 2).any() for t in seen)
+
+
+def test_mixing_needs_pairs(untrained: Any, section: Build, loader: Build) -> None:
+    wanted = section(mixup=1.0)
+    for batch, images, step in ((7, 32, 7), (32, 5, 5)):
+        with pytest.raises(RecipeError, match=f"in pairs, but a step has {step}"):
+            train(untrained, loader(untrained, wanted, batch, images), labels_loss, wanted, lr=1e-3)
+
+
+def test_the_same_seed_gives_the_same_bits(untrained: Any, section: Build, loader: Build) -> None:
+    wanted = section(drop_path=0.3, mixup=0.5, cutmix=0.5, crop_scale=0.6, hflip=0.5, random_erasing=0.3, epochs=2)
+    runs = [
+        train(untrained, loader(untrained, wanted, images=64, seed=seed), labels_loss, wanted, lr=1e-3, seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert same(runs[0][0], runs[1][0]) and not same(runs[0][0], runs[2][0])
+    assert [r["loss"] for r in runs[0][1]] == [r["loss"] for r in runs[1][1]]
