@@ -16,7 +16,9 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -48,44 +50,44 @@ class Stream:
     def __init__(self, images: int) -> None:
         self.images = images
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = torch.Generator().manual_seed(0)
         for _ in range(self.images // BATCH):
             yield torch.randn(BATCH, 3, 112, 112, generator=generator), torch.zeros(BATCH, dtype=torch.long)
 
 
-def timed(call):
+def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:
+    """Seconds and result of one call."""
     started = time.perf_counter()
-    result = call()
+    result = function(*args, **kwargs)
     return time.perf_counter() - started, result
+
+
+@torch.inference_mode()
+def forward(model: torch.nn.Module, images: Any) -> None:
+    for x, _ in images:
+        model(x)
 
 
 def rounds() -> dict[str, list[float]]:
     """Each step's time over the forward pass of the same round."""
     model, images = network(), batches(IMAGES)
     ratios: dict[str, list[float]] = {}
-
-    def forward() -> None:
-        with torch.inference_mode():
-            for x, _ in images:
-                model(x)
-
-    forward()
+    forward(model, images)
     for _ in range(ROUNDS):
-        one = timed(forward)[0]
-        score, scores = timed(lambda: slimvit.score_heads(model, images))
-        plan, planned = timed(lambda: slimvit.plan_heads(scores, ratio=0.5))
+        before, _ = timed(forward, model, images)
+        score, scores = timed(slimvit.score_heads, model, images)
+        plan, planned = timed(slimvit.plan_heads, scores, ratio=0.5)
         slim = slimvit.prune_heads(model, planned)
-        again = timed(forward)[0]
-        one = (one + again) / 2
-        cached = timed(lambda: slimvit.refit(slim, model, images))[0]
-        bare = timed(lambda: slimvit.refit(slim, model, images, cache=False))[0]
+        cached, _ = timed(slimvit.refit, slim, model, images)
+        bare, _ = timed(slimvit.refit, slim, model, images, cache=False)
+        after, _ = timed(forward, model, images)
         figures = {
             "score": score, "plan": plan, "refit": cached, "score + plan + refit": score + plan + cached,
             "refit without cache": bare,
         }  # fmt: skip
         for name, seconds in figures.items():
-            ratios.setdefault(name, []).append(seconds / one)
+            ratios.setdefault(name, []).append(2 * seconds / (before + after))
     return ratios
 
 

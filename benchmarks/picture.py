@@ -1,6 +1,6 @@
 """Draw the README's picture from results/training_free.jsonl.
 
-    python benchmarks/picture.py
+python benchmarks/picture.py
 """
 
 from __future__ import annotations

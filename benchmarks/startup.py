@@ -1,6 +1,6 @@
 """How long the command line takes to answer: median of whole processes, beside an empty Python.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

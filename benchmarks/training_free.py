@@ -23,6 +23,7 @@ from typing import Any
 import pandas as pd
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 import slimvit
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
@@ -36,11 +37,9 @@ from slimvit.train.adapt import fit_head
 HERE = Path(__file__).parent
 REAL = HERE.parent / ".cache" / "real"
 ROWS = HERE / "results" / "training_free.jsonl"
-DINOV2 = ModelSection(
-    name="vit_small_patch14_dinov2", weights=str(REAL / "dinov2/model.safetensors"), img_size=112
-)
+DINOV2 = ModelSection(name="vit_small_patch14_dinov2", weights=str(REAL / "dinov2/model.safetensors"), img_size=112)
 SETS = {
-    "fashion": (DINOV2, DataSection(name="torch/fashion_mnist", root=str(REAL / "fashion"), train_images=12_000)),
+    "fashion": (DINOV2, DataSection(name="torch/fashion_mnist", root=str(REAL / "fashion"), train_images=20_000)),
     "textile": (DINOV2, DataSection(name=str(REAL / "textile"))),
     "digits": (ModelSection(name="vit_digits"), DataSection(name="digits")),
 }
@@ -84,18 +83,19 @@ def setting(name: str) -> tuple[Any, Any, Outputs]:
     section, data_section = SETS[name]
     data = open_data(data_section)
     model = open_model(section)
-    kept = HERE.parent / ".cache" / "bench" / f"{name}.pt"
+    kept = HERE.parent / ".cache" / "bench" / f"{name}.safetensors"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         if model.num_classes == 0:
             train = outputs_of(model, loader(model, data.train))
-            model = fit_head(model, train.features, train.labels, data.num_classes, 30, 0)
+            model = fit_head(model, train.features, train.labels, data.num_classes, 100, 0)
         found = outputs_of(model, loader(model, draw(data.val, 5_000, 0)))
-        torch.save({"state": model.state_dict(), "classes": model.num_classes, **vars(found)}, kept)
-    stored = torch.load(kept, weights_only=True)
-    model.reset_classifier(stored["classes"])
-    model.load_state_dict(stored["state"])
-    return model, data, Outputs(stored["logits"], stored["features"], stored["labels"])
+        save_file(model.state_dict() | {f"outputs.{k}": v for k, v in vars(found).items()}, kept)
+    stored = load_file(kept)
+    outputs = Outputs(*(stored.pop(f"outputs.{k}") for k in ("logits", "features", "labels")))
+    model.reset_classifier(outputs.logits.shape[1])
+    model.load_state_dict(stored)
+    return model, data, outputs
 
 
 def loader(model: Any, images: Any) -> Any:
@@ -138,9 +138,13 @@ def render() -> str:
     table = grouped[["original", "top1", "kept", "agreement", "feature_error"]].mean()
     for column in ("kept", "agreement"):
         spread = grouped[column].std()
-        table[column] = [f"{m:.1f}" + ("" if pd.isna(s) else f" ± {s:.1f}") for m, s in zip(table[column], spread)]
+        table[column] = [
+            f"{m:.1f}" + ("" if pd.isna(s) else f" ± {s:.1f}") for m, s in zip(table[column], spread, strict=True)
+        ]
     table["seeds"] = grouped.size()
-    table = table.reset_index().sort_values(["data", "removed", "test", "feature_error"], ascending=[True, True, False, True])
+    table = table.reset_index().sort_values(
+        ["data", "removed", "test", "feature_error"], ascending=[True, True, False, True]
+    )
     table = table.rename(columns={"kept": "above chance kept (%)", "agreement": "agreement (%)", "target": "refit"})
     for column, digits in (("original", 2), ("top1", 2), ("feature_error", 3)):
         table[column] = table[column].map(f"{{:.{digits}f}}".format)

@@ -38,7 +38,7 @@ _HOME = {
     "save": "store",
     "score_heads": "prune.criteria",
 }
-__all__ = list(_HOME)  # noqa: PLE0604
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:

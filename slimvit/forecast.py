@@ -33,7 +33,7 @@ def forecast_of(now: Run, plan: SlimPlan) -> dict[str, Any]:
 
 
 def _seconds(now: Run) -> dict[str, float]:
-    """From the time of one batch; scoring has been done and was timed."""
+    """From the time of one batch; adapting and scoring have been done and were timed."""
     recipe = now.recipe
     image = _seconds_an_image(now)
     refitting, epochs = recipe.refit.target != "none", recipe.finetune.epochs
@@ -41,6 +41,7 @@ def _seconds(now: Run) -> dict[str, float]:
     passes = TRAIN_PASSES + recipe.finetune.distill
     calibration = min(recipe.prune.calibration_images, len(now.data.train))
     parts = {
+        "adapt": now.adapting,
         "scores": now.spent,
         "refit": REFIT_PASSES * calibration * image * refitting,
         "finetune": epochs * (passes * len(now.data.train) + len(now.data.val)) * image,

@@ -78,7 +78,8 @@ class AdaptSection(TrainSection):
     """Train a classifier for the data's classes before anything is cut."""
 
     mode: AdaptMode = "head"
-    """`head`: the classifier alone, on frozen features. `all`: the classifier first, then the whole network."""
+    """`head`: the classifier alone, on the frozen features of the images as they are (no augmentation, own learning
+    rate). `all`: the classifier first, then the whole network."""
 
 
 class FinetuneSection(TrainSection):
@@ -144,7 +145,7 @@ class Recipe(Section):
     prune: PruneSection = PruneSection()
     refit: RefitSection = RefitSection()
     finetune: FinetuneSection = FinetuneSection()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @classmethod
     def parse(cls, data: Any, source: str = "recipe") -> Recipe:

@@ -41,6 +41,8 @@ class Run:
     """What the uncut network gives on the validation images."""
     spent: float = 0.0
     """Seconds that scoring and planning took; they count as the cut's."""
+    adapting: float = 0.0
+    """Seconds that training a classifier before the cut took."""
     adapted: bool = False
 
     @property

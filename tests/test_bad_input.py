@@ -317,6 +317,9 @@ def test_a_full_disk(slimvit_: Invoke, work: Path, monkeypatch: pytest.MonkeyPat
         (("prune", "vit_digits", "--model-arg", "depth"), "'depth' is not KEY=VALUE"),
         (("prune", "vit_digits", "--criterion", "best"), "'best' is not one of"),
         (("prune", "vit_digits", "--workers", "-1"), "-1 is not in the range"),
+        ((*DIGITS, "--ratio", "0.5", "--lr", "0.1"), "--lr does nothing without --finetune-epochs"),
+        ((*DIGITS, "--ratio", "0.5", "--no-distill"), "--distill does nothing without --finetune-epochs"),
+        ((*DIGITS, "--ratio", "0.5", "--adapt", "all"), "--adapt does nothing without --adapt-epochs"),
         (("recipes", "lost"), "No such command 'lost'"),
     ],
 )

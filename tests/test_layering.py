@@ -18,7 +18,7 @@ LAYERS = (
     {"prune", "train", "measure", "data", "report"},
     {"store"},
     {"sources", "runstate"},
-    {"catalogue", "inspection", "forecast", "rundir"},
+    {"catalogue", "checks", "inspection", "forecast", "rundir"},
     {"pipeline"},
     {"evaluation"},
     {"commands"},

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="RUN")
 @shared.data_options
 @click.option("--epochs", type=int, required=True, metavar="N", help="Epochs to train.")
-@click.option("--lr", type=float, metavar="LR", help="Peak learning rate. [default: 5e-5]")
+@click.option("--lr", type=float, metavar="LR", help="Peak learning rate. [default: 2e-5]")
 @click.option("--distill/--no-distill", default=None, help="Learn from the uncut network too. [default: on]")
+@shared.no_augment
 @shared.how_options
 @shared.out_options
 def command(folder: str, epochs: int, **given: Any) -> None:
@@ -41,6 +42,7 @@ def command(folder: str, epochs: int, **given: Any) -> None:
     tree = shared.sections(folder, given)
     tree["data"] = shared.data_of(made_by, tree.get("data", {}))
     training = {"epochs": epochs, "lr": given["lr"], "distill": given["distill"]}
+    training |= shared.AS_THEY_ARE if given["no_augment"] else {}
     tree["finetune"] = shared.dropped_none(training) | {"teacher": _teacher(Path(folder), made_by)}
     shared.carry_out(Recipe.parse(tree, "command line"), given)
 

@@ -28,7 +28,7 @@ budget_options = shared.options(
 
 training_options = shared.options(
     click.option("--finetune-epochs", type=int, metavar="N", help="Fine-tune afterwards. [default: 0]"),
-    click.option("--lr", type=float, metavar="LR", help="Peak learning rate of the fine-tuning. [default: 5e-5]"),
+    click.option("--lr", type=float, metavar="LR", help="Peak learning rate of the fine-tuning. [default: 2e-5]"),
     click.option("--distill/--no-distill", default=None, help="Learn from the uncut network too. [default: on]"),
 )
 
@@ -38,6 +38,7 @@ training_options = shared.options(
 @shared.data_options
 @budget_options
 @training_options
+@shared.no_augment
 @shared.adapt_options
 @shared.model_options
 @click.option("--dry-run", is_flag=True, help="Print the plan, its savings and the time a run would take; cut nothing.")
@@ -56,11 +57,24 @@ def command(model: str, dry_run: bool, **given: Any) -> None:
     from slimvit.recipe import Recipe
 
     shared.need_data(given)
+    _no_idle_options(given)
     recipe = Recipe.parse(_recipe(model, given), "command line")
     if dry_run:
         _plan_only(recipe, given)
     else:
         shared.carry_out(recipe, given)
+
+
+def _no_idle_options(given: dict[str, Any]) -> None:
+    """An option that could do nothing is a mistake to be told of."""
+    idle = (
+        ("finetune_epochs", {"lr": "--lr", "distill": "--distill"}),
+        ("adapt_epochs", {"adapt_mode": "--adapt", "adapt_lr": "--adapt-lr"}),
+    )
+    for epochs, dependent in idle:
+        for name, option in dependent.items():
+            if given[name] is not None and not given[epochs]:
+                raise click.UsageError(f"{option} does nothing without --{epochs.replace('_', '-')} N")
 
 
 def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +83,8 @@ def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
     more = {
         "prune": {k: given[k] for k in prune},
         "refit": {"target": given["refit"]},
-        "finetune": {"epochs": given["finetune_epochs"], "lr": given["lr"], "distill": given["distill"]},
+        "finetune": {"epochs": given["finetune_epochs"], "lr": given["lr"], "distill": given["distill"]}
+        | (shared.AS_THEY_ARE if given["no_augment"] else {}),
     }
     return tree | shared.dropped_none(more)
 

@@ -78,8 +78,14 @@ adapt_options = options(
     click.option(
         "--adapt", "adapt_mode", type=click.Choice(ADAPT_MODES), help="Train the head, or all. [default: head]"
     ),
-    click.option("--adapt-lr", type=float, metavar="LR", help="Peak learning rate of --adapt all. [default: 5e-5]"),
+    click.option("--adapt-lr", type=float, metavar="LR", help="Peak learning rate of --adapt all. [default: 1e-5]"),
 )
+
+no_augment = click.option(
+    "--no-augment", is_flag=True, help="Train on the images as they are, where a flip or a crop changes the class."
+)
+AS_THEY_ARE = {"crop_scale": 1.0, "hflip": 0.0}
+"""The training section of --no-augment."""
 
 how_options = options(
     click.option("--seed", type=int, metavar="N", help="Seed of everything random. [default: 0]"),
@@ -120,7 +126,8 @@ def sections(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
             "batch_size": given.get("batch_size"),
             "skip_bad_images": given.get("skip_bad_images") or None,
         },
-        "adapt": {"epochs": given.get("adapt_epochs"), "mode": given.get("adapt_mode"), "lr": given.get("adapt_lr")},
+        "adapt": {"epochs": given.get("adapt_epochs"), "mode": given.get("adapt_mode"), "lr": given.get("adapt_lr")}
+        | (AS_THEY_ARE if given.get("no_augment") else {}),
         "seed": given.get("seed"),
     }
     return dropped_none(found)

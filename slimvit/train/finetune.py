@@ -21,7 +21,7 @@ def finetune(
     *,
     teacher: nn.Module | None = None,
     labelled: bool = True,
-    lr: float = 5e-5,
+    lr: float = 2e-5,
     device: torch.device | str = "cpu",
     seed: int = 0,
     what: str = "fine-tuning",

@@ -1,0 +1,122 @@
+"""Everything that can stop a run, looked at before its long part: folders, budgets, classes, images, training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slimvit.data.images import Images
+from slimvit.data.loaders import check_images, draw, preprocessing_of
+from slimvit.data.preprocessing import train_transform
+from slimvit.data.sources import Data
+from slimvit.errors import DataError, PlanError, StoreError
+from slimvit.folders import check_free
+from slimvit.measure.macs import count_macs
+from slimvit.models.family import TimmModule, head_macs, plan_of
+from slimvit.plan import SlimPlan
+from slimvit.prune.criteria import NEEDS_CLASSIFIER, score_heads
+from slimvit.prune.search import plan_heads
+from slimvit.recipe import PruneSection, Recipe, TrainSection
+from slimvit.train.distill import training_loss
+from slimvit.train.loop import check_mixing
+
+
+def check_out(recipe: Recipe, out: Path, force: bool) -> None:
+    """The output folder must be free, and none that this recipe reads its models from."""
+    check_free(out, force)
+    for section in (recipe.model, recipe.finetune.teacher):
+        if section is not None and Path(section.name).resolve().is_relative_to(out.resolve()):
+            raise StoreError(f"{out}: this run reads {section.name}, so it cannot write there; name another --out")
+
+
+def check_budget(section: PruneSection, model: nn.Module) -> None:
+    """Raise :class:`PlanError` now if the plan file does not fit or the budget cannot be met, whatever the scores."""
+    if section.plan is not None:
+        read_plan(section.plan, model)
+    elif section.wanted:
+        plan_heads(score_heads(model, (), "random"), **budget_of(section, model))
+
+
+def budget_of(section: PruneSection, model: nn.Module) -> dict[str, Any]:
+    """A section as the arguments of `plan_heads`."""
+    return {
+        "ratio": section.ratio,
+        "heads": section.heads,
+        "macs_to_save": _macs_to_save(section.target_macs, model, section.min_heads),
+        "head_macs": head_macs(model),
+        "scope": section.scope,
+        "min_heads": section.min_heads,
+    }
+
+
+def read_plan(file: str, model: nn.Module) -> SlimPlan:
+    """A plan file that fits the model and removes something."""
+    plan = SlimPlan.read(Path(file))
+    plan.check_against(plan_of(model))
+    if plan.kept == plan_of(model).kept:
+        raise PlanError(f"{file}: removes nothing; take ids out of kept_heads")
+    return plan
+
+
+def _macs_to_save(target: float | None, model: nn.Module, min_heads: int) -> int | None:
+    """MACs that have to go for a target fraction; raises :class:`PlanError` when heads alone cannot save them."""
+    if target is None:
+        return None
+    total = count_macs(model).total
+    wanted = round(total * (1 - target))
+    counts = [max(0, len(b.kept_heads) - min_heads) for b in plan_of(model).blocks]
+    most = sum(n * macs for n, macs in zip(counts, head_macs(model), strict=True))
+    if wanted > most:
+        least = math.ceil((total - most) / total * 1000) / 1000
+        raise PlanError(
+            f"target-macs {target}: heads alone reach {least} of the MACs at the least (min_heads {min_heads}); "
+            "give a larger target"
+        )
+    return wanted
+
+
+def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:
+    """The model's classes must be the data's, or be trained first."""
+    name, how = recipe.model.name, "train a classifier for the data first: --adapt-epochs 20 (--adapt head or all)"
+    if recipe.adapt.epochs:
+        if not data.labelled:
+            raise DataError(f"{data.name}: has no labels, so no classifier can be trained; drop --adapt-epochs")
+        return
+    if model.num_classes and data.labelled and model.num_classes != data.num_classes:
+        raise DataError(f"{name} knows {model.num_classes} classes, but {data.name} has {data.num_classes}; {how}")
+    if getattr(model, "untrained_classifier", False):
+        raise DataError(f"{name}: its weights bring no classifier for {model.num_classes} classes; {how}")
+    scoring = recipe.prune.wanted and recipe.prune.plan is None
+    if scoring and recipe.prune.criterion in NEEDS_CLASSIFIER and not (model.num_classes and data.labelled):
+        what = f"{data.name} has no labels" if model.num_classes else f"{name} has no classifier"
+        way_out = f"use residual, or {how}" if data.labelled else "use residual"
+        raise DataError(f"criterion {recipe.prune.criterion} needs labels and a classifier, but {what}; {way_out}")
+
+
+def check_training(recipe: Recipe, data: Data, model: TimmModule) -> None:
+    """What would stop a training that comes late stops the run now."""
+    sections: tuple[TrainSection, ...] = (recipe.adapt, recipe.finetune)
+    for section in sections:
+        if section.epochs:
+            train_transform(preprocessing_of(model), section)
+            check_mixing(section, min(recipe.data.batch_size, len(data.train)))
+    if recipe.finetune.epochs:
+        teacher = model if recipe.prune.wanted or recipe.finetune.teacher else None
+        training_loss(recipe.finetune, teacher, data.labelled, bool(model.num_classes or recipe.adapt.epochs))
+
+
+def check_readable(recipe: Recipe, data: Data) -> None:
+    """Raise :class:`DataError` with the name of the first image of those in use that cannot be read."""
+    if not recipe.data.skip_bad_images:  # open_data has looked already where bad ones are to be left out
+        check_images(_images_in_use(recipe, data), "training", skip=False)
+        check_images(data.val, "validation", skip=False)
+
+
+def _images_in_use(recipe: Recipe, data: Data) -> Images:
+    """The training images that the run will read."""
+    if recipe.adapt.epochs or recipe.finetune.epochs:
+        return data.train
+    return draw(data.train, recipe.prune.calibration_images if recipe.prune.wanted else 0, recipe.seed)
