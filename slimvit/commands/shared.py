@@ -67,6 +67,8 @@ model_options = options(
 data_options = options(
     click.option("--data", metavar="DATA", help="Folder with train/CLASS and val/CLASS, digits, or a timm data name."),
     click.option("--data-root", metavar="DIR", help="Where a named data set lies on disk."),
+    click.option("--train-split", metavar="NAME", help="Split of a named data set to train on. [default: train]"),
+    click.option("--val-split", metavar="NAME", help="Split to evaluate on. [default: validation]"),
     click.option("--train-images", type=int, metavar="N", help="Use only N training images."),
     click.option("--eval-images", type=int, metavar="N", help="Evaluate on only N validation images."),
     click.option("--batch-size", type=int, metavar="N", help="Images a step. [default: 64]"),
@@ -121,6 +123,8 @@ def sections(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
         "data": {
             "name": given.get("data"),
             "root": given.get("data_root"),
+            "train_split": given.get("train_split"),
+            "val_split": given.get("val_split"),
             "train_images": given.get("train_images"),
             "eval_images": given.get("eval_images"),
             "batch_size": given.get("batch_size"),

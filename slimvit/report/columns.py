@@ -13,6 +13,7 @@ LEGEND = {
     "agreement": "agreement: per cent of the images predicted as the {reference} model predicts them",
     "feature error": "feature error: squared distance to the features of the {reference} model before the "
     "classifier, over their variance",
+    "feature cosine": "feature cosine: mean cosine similarity to the features of the {reference} model",
     "change": "change: top-1 points against the {reference} model",
     "time (s)": "time (s): what the stage took",
 }
@@ -39,6 +40,11 @@ def _change(stage: Stage, reference: Stage) -> float | None:
     return stage.top1 - reference.top1
 
 
+def _cosine(stage: Stage, reference: Stage) -> float | None:
+    """Only where there is no top-1 to go by; beside one it would crowd the table (report.json always has it)."""
+    return stage.feature_cosine if reference.top1 is None else None
+
+
 COLUMNS = (
     Column("heads", lambda s, _: s.heads, ".0f"),
     Column("params (M)", lambda s, _: _over(s.params, 1e6), ".2f"),
@@ -47,6 +53,7 @@ COLUMNS = (
     Column("top-5", lambda s, _: s.top5, ".1f"),
     Column("agreement", lambda s, _: s.agreement, ".1f"),
     Column("feature error", lambda s, _: s.feature_error, ".3f"),
+    Column("feature cosine", _cosine, ".4f"),
     Column("change", _change, "+.1f"),
     Column("latency (ms)", lambda s, _: s.latency_ms, ".2f", in_terminal=False),
     Column("images/s", lambda s, _: s.throughput, ".0f", in_terminal=False),

@@ -50,7 +50,8 @@ def train(
     :class:`Diverged` with step and learning rate when the loss is NaN or infinite.
     """
     model = copy.deepcopy(model).to(device)
-    _set_drop_path(model, section.drop_path)
+    if section.drop_path:  # 0 leaves what the model was built with
+        _set_drop_path(model, section.drop_path)
     optimizer = torch.optim.AdamW(_groups(model, section), lr=section.lr or lr)
     steps = max(1, len(loader))
     schedule = _schedule(optimizer, section, steps)
@@ -80,7 +81,8 @@ def train(
         model.eval()
         after_epoch(model, row)
         history.append(row)
-    _set_drop_path(model, 0.0)
+    if section.drop_path:
+        _set_drop_path(model, 0.0)
     return model.eval(), history
 
 

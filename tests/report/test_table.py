@@ -99,3 +99,14 @@ def test_runs_on_other_images_have_their_own_original():
         "deit_small_patch16_224 on 360 images of digits (original)",
         "deit_tiny (original)",
     ]
+
+
+def test_without_top1_the_features_are_all_there_is_to_go_by():
+    measured = [
+        Stage(stage="original", heads=12, feature_error=0.0, feature_cosine=1.0),
+        Stage(stage="pruned", heads=6, feature_error=0.25, feature_cosine=0.9),
+    ]
+    header, _, _, pruned = rows(markdown(report(stages=measured)))
+    assert "top-1" not in header and "change" not in header
+    assert dict(zip(header, pruned, strict=True))["feature cosine"] == "0.9000"
+    assert "feature cosine" not in rows(markdown(report(stages=stages(feature_cosine=0.9))))[0]
