@@ -1,6 +1,8 @@
 """Draw the README's picture from results/training_free.jsonl.
 
-python benchmarks/picture.py
+    python benchmarks/picture.py
+
+Top-1 against FLOPs of the embedded ViT on digits, without training: every criterion, cut alone and refitted.
 """
 
 from __future__ import annotations
@@ -9,58 +11,41 @@ import json
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-BLUE, ORANGE, GREY = "#2f6db5", "#dd8a2e", "#8a94a3"
+COLORS = {
+    "residual": "#2f6db5", "fisher": "#3f9e6e", "taylor": "#8e6bbf", "magnitude": "#c9a227", "tp-magnitude": "#b5651d",
+    "tp-taylor": "#d1495b", "random": "#8a94a3",
+}  # fmt: skip
 
 
 def main() -> None:
-    rows = pd.DataFrame(
-        [json.loads(line) for line in (HERE / "results" / "training_free.jsonl").read_text().splitlines()]
-    )
-    rows = rows[(rows["data"] == "fashion") & (rows["scope"] == "global") & (rows["ridge"] == 0.3)]
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    _curve(left, rows[rows["test"] == 5_000])
-    _bars(right, rows[(rows["test"] == 1_000) & (rows["images"] == 256) & rows["target"].isin(["none", "stream"])])
-    figure.suptitle("DINOv2 ViT-S/14, Fashion-MNIST, no training after the cut", fontsize=12, fontweight="bold")
+    lines = (HERE / "results" / "training_free.jsonl").read_text().splitlines()
+    rows = pd.DataFrame([json.loads(line) for line in lines])
+    rows = rows[rows["data"] == "digits"]
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    cut, refitted = figure.subplots(1, 2, sharey=True)
+    _curves(cut, rows[rows["target"] == "none"], "cut alone")
+    _curves(refitted, rows[rows["target"] == "stream"], "cut, then refit")
+    cut.set_ylabel("top-1 (%), mean of 3 seeds")
+    figure.legend(*cut.get_legend_handles_labels(), loc="outside lower center", ncols=len(COLORS), frameon=False)
+    figure.suptitle("Embedded ViT on digits, no training after the cut", fontweight="bold")
     figure.savefig(HERE.parent / "docs" / "tradeoff.png", dpi=110)
 
 
-def _curve(axes, rows: pd.DataFrame) -> None:
-    ours = rows[(rows["criterion"] == "residual") & (rows["target"] == "stream")]
-    drawn = rows[rows["criterion"] == "random"]
-    original = ours["original"].iloc[0]
-    axes.axhline(original, color=GREY, linestyle="--", linewidth=1)
-    axes.annotate("uncut", (10, original), textcoords="offset points", xytext=(0, 4), color=GREY)
-    mean = ours.groupby(100 * ours["ratio"])["top1"].agg(["mean", "min", "max"])
-    spread = [mean["mean"] - mean["min"], mean["max"] - mean["mean"]]
-    axes.errorbar(mean.index, mean["mean"], yerr=spread, color=BLUE, marker="o", capsize=3, label="residual + refit")
-    axes.errorbar(
-        [50], [drawn["top1"].mean()], yerr=[[drawn["top1"].mean() - drawn["top1"].min()],
-        [drawn["top1"].max() - drawn["top1"].mean()]], color=ORANGE, marker="s", capsize=3, linestyle="none",
-        label="random heads + refit",
-    )  # fmt: skip
-    axes.set(xlabel="heads removed (%)", ylabel="top-1 (%)", xlim=(0, 80))
-    axes.legend(frameon=False, loc="lower left")
-    axes.spines[["top", "right"]].set_visible(False)
+def _curves(axes: Axes, rows: pd.DataFrame, title: str) -> None:
+    original = rows["original"].iloc[0]
+    for criterion, color in COLORS.items():
+        mean = rows[rows["criterion"] == criterion].groupby("macs")["top1"].mean().sort_index(ascending=False)
+        full = rows["original_macs"].iloc[0]
+        share = [100.0, *(100 * mean.index / full)]
+        axes.plot(share, [original, *mean], color=color, marker="o", markersize=4, label=criterion)
+    axes.axhline(original, color="#8a94a3", linestyle="--", linewidth=1)
+    axes.set(title=title, xlabel="FLOPs left (%)")
+    axes.invert_xaxis()
     axes.grid(axis="y", alpha=0.3)
-
-
-def _bars(axes, rows: pd.DataFrame) -> None:
-    table = rows.groupby(["criterion", "target"])["top1"].mean().unstack()
-    order = table["stream"].fillna(0).sort_values().index
-    for offset, target, color, label in ((0.19, "stream", BLUE, "with refit"), (-0.19, "none", ORANGE, "cut alone")):
-        values = table.loc[order, target].fillna(0)
-        places = [i + offset for i in range(len(order))]
-        axes.barh(places, values, height=0.36, color=color, label=label)
-        for place, value in zip(places, values, strict=True):
-            axes.annotate(f"{value:.1f}", (value, place), textcoords="offset points", xytext=(3, -3), fontsize=8)
-    axes.set_yticks(range(len(order)), order)
-    axes.set(xlabel="top-1 (%) with half the heads, 1,000 images", xlim=(0, 100))
-    axes.axvline(rows["original"].iloc[0], color=GREY, linestyle="--", linewidth=1)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
     axes.spines[["top", "right"]].set_visible(False)
 
 

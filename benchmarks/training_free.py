@@ -29,6 +29,7 @@ import slimvit
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.measure.accuracy import Outputs, compare, outputs_of
+from slimvit.measure.macs import count_macs
 from slimvit.models.family import plan_of
 from slimvit.recipe import DataSection, ModelSection
 from slimvit.sources import open_model
@@ -121,7 +122,8 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "removed": f"{plan.removed}/{plan_of(model).total}", "original": full, "top1": got.top1,
         "kept": 100 * (got.top1 - chance) / (full - chance), "agreement": got.agreement,
-        "feature_error": got.feature_error, "test": n, "seconds": round(seconds, 1),
+        "feature_error": got.feature_error, "test": n, "macs": count_macs(slim).total,
+        "original_macs": count_macs(model).total, "seconds": round(seconds, 1),
     }  # fmt: skip
 
 
