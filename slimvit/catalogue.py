@@ -42,5 +42,5 @@ def prunable_models(pattern: str) -> list[dict[str, str]]:
         except (SlimvitError, TypeError, RuntimeError):
             continue
         heads = [b.attn.num_heads for b in blocks]
-        rows.append({"model": name, "about": f"{len(blocks)} blocks, {sum(heads)} heads of {blocks[0].attn.head_dim}"})
+        rows.append({"model": name, "about": f"{len(blocks)} blocks, {sum(heads)} heads of {blocks[0].head_dim}"})
     return rows

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from slimvit.errors import PlanError, SlimvitError, StoreError
@@ -110,6 +111,8 @@ def describe(model: TimmModule) -> ModelSource:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
+    if isinstance(model, SwinTransformer):
+        args |= _windows(model)
     if hasattr(model, "fc_norm"):  # reset_classifier may change the pooling, but leaves the norm where it was
         args |= {"global_pool": model.global_pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
     try:
@@ -117,6 +120,18 @@ def describe(model: TimmModule) -> ModelSource:
     except TypeError:
         raise StoreError(f"{source.name}: its model arguments {args} cannot be written as JSON") from None
     return ModelSource(source.name, args)
+
+
+def _windows(model: TimmModule) -> dict[str, Any]:
+    """The windows of a Swin as arguments: set_input_size may have changed them. One for all stages where that gives
+    the same (timm shrinks a window to a smaller stage), otherwise one a stage."""
+    blocks = [stage.blocks[0] for stage in model.layers]
+    sizes = [b.window_size for b in blocks]
+    largest = tuple(max(sides) for sides in zip(*sizes, strict=True))
+    shrunk = [tuple(map(min, largest, b.input_resolution)) for b in blocks]
+    alike = largest if blocks[0].always_partition or shrunk == sizes else None
+    window = ([*alike] if alike[0] != alike[1] else alike[0]) if alike else [list(s) for s in sizes]
+    return {"window_size": window} | ({"always_partition": True} if blocks[0].always_partition else {})
 
 
 def load(folder: str | Path) -> nn.Module:

@@ -1,6 +1,7 @@
-"""MACs of a plain ViT from the shapes of its layers and the number of its tokens; nothing is run.
+"""MACs of a plain ViT or Swin from the shapes of its layers and the number of its tokens; nothing is run.
 
-Per block with N tokens: N * (weights of its linear layers) + 2 * N * N * attn_dim. Norms are left out.
+Per block with N tokens, each attending to M: N * (weights of its linear layers) + 2 * N * M * attn_dim. Norms are
+left out. M is N, and in Swin the window; there qkv, attention and proj also see the padding of the windows.
 """
 
 from __future__ import annotations
@@ -8,13 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 from timm.layers import AttentionPoolLatent
+from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 
 def closed_form(model: Any, input_size: tuple[int, int, int]) -> int | None:
-    """MACs of one image [C, H, W] = ``input_size``, without norms; None for a model that is no plain ViT."""
-    stem, blocks = stem_of(model), getattr(model, "blocks", None)
-    if stem is None or blocks is None or not all(hasattr(b, "attn") for b in blocks):
+    """MACs of one image [C, H, W] = ``input_size``, without norms; None for a model that has no formula here."""
+    stem = stem_of(model)
+    if stem is None:
+        return None
+    if isinstance(model, SwinTransformer):
+        return _swin(model, stem, input_size)
+    blocks = getattr(model, "blocks", None)
+    if blocks is None or not all(hasattr(b, "attn") for b in blocks):
         return None
     patches = _patches(model, stem, input_size)
     tokens = patches + model.num_prefix_tokens
@@ -22,6 +29,21 @@ def closed_form(model: Any, input_size: tuple[int, int, int]) -> int | None:
     if head is None:
         return None
     return patches * stem.weight.numel() + sum(_block(b, tokens) for b in blocks) + head
+
+
+def _swin(model: Any, stem: nn.Conv2d, input_size: tuple[int, int, int]) -> int:
+    h, w = (-(-side // stride) for side, stride in zip(input_size[1:], stem.stride, strict=True))
+    count = h * w * stem.weight.numel()
+    for stage in model.layers:
+        if not isinstance(stage.downsample, nn.Identity):
+            h, w = (h + 1) // 2, (w + 1) // 2
+            count += _linear(stage.downsample, h * w)
+        for block in stage.blocks:
+            (wh, ww), attn = block.window_size, block.attn
+            tokens = -(-h // wh) * wh * -(-w // ww) * ww
+            attn_dim = attn.proj.in_features if hasattr(attn, "qkv") else 0
+            count += _linear(attn, tokens) + 2 * tokens * wh * ww * attn_dim + _linear(block.mlp, h * w)
+    return count + _linear(model.head, h * w if model.global_pool == "" else 1)
 
 
 def stem_of(model: nn.Module) -> nn.Conv2d | None:

@@ -19,6 +19,16 @@ TimmModule: TypeAlias = Any
 ``nn.Module`` is a tensor or a module, so a type would only be in the way."""
 
 
+ToStream: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
+"""Brings features out of the layout an attention computes in, windows for one, into the stream's: [..., k] and the
+stream's size without batch and channels -> [B, ..., k]."""
+
+
+def as_it_is(features: Tensor, _: tuple[int, ...]) -> Tensor:
+    """Where attention computes in the stream's own layout."""
+    return features
+
+
 @dataclass(frozen=True)
 class Branch:
     """One residual branch: ``stream + scale(body(norm(stream)))``, where ``body`` ends in the linear layer ``out``.
@@ -29,27 +39,28 @@ class Branch:
 
     name: str
     norm: nn.Module
-    body: nn.Module
+    body: Callable[[Tensor], Tensor]
     scale: nn.Module
     out: nn.Linear
+    to_stream: ToStream = as_it_is
 
     def run(self, stream: Tensor) -> Tensor:
-        """The branch before its LayerScale. [B, N, C] -> [B, N, C]."""
+        """The branch before its LayerScale. [B, ..., C] -> [B, ..., C]."""
         return self.body(self.norm(stream))
 
     def apply(self, stream: Tensor) -> Tensor:
-        """The stream after this branch. [B, N, C] -> [B, N, C]."""
+        """The stream after this branch. [B, ..., C] -> [B, ..., C]."""
         return stream + self.scale(self.run(stream))
 
     def run_with_features(self, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """The branch's output [B, N, C] and the input of its last linear layer [B, N, k]."""
+        """The branch's output [B, ..., C] and the input of its last linear layer, token by token [B, ..., k]."""
         seen: list[Tensor] = []
         hook = self.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             output = self.run(stream)
         finally:
             hook.remove()
-        return output, seen[0]
+        return output, self.to_stream(seen[0], stream.shape[1:-1])
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class Step:
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """A block's attention module. ``attn`` has timm's ``num_heads``, ``head_dim``, ``qkv`` and ``proj``."""
+    """A block's attention module. ``attn`` has timm's ``num_heads``, ``qkv`` and ``proj``."""
 
     name: str
     stage: int
@@ -72,6 +83,13 @@ class AttentionBlock:
     """Tokens of one image that pass through it."""
     window: int
     """Tokens that each token attends to."""
+    to_stream: ToStream = as_it_is
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head; WindowAttention does not keep it."""
+        attn = self.attn
+        return attn.head_dim if hasattr(attn, "head_dim") else attn.proj.in_features // attn.num_heads
 
 
 @dataclass(frozen=True)
@@ -85,15 +103,16 @@ class Family:
     """Whether the model is of this family at all."""
     attention_blocks: Callable[[nn.Module], list[AttentionBlock]]
     steps: Callable[[nn.Module], list[Branch | Step]]
-    """The forward pass up to the final norm, images [B, C, H, W] in, stream [B, N, C] out."""
+    """The forward pass up to the final norm, images [B, C, H, W] in, stream out: [B, N, C], Swin [B, H, W, C]."""
     supported: str
     """The supported models in words, for error messages."""
 
 
 def families() -> tuple[Family, ...]:
+    from slimvit.models.swin import SWIN
     from slimvit.models.vit import VIT
 
-    return (VIT,)
+    return (VIT, SWIN)
 
 
 def model_name(model: TimmModule) -> str:
@@ -139,7 +158,7 @@ def head_macs(model: nn.Module) -> list[int]:
     """MACs that one head costs in each block: its share of qkv, gate and proj, and its two attention products."""
     counts = []
     for view in attention_blocks(model):
-        attn, d = view.attn, view.attn.head_dim
+        attn, d = view.attn, view.head_dim
         linears = 4 if getattr(attn, "gate", None) is None else 5
         counts.append(view.tokens * d * (linears * attn.proj.out_features + 2 * view.window))
     return counts

@@ -9,6 +9,15 @@ import torch
 from torch import Tensor, nn
 
 
+class NoNorm(nn.Identity):
+    """In place of the norm in front of it. Swin's block reads device and dtype off its ``weight``."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        like = next(norm.parameters(), torch.empty(0))
+        self.register_buffer("weight", torch.empty(0, device=like.device, dtype=like.dtype), persistent=False)
+
+
 class NoAttention(nn.Module):
     """Outputs the bias of the old ``proj`` for every token, whatever the input: what an attention without heads does.
 
@@ -32,3 +41,6 @@ class NoAttention(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., C] -> [..., C]; masks and the like are accepted and have nothing to act on."""
         return self.proj(x[..., :0])
+
+    def set_window_size(self, window_size: Any) -> None:
+        """Swin's attention has a table to resize; without heads there is none."""

@@ -110,7 +110,7 @@ def _residual_block(block: AttentionBlock, seen: HeadStatistics) -> BlockScores:
     k = len(seen.covariance)
     damped = seen.covariance + DAMPING * seen.covariance.diagonal().mean().clamp_min(1e-12) * torch.eye(k).double()
     weight = block.attn.proj.weight.detach().cpu().double().T
-    return ResidualScores(damped, weight, seen.gradient, block.attn.head_dim)
+    return ResidualScores(damped, weight, seen.gradient, block.head_dim)
 
 
 def _taylor(model: nn.Module, blocks: list[AttentionBlock], batches: Batches, seed: int) -> list[BlockScores]:
@@ -125,17 +125,20 @@ def _fisher(model: nn.Module, blocks: list[AttentionBlock], batches: Batches, se
 
 def _magnitude(model: nn.Module, blocks: list[AttentionBlock], batches: Batches, seed: int) -> list[BlockScores]:
     """L2 norm of all weights that go with the head, Han et al., NeurIPS 2015."""
-    return [_fixed(_head_norms(b.attn)) for b in blocks]
+    return [_fixed(_head_norms(b)) for b in blocks]
 
 
-def _head_norms(attn: TimmModule) -> Tensor:
+def _head_norms(block: AttentionBlock) -> Tensor:
+    attn = block.attn
     if attn.num_heads == 0:
         return torch.zeros(0)
-    shape = (attn.num_heads, attn.head_dim)
+    shape = (attn.num_heads, block.head_dim)
     squares = attn.qkv.weight.detach().square().sum(1).view(3, *shape).sum((0, 2))
     squares = squares + attn.proj.weight.detach().square().sum(0).view(shape).sum(1)
     if getattr(attn, "gate", None) is not None:
         squares = squares + attn.gate.weight.detach().square().sum(1).view(shape).sum(1)
+    if hasattr(attn, "relative_position_bias_table"):
+        squares = squares + attn.relative_position_bias_table.detach().square().sum(0)
     return squares.sqrt()
 
 
@@ -169,8 +172,8 @@ def _tp_taylor(model: nn.Module, blocks: list[AttentionBlock], batches: Batches,
 
 def _group_scores(probe: nn.Module, kind: str) -> list[BlockScores]:
     """``probe`` is a copy of the model, and spent afterwards."""
-    attentions = [b.attn for b in attention_blocks(probe)]
-    return [_fixed(group_importance(a, kind) if a.num_heads else torch.zeros(0)) for a in attentions]
+    blocks = attention_blocks(probe)
+    return [_fixed(group_importance(b, kind) if b.attn.num_heads else torch.zeros(0)) for b in blocks]
 
 
 def _fixed(values: Tensor) -> FixedScores:

@@ -39,7 +39,8 @@ def _zero() -> Tensor:
 
 @dataclass
 class _Sums:
-    """What has been added up so far for one block; ``features`` waits for its gradient."""
+    """What has been added up so far for one block; ``features`` waits for its gradient;
+    ``size`` is the stream's without batch and channels."""
 
     tokens: int = 0
     shift: Tensor | None = None
@@ -48,6 +49,7 @@ class _Sums:
     gg: Tensor = field(default_factory=_zero)
     gates: list[Tensor] = field(default_factory=list)
     features: Tensor | None = None
+    size: tuple[int, ...] = ()
 
 
 def observe(model: nn.Module, batches: Batches, loss: str, seed: int = 0) -> list[HeadStatistics]:
@@ -110,6 +112,9 @@ def _frozen_eval(model: nn.Module) -> Iterator[None]:
 def _watch(block: AttentionBlock, total: _Sums) -> Iterator[None]:
     """Collect this block's sums while batches run through the model."""
 
+    def enter(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        total.size = args[0].shape[1:-1]
+
     def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         total.features = args[0].detach()
         if not output.requires_grad:  # the first block: nothing before it asks for gradients
@@ -117,19 +122,22 @@ def _watch(block: AttentionBlock, total: _Sums) -> Iterator[None]:
         output.register_hook(lambda grad: _add(block, total, grad))
         return output
 
-    hook = block.attn.proj.register_forward_hook(forward)
+    hooks = [block.block.register_forward_pre_hook(enter), block.attn.proj.register_forward_hook(forward)]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _add(block: AttentionBlock, total: _Sums, grad: Tensor) -> None:
-    """``grad`` [B, N, C]: dLoss/d(output of proj) of the batch whose head outputs [B, N, k] wait in ``total``."""
+    """``grad`` [..., C]: dLoss/d(output of proj) of the batch whose head outputs [..., k] wait in ``total``."""
     z, total.features = total.features, None
     assert z is not None
+    # one row an image, one column a token: padding and windows are gone
+    z, grad = (block.to_stream(t, total.size).flatten(1, -2) for t in (z, grad))
     back = grad @ block.attn.proj.weight  # dLoss/dZ, [B, N, k]
-    by_head = (z * back).unflatten(-1, (block.attn.num_heads, block.attn.head_dim)).flatten(1, -3)
+    by_head = (z * back).unflatten(-1, (block.attn.num_heads, block.head_dim))
     total.gates.append(by_head.sum(dim=(1, 3)).cpu().double())
     g, z = grad.flatten(0, -2).float(), z.flatten(0, -2).float()  # reshape(-1, k) cannot take the k = 0 of no heads
     if total.shift is None:

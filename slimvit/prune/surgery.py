@@ -6,8 +6,8 @@ import copy
 
 from torch import nn
 
-from slimvit.models.family import TimmModule, attention_blocks, plan_of
-from slimvit.models.no_attention import NoAttention
+from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, plan_of
+from slimvit.models.no_attention import NoAttention, NoNorm
 from slimvit.plan import SlimPlan
 from slimvit.prune.torch_pruning import drop_inputs, drop_outputs
 
@@ -26,27 +26,38 @@ def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
         if not positions:
             continue
         if not wanted.kept_heads:
-            _remove_attention(view.block)
+            _remove_attention(view)
         else:
-            _remove_heads(view.attn, positions)
+            _remove_heads(view, positions)
     slim.slim_plan = SlimPlan(plan.blocks, current.model)
     return slim
 
 
-def _remove_heads(attn: TimmModule, positions: list[int]) -> None:
-    """Cut heads, by their position among those still there, out of ``qkv``, ``gate`` and ``proj``, in place."""
-    d, width = attn.head_dim, attn.num_heads * attn.head_dim
+def _remove_heads(view: AttentionBlock, positions: list[int]) -> None:
+    """Cut heads, by their position among those still there, out of ``qkv``, ``gate``, ``proj`` and Swin's bias table,
+    in place."""
+    attn, d = view.attn, view.head_dim
+    width = attn.num_heads * d
     channels = [head * d + i for head in positions for i in range(d)]
     drop_outputs(attn.qkv, [part * width + c for part in range(3) for c in channels])
     if getattr(attn, "gate", None) is not None:
         drop_outputs(attn.gate, channels)
     drop_inputs(attn.proj, channels)
+    if hasattr(attn, "relative_position_bias_table"):
+        _drop_columns(attn, "relative_position_bias_table", positions)
     attn.num_heads -= len(positions)
     if hasattr(attn, "attn_dim"):  # WindowAttention has none
         attn.attn_dim = attn.num_heads * d
 
 
-def _remove_attention(block: TimmModule) -> None:
+def _drop_columns(attn: TimmModule, name: str, positions: list[int]) -> None:
+    table: nn.Parameter = getattr(attn, name)
+    kept = [i for i in range(table.shape[1]) if i not in positions]
+    setattr(attn, name, nn.Parameter(table.detach()[:, kept].contiguous(), requires_grad=table.requires_grad))
+
+
+def _remove_attention(view: AttentionBlock) -> None:
     """A block without heads: its branch is a constant, so norm1 goes too."""
-    block.attn = NoAttention(block.attn.head_dim, block.attn.proj).train(block.training)
-    block.norm1 = nn.Identity()
+    block = view.block
+    block.attn = NoAttention(view.head_dim, block.attn.proj).train(block.training)
+    block.norm1 = NoNorm(block.norm1)

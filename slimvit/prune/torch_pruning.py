@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 import torch_pruning as tp
+from timm.layers import Attention
 from torch import Tensor, nn
 
-from slimvit.models.family import TimmModule
+from slimvit.models.family import AttentionBlock
 
 
 def drop_outputs(linear: nn.Linear, channels: list[int]) -> None:
@@ -19,7 +20,7 @@ def drop_inputs(linear: nn.Linear, channels: list[int]) -> None:
     tp.prune_linear_in_channels(linear, channels)
 
 
-def group_importance(attn: TimmModule, kind: str) -> Tensor:
+def group_importance(block: AttentionBlock, kind: str) -> Tensor:
     """Torch-Pruning's importance of each head of one attention module, [num_heads].
 
     The group is what its dependency graph couples to the channels of ``qkv``. A head's importance is the mean over
@@ -29,10 +30,9 @@ def group_importance(attn: TimmModule, kind: str) -> Tensor:
     Torch-Pruning's own pruner averages a fused ``qkv`` in contiguous thirds instead, which mixes heads up; slicing
     by head is what its documentation describes, and the fair way to run it.
 
-    ``attn`` must be a throw-away copy: the tracing changes it.
+    ``block`` must be of a throw-away copy: the tracing changes it.
     """
-    attn.requires_grad_(True)  # the graph is read off autograd's
-    attn.q_norm = attn.k_norm = nn.Identity()  # all heads share them, but the graph cannot tell
+    attn = _traceable(block).requires_grad_(True)  # the graph is read off autograd's
     importance = {
         "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
         "taylor": tp.importance.GroupTaylorImportance(),
@@ -42,4 +42,15 @@ def group_importance(attn: TimmModule, kind: str) -> Tensor:
         graph = tp.DependencyGraph().build_dependency(attn, example_inputs=example)
     channels = list(range(attn.qkv.out_features))
     group = graph.get_pruning_group(attn.qkv, tp.prune_linear_out_channels, idxs=channels)
-    return importance(group).view(3, attn.num_heads, attn.head_dim).mean(dim=(0, 2))
+    return importance(group).view(3, attn.num_heads, block.head_dim).mean(dim=(0, 2))
+
+
+def _traceable(block: AttentionBlock) -> Attention:
+    """A plain attention around the block's own layers: the graph understands neither norms that all heads share nor
+    Swin's table of biases, and none of them is part of a group."""
+    old = block.attn
+    plain = Attention(old.num_heads * block.head_dim, num_heads=old.num_heads)
+    plain.qkv, plain.proj = old.qkv, old.proj
+    if getattr(old, "gate", None) is not None:
+        plain.gate = old.gate
+    return plain

@@ -1,0 +1,99 @@
+"""timm's SwinTransformer: windowed attention, shifted in every second block, patch merging between stages."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
+from torch import Tensor, nn
+
+from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule
+from slimvit.models.no_attention import NoAttention
+
+
+def windows_to_image(block: TimmModule, windows: Tensor, size: tuple[int, ...]) -> Tensor:
+    """[B * windows, area, k] as the block's attention sees it -> [B, H, W, k] as the stream has it.
+
+    Undoes the partition, drops the padding, and shifts back; ``size`` is the stream's (H, W).
+    """
+    (h, w), (wh, ww), k = size, block.window_size, windows.shape[-1]
+    rows, columns = -(-h // wh), -(-w // ww)
+    image = windows.reshape(len(windows) // (rows * columns), rows, columns, wh, ww, k)
+    image = image.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * wh, columns * ww, k) if k else _empty(image)
+    image = image[:, :h, :w]
+    return image.roll(block.shift_size, (1, 2)) if any(block.shift_size) else image
+
+
+def _empty(image: Tensor) -> Tensor:
+    b, rows, columns, wh, ww, _ = image.shape
+    return image.new_empty(b, rows * wh, columns * ww, 0)
+
+
+def image_to_windows(block: TimmModule, image: Tensor) -> Tensor:
+    """[B, H, W, k] -> [B * windows, area, k]: shifted, padded with zeros and partitioned as in timm's block."""
+    if any(block.shift_size):
+        image = image.roll((-block.shift_size[0], -block.shift_size[1]), (1, 2))
+    wh, ww = block.window_size
+    image = nn.functional.pad(image, (0, 0, 0, -image.shape[2] % ww, 0, -image.shape[1] % wh))
+    b, h, w, k = image.shape
+    windows = image.view(b, h // wh, wh, w // ww, ww, k).permute(0, 1, 3, 2, 4, 5)
+    return windows.reshape(b * (h // wh) * (w // ww), wh * ww, k)
+
+
+def _check(model: TimmModule) -> str | None:
+    for i, stage in enumerate(model.layers):
+        for j, block in enumerate(stage.blocks):
+            if type(block) is not SwinTransformerBlock:
+                return f"layers.{i}.blocks.{j} is a {type(block).__name__}, not timm's SwinTransformerBlock"
+            if type(block.attn) not in (WindowAttention, NoAttention):
+                return f"layers.{i}.blocks.{j}.attn is a {type(block.attn).__name__}, not timm's WindowAttention"
+            if not isinstance(getattr(block.mlp, "fc2", None), nn.Linear):
+                return f"layers.{i}.blocks.{j}.mlp is a {type(block.mlp).__name__} without a linear fc2"
+    return None
+
+
+def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
+    return [
+        AttentionBlock(
+            name=f"layers.{i}.blocks.{j}",
+            stage=i,
+            block=block,
+            attn=block.attn,
+            tokens=_padded_tokens(block),
+            window=block.window_area,
+            to_stream=partial(windows_to_image, block),
+        )
+        for i, stage in enumerate(model.layers)
+        for j, block in enumerate(stage.blocks)
+    ]
+
+
+def _padded_tokens(block: TimmModule) -> int:
+    """Tokens of one image in all windows of a block, padding included: qkv and proj see those too."""
+    count = 1
+    for side, window in zip(block.input_resolution, block.window_size, strict=True):
+        count *= -(-side // window) * window
+    return count
+
+
+def _steps(model: TimmModule) -> list[Branch | Step]:
+    found: list[Branch | Step] = [Step("embed", model.patch_embed)]
+    for i, stage in enumerate(model.layers):
+        found.append(Step(f"layers.{i}.downsample", stage.downsample))
+        for j, block in enumerate(stage.blocks):
+            name, scale = f"layers.{i}.blocks.{j}", nn.Identity()
+            to_stream = partial(windows_to_image, block)
+            found.append(Branch(f"{name}.attn", block.norm1, block._attn, scale, block.attn.proj, to_stream))
+            found.append(Branch(f"{name}.mlp", block.norm2, block.mlp, scale, block.mlp.fc2))
+    return found
+
+
+SWIN = Family(
+    name="swin",
+    check=_check,
+    owns=lambda model: isinstance(model, SwinTransformer),
+    attention_blocks=_attention_blocks,
+    steps=_steps,
+    supported="timm SwinTransformers (swin_*, windows of any size, padded and dynamic inputs included)",
+)
