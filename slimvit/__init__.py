@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slimvit.dense.insert import insert_dense_attention as insert_dense_attention
     from slimvit.measure.accuracy import evaluate as evaluate
     from slimvit.measure.macs import count_macs as count_macs
     from slimvit.models.build import create_model as create_model
@@ -30,6 +31,7 @@ _HOME = {
     "create_model": "models.build",
     "evaluate": "measure.accuracy",
     "finetune": "train.finetune",
+    "insert_dense_attention": "dense.insert",
     "load": "store",
     "plan_heads": "prune.search",
     "prune_heads": "prune.surgery",

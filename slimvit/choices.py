@@ -8,9 +8,13 @@ Criterion = Literal["residual", "fisher", "taylor", "magnitude", "random", "tp-m
 Scope = Literal["uniform", "global"]
 RefitTarget = Literal["own", "teacher", "stream", "none"]
 AdaptMode = Literal["head", "all"]
+DenseMix = Literal["layer", "head"]
+DenseInit = Literal["zero", "normal"]
 
 CRITERIA: tuple[str, ...] = get_args(Criterion)
 SCOPES: tuple[str, ...] = get_args(Scope)
 REFIT_TARGETS: tuple[str, ...] = get_args(RefitTarget)
 ADAPT_MODES: tuple[str, ...] = get_args(AdaptMode)
+DENSE_MIXES: tuple[str, ...] = get_args(DenseMix)
+DENSE_INITS: tuple[str, ...] = get_args(DenseInit)
 DEVICES = ("auto", "cpu", "cuda", "mps")

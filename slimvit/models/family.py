@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
@@ -29,6 +29,14 @@ def as_it_is(features: Tensor, _: tuple[int, ...]) -> Tensor:
     return features
 
 
+class State(NamedTuple):
+    """Where a walk through a model stands: the stream [B, ..., C], and what the attention blocks of this stage have
+    left for later ones (None from those that leave nothing)."""
+
+    stream: Tensor
+    values: tuple[Tensor | None, ...] = ()
+
+
 @dataclass(frozen=True)
 class Branch:
     """One residual branch: ``stream + scale(body(norm(stream)))``, where ``body`` ends in the linear layer ``out``.
@@ -39,28 +47,37 @@ class Branch:
 
     name: str
     norm: nn.Module
-    body: Callable[[Tensor], Tensor]
+    body: Callable[..., Any]
     scale: nn.Module
     out: nn.Linear
     to_stream: ToStream = as_it_is
+    attends: bool = False
+    """An attention, not an MLP."""
+    mixes: bool = False
+    """A dense attention: ``body`` takes the values of ``earlier`` blocks and gives its own besides its output."""
 
-    def run(self, stream: Tensor) -> Tensor:
-        """The branch before its LayerScale. [B, ..., C] -> [B, ..., C]."""
-        return self.body(self.norm(stream))
+    def run(self, state: State) -> tuple[Tensor, Tensor | None]:
+        """The branch before its LayerScale [B, ..., C], and the values it leaves for later blocks."""
+        normed = self.norm(state.stream)
+        return self.body(normed, earlier=state.values) if self.mixes else (self.body(normed), None)
 
-    def apply(self, stream: Tensor) -> Tensor:
-        """The stream after this branch. [B, ..., C] -> [B, ..., C]."""
-        return stream + self.scale(self.run(stream))
+    def after(self, state: State, output: Tensor, values: Tensor | None) -> State:
+        """The state after this branch gave ``output`` [B, ..., C] and ``values``."""
+        left = (*state.values, values) if self.attends else state.values
+        return State(state.stream + self.scale(output), left)
 
-    def run_with_features(self, stream: Tensor) -> tuple[Tensor, Tensor]:
-        """The branch's output [B, ..., C] and the input of its last linear layer, token by token [B, ..., k]."""
+    def apply(self, state: State) -> State:
+        return self.after(state, *self.run(state))
+
+    def run_with_features(self, state: State) -> tuple[Tensor, Tensor | None]:
+        """The input of the last linear layer, token by token [B, ..., k], and the values left for later blocks."""
         seen: list[Tensor] = []
         hook = self.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
-            output = self.run(stream)
+            _, values = self.run(state)
         finally:
             hook.remove()
-        return output, self.to_stream(seen[0], stream.shape[1:-1])
+        return self.to_stream(seen[0], state.stream.shape[1:-1]), values
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,11 @@ class Step:
     """A part of the forward pass that is never refitted: the embedding, a patch merging."""
 
     name: str
-    apply: Callable[[Tensor], Tensor]
+    body: Callable[[Tensor], Tensor]
+
+    def apply(self, state: State) -> State:
+        """A new stage begins with the next block: values of earlier blocks are left behind."""
+        return State(self.body(state.stream))
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,15 @@ class Family:
     """The forward pass up to the final norm, images [B, C, H, W] in, stream out: [B, N, C], Swin [B, H, W, C]."""
     supported: str
     """The supported models in words, for error messages."""
+
+
+def plain_type(module: nn.Module) -> type:
+    """The timm class that a dense attention or block takes the place of; any other module's own class."""
+    return getattr(type(module), "plain", type(module))
+
+
+def is_dense(module: nn.Module) -> bool:
+    return hasattr(type(module), "plain")
 
 
 def families() -> tuple[Family, ...]:

@@ -8,7 +8,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule
+from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, is_dense, plain_type
 from slimvit.models.no_attention import NoAttention
 
 
@@ -30,6 +30,12 @@ def _empty(image: Tensor) -> Tensor:
     return image.new_empty(b, rows * wh, columns * ww, 0)
 
 
+def padded_size(block: TimmModule, size: tuple[int, ...]) -> tuple[int, int]:
+    """The stream's (H, W) with the padding that fills its last windows."""
+    (h, w), (wh, ww) = size, block.window_size
+    return -(-h // wh) * wh, -(-w // ww) * ww
+
+
 def image_to_windows(block: TimmModule, image: Tensor) -> Tensor:
     """[B, H, W, k] -> [B * windows, area, k]: shifted, padded with zeros and partitioned as in timm's block."""
     if any(block.shift_size):
@@ -43,10 +49,10 @@ def image_to_windows(block: TimmModule, image: Tensor) -> Tensor:
 
 def _check(model: TimmModule) -> str | None:
     for i, stage in enumerate(model.layers):
-        for j, block in enumerate(stage.blocks):
-            if type(block) is not SwinTransformerBlock:
+        for j, block in enumerate(stage.blocks.children()):
+            if plain_type(block) is not SwinTransformerBlock:
                 return f"layers.{i}.blocks.{j} is a {type(block).__name__}, not timm's SwinTransformerBlock"
-            if type(block.attn) not in (WindowAttention, NoAttention):
+            if plain_type(block.attn) not in (WindowAttention, NoAttention):
                 return f"layers.{i}.blocks.{j}.attn is a {type(block.attn).__name__}, not timm's WindowAttention"
             if not isinstance(getattr(block.mlp, "fc2", None), nn.Linear):
                 return f"layers.{i}.blocks.{j}.mlp is a {type(block.mlp).__name__} without a linear fc2"
@@ -65,26 +71,27 @@ def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
             to_stream=partial(windows_to_image, block),
         )
         for i, stage in enumerate(model.layers)
-        for j, block in enumerate(stage.blocks)
+        for j, block in enumerate(stage.blocks.children())
     ]
 
 
 def _padded_tokens(block: TimmModule) -> int:
     """Tokens of one image in all windows of a block, padding included: qkv and proj see those too."""
-    count = 1
-    for side, window in zip(block.input_resolution, block.window_size, strict=True):
-        count *= -(-side // window) * window
-    return count
+    height, width = padded_size(block, block.input_resolution)
+    return height * width
 
 
 def _steps(model: TimmModule) -> list[Branch | Step]:
     found: list[Branch | Step] = [Step("embed", model.patch_embed)]
     for i, stage in enumerate(model.layers):
         found.append(Step(f"layers.{i}.downsample", stage.downsample))
-        for j, block in enumerate(stage.blocks):
+        for j, block in enumerate(stage.blocks.children()):
             name, scale = f"layers.{i}.blocks.{j}", nn.Identity()
             to_stream = partial(windows_to_image, block)
-            found.append(Branch(f"{name}.attn", block.norm1, block._attn, scale, block.attn.proj, to_stream))
+            attends, mixes = True, is_dense(block)
+            found.append(
+                Branch(f"{name}.attn", block.norm1, block._attn, scale, block.attn.proj, to_stream, attends, mixes)
+            )
             found.append(Branch(f"{name}.mlp", block.norm2, block.mlp, scale, block.mlp.fc2))
     return found
 

@@ -8,16 +8,16 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule
+from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, is_dense, plain_type
 from slimvit.models.no_attention import NoAttention
 
 
 def _check(model: TimmModule) -> str | None:
-    for i, block in enumerate(model.blocks):
-        if type(block) is not Block:
+    for i, block in enumerate(model.blocks.children()):
+        if plain_type(block) is not Block:
             return f"blocks.{i} is a {type(block).__name__}, not timm's pre-norm Block"
         attn = block.attn
-        if type(attn) not in (Attention, NoAttention):
+        if plain_type(attn) not in (Attention, NoAttention):
             return f"blocks.{i}.attn is a {type(attn).__module__}.{type(attn).__name__}, not timm's Attention"
         if isinstance(attn, Attention) and not isinstance(attn.norm, nn.Identity):
             return f"blocks.{i}.attn normalises across its heads (scale_norm), so a head cannot be removed exactly"
@@ -28,7 +28,7 @@ def _check(model: TimmModule) -> str | None:
 
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
-    return [AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n) for i, block in enumerate(model.blocks)]
+    return [AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n) for i, block in enumerate(model.blocks.children())]
 
 
 def _embed(model: TimmModule, images: Tensor) -> Tensor:
@@ -38,8 +38,9 @@ def _embed(model: TimmModule, images: Tensor) -> Tensor:
 
 def _steps(model: TimmModule) -> list[Branch | Step]:
     found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
-    for i, block in enumerate(model.blocks):
-        found.append(Branch(f"blocks.{i}.attn", block.norm1, block.attn, block.ls1, block.attn.proj))
+    for i, block in enumerate(model.blocks.children()):
+        attention = {"attends": True, "mixes": is_dense(block)}
+        found.append(Branch(f"blocks.{i}.attn", block.norm1, block.attn, block.ls1, block.attn.proj, **attention))
         found.append(Branch(f"blocks.{i}.mlp", block.norm2, block.mlp, block.ls2, block.mlp.fc2))
     return found
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slimvit.errors import PlanError
-from slimvit.models.family import Branch, Step, steps
+from slimvit.models.family import Branch, State, Step, steps
 from slimvit.models.modes import device_of, evaluating
 from slimvit.progress import track
 from slimvit.prune.observe import Batches
@@ -111,25 +111,25 @@ class _CachedWalk:
 
     def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], images: list[Tensor]) -> None:
         self.mine, self.theirs = mine, theirs
-        self.now, self.goal = list(images), list(images)
-        self.features: list[Tensor] = []
+        self.now, self.goal = [State(x) for x in images], [State(x) for x in images]
+        self.seen: list[tuple[Tensor, Tensor | None]] = []
 
     def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Features [B, N, k] and wanted outputs [B, N, C] of branch ``i``, a batch at a time."""
-        for b, stream in enumerate(self.now):
-            _, features = ours.run_with_features(stream)
-            wanted, self.goal[b] = _wanted(target, uncut, stream, self.goal[b])
-            self.features.append(features)
+        for b, state in enumerate(self.now):
+            features, values = ours.run_with_features(state)
+            wanted, self.goal[b] = _wanted(target, uncut, state, self.goal[b])
+            self.seen.append((features, values))
             yield features, wanted
 
     def advance(self, i: int) -> None:
         step = self.mine[i]
         if isinstance(step, Step):
-            self.now = [step.apply(x) for x in self.now]
-            self.goal = [self.theirs[i].apply(x) for x in self.goal]
+            self.now = [step.apply(state) for state in self.now]
+            self.goal = [self.theirs[i].apply(state) for state in self.goal]
             return
-        self.now = [x + step.scale(step.out(f)) for x, f in zip(self.now, self.features, strict=True)]
-        self.features = []
+        self.now = [step.after(s, step.out(f), v) for s, (f, v) in zip(self.now, self.seen, strict=True)]
+        self.seen = []
 
 
 class _RecomputingWalk:
@@ -140,29 +140,30 @@ class _RecomputingWalk:
 
     def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         for images, _ in self.batches:
-            stream = goal = images.to(ours.out.weight.device)
+            state = goal = State(images.to(ours.out.weight.device))
             for mine, theirs in zip(self.mine[:i], self.theirs[:i], strict=True):
-                stream, goal = mine.apply(stream), theirs.apply(goal)
-            _, features = ours.run_with_features(stream)
-            yield features, _wanted(target, uncut, stream, goal)[0]
+                state, goal = mine.apply(state), theirs.apply(goal)
+            features, _ = ours.run_with_features(state)
+            yield features, _wanted(target, uncut, state, goal)[0]
 
     def advance(self, i: int) -> None:
         pass
 
 
-def _wanted(target: str, uncut: Branch, stream: Tensor, goal: Tensor) -> tuple[Tensor, Tensor]:
-    """What a branch should produce before its LayerScale, and the original stream after it; [B, N, C] both."""
+def _wanted(target: str, uncut: Branch, state: State, goal: State) -> tuple[Tensor, State]:
+    """What a branch should produce before its LayerScale [B, ..., C], and the original's state after it."""
+    branch, values = uncut.run(goal)
+    after = uncut.after(goal, branch, values)
     if target == "own":
-        return uncut.run(stream), goal
-    branch = uncut.run(goal)
-    after = goal + uncut.scale(branch)
+        return uncut.run(State(state.stream, goal.values))[0], after
     if target == "teacher":
         return branch, after
+    missing = after.stream - state.stream
     gamma = getattr(uncut.scale, "gamma", None)
     if gamma is None:
-        return after - stream, after
+        return missing, after
     # a channel whose scale is next to nothing cannot correct the stream: leave it as it was
-    return torch.where(gamma.abs() > TINY_SCALE, (after - stream) / gamma, branch), after
+    return torch.where(gamma.abs() > TINY_SCALE, missing / gamma, branch), after
 
 
 def _rewrite(linear: nn.Linear, moments: Moments, ridge: float) -> None:

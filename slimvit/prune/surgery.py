@@ -6,6 +6,7 @@ import copy
 
 from torch import nn
 
+from slimvit.dense.insert import can_mix, dense_mix, insert_dense_attention, mixes_of, remove_dense_attention
 from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, plan_of
 from slimvit.models.no_attention import NoAttention, NoNorm
 from slimvit.plan import SlimPlan
@@ -18,6 +19,9 @@ def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
     The result equals the model whose removed heads output zero, to rounding. Raises
     :class:`~slimvit.errors.PlanError` when the plan is for another model or keeps heads that are gone.
     """
+    mix = dense_mix(model)
+    if mix is not None:
+        return _prune_dense(model, plan, mix)
     current = plan_of(model)
     plan.check_against(current)
     slim: TimmModule = copy.deepcopy(model)
@@ -31,6 +35,14 @@ def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
             _remove_heads(view, positions)
     slim.slim_plan = SlimPlan(plan.blocks, current.model)
     return slim
+
+
+def _prune_dense(model: nn.Module, plan: SlimPlan, mix: str) -> nn.Module:
+    """The mixes of the pairs of blocks that still share a head stay as they were."""
+    slim = prune_heads(remove_dense_attention(model), plan)
+    if not can_mix(slim):
+        return slim
+    return insert_dense_attention(slim, mix, mixes=mixes_of(model))
 
 
 def _remove_heads(view: AttentionBlock, positions: list[int]) -> None:

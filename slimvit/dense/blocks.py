@@ -1,0 +1,94 @@
+"""The container of a stage's blocks, through which the values of earlier blocks travel to later ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from timm.layers import use_reentrant_ckpt
+from torch import Tensor, nn
+
+from slimvit.dense.mixing import Pair
+from slimvit.errors import ModelError
+
+Values = Sequence[Tensor | None]
+"""The values of the blocks of a stage so far, None where no later block needs them."""
+
+
+class DenseBlocks(nn.ModuleList):
+    """The blocks of one stage, some of them dense. To be called, or walked through, from the first to the last.
+
+    Walking (``for block in blocks: x = block(x)``), as timm does in ``forward_intermediates``, with attention masks and
+    in gradient checkpointing, gives blocks that share the values of this one walk; ``blocks[i]`` is the bare module.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The stream after all blocks; [B, ..., C] -> [B, ..., C]."""
+        values: list[Tensor | None] = []
+        for block in self._modules.values():
+            x, value = _run(block, x, values)
+            values.append(value)
+        return x
+
+    def __iter__(self) -> Iterator[Any]:
+        values: list[Tensor | None] = [None] * len(self)
+        return iter([_Walked(block, i, values) for i, block in enumerate(self._modules.values())])
+
+
+class _Walked:
+    """A block in one walk: called with the stream alone, it finds and leaves values in the list of its walk."""
+
+    def __init__(self, block: Any, position: int, values: list[Tensor | None]) -> None:
+        self._block, self._position, self._values = block, position, values
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._position and torch.is_grad_enabled() and use_reentrant_ckpt():
+            raise ModelError("dense attention needs non-reentrant checkpointing: unset TIMM_REENTRANT_CKPT")
+        x, self._values[self._position] = _run(self._block, x, self._values[: self._position], *args, **kwargs)
+        return x
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._block, name)
+
+
+def _run(block: Any, x: Tensor, earlier: Values, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    if is_dense(block):
+        return block(x, *args, earlier=earlier, **kwargs)
+    return block(x, *args, **kwargs), None
+
+
+def is_dense(block: Any) -> bool:
+    """Whether a block gives values to later ones or mixes those of earlier ones into its own."""
+    return isinstance(getattr(block, "attn", None), MixesValues)
+
+
+class MixesValues:
+    """What every dense attention has besides its family's attention."""
+
+    mix: nn.Parameter | None
+    pairs: tuple[Pair, ...]
+    per_head: bool
+    feeds: bool
+    """Whether a later block needs this one's values."""
+
+    def needed(self, earlier: Values) -> list[Tensor]:
+        """The values of each pair's block; raises :class:`ModelError` when one is missing."""
+        found = [earlier[p.earlier] if p.earlier < len(earlier) else None for p in self.pairs]
+        for pair, values in zip(self.pairs, found, strict=True):
+            if values is None:
+                raise ModelError(
+                    f"a dense attention block needs the values of block {pair.earlier} of its stage and got none; "
+                    "call the whole model, or the stage's blocks in order"
+                )
+        return [v for v in found if v is not None]
+
+
+def dense_module(plain: nn.Module, cls: type, **attributes: Any) -> Any:
+    """A module of ``cls`` with the parameters, children and settings of ``plain``, which must not be used any more."""
+    module = cls.__new__(cls)
+    nn.Module.__init__(module)
+    module.__dict__.update(plain.__dict__)
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return module

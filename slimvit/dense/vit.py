@@ -1,0 +1,74 @@
+"""Dense attention in timm's VisionTransformer blocks."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor
+from torch.nn import functional as F
+
+from slimvit.dense.blocks import MixesValues, Values
+from slimvit.dense.mixing import mix_values
+
+
+class DenseAttention(MixesValues, Attention):
+    """timm's attention, with the values of earlier blocks mixed into its own before they are attended to."""
+
+    plain = Attention
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, earlier: Values = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, N, C] -> output [B, N, C] and own unmixed values [B, N, k] (None when no later block needs them)."""
+        b, n, _ = x.shape
+        gate = self.gate(x).sigmoid() if getattr(self, "gate", None) is not None else None
+        qkv = self.qkv(x)
+        own = qkv[..., 2 * self.attn_dim :]
+        mixed = own
+        if self.mix is not None:
+            mixed = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, self.head_dim)
+        heads = (b, n, self.num_heads, self.head_dim)
+        q = self.q_norm(qkv[..., : self.attn_dim].reshape(heads).transpose(1, 2))
+        k = self.k_norm(qkv[..., self.attn_dim : 2 * self.attn_dim].reshape(heads).transpose(1, 2))
+        x = self._attend(q, k, mixed.reshape(heads).transpose(1, 2), attn_mask, is_causal)
+        x = self.norm(x.transpose(1, 2).reshape(b, n, self.attn_dim))
+        if gate is not None:
+            x = x * gate
+        return self.proj_drop(self.proj(x)), kept(own) if self.feeds else None
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v on timm's path, fused or not; q, k, v [B, H, N, d] -> [B, H, N, d]."""
+        if self.fused_attn:
+            dropout = self.attn_drop.p if self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        if is_causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if mask is not None:
+            bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf) if _is_bool(mask) else mask
+            scores = scores + bias
+        return self.attn_drop(scores.softmax(dim=-1)) @ v
+
+
+def _is_bool(mask: Tensor) -> bool:
+    return mask.dtype == torch.bool
+
+
+def kept(values: Tensor) -> Tensor:
+    """Values to keep until the stage ends: without gradients as a copy, so that queries and keys can be freed."""
+    return values if values.requires_grad else values.contiguous()
+
+
+class DenseBlock(Block):
+    """timm's block around a :class:`DenseAttention`."""
+
+    plain = Block
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, earlier: Values = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, N, C] -> the stream after the block [B, N, C], and the attention's own values for later blocks."""
+        branch, values = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, earlier=earlier)
+        x = x + self.drop_path1(self.ls1(branch))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), values
