@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slimvit.creation import create_model as create_model
     from slimvit.dense.insert import insert_dense_attention as insert_dense_attention
     from slimvit.measure.accuracy import evaluate as evaluate
     from slimvit.measure.macs import count_macs as count_macs
-    from slimvit.models.build import create_model as create_model
     from slimvit.options import Options as Options
     from slimvit.pipeline import run as run
     from slimvit.plan import SlimPlan as SlimPlan
@@ -28,7 +28,7 @@ _HOME = {
     "SlimPlan": "plan",
     "SlimvitError": "errors",
     "count_macs": "measure.macs",
-    "create_model": "models.build",
+    "create_model": "creation",
     "evaluate": "measure.accuracy",
     "finetune": "train.finetune",
     "insert_dense_attention": "dense.insert",

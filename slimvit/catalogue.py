@@ -13,7 +13,7 @@ from slimvit.models.family import attention_blocks
 from slimvit.progress import track
 from slimvit.store import read_description
 
-MODULES = ("vision_transformer", "deit")
+MODULES = ("vision_transformer", "deit", "swin_transformer")
 """timm's modules that hold the supported families."""
 
 

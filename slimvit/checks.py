@@ -12,14 +12,15 @@ from slimvit.data.images import Images
 from slimvit.data.loaders import check_images, draw, preprocessing_of
 from slimvit.data.preprocessing import train_transform
 from slimvit.data.sources import Data
-from slimvit.errors import DataError, PlanError, StoreError
+from slimvit.dense.insert import dense_mix
+from slimvit.errors import DataError, ModelError, PlanError, StoreError
 from slimvit.folders import check_free
 from slimvit.measure.macs import count_macs
 from slimvit.models.family import TimmModule, head_macs, plan_of
 from slimvit.plan import SlimPlan
 from slimvit.prune.criteria import NEEDS_CLASSIFIER, score_heads
 from slimvit.prune.search import plan_heads
-from slimvit.recipe import PruneSection, Recipe, TrainSection
+from slimvit.recipe import DenseSection, PruneSection, Recipe, TrainSection
 from slimvit.train.distill import training_loss
 from slimvit.train.loop import check_mixing
 
@@ -38,6 +39,12 @@ def check_budget(section: PruneSection, model: nn.Module) -> None:
         read_plan(section.plan, model)
     elif section.wanted:
         plan_heads(score_heads(model, (), "random"), **budget_of(section, model))
+
+
+def check_dense(section: DenseSection, model: nn.Module) -> None:
+    """Raise :class:`ModelError` when dense attention is asked for and there already."""
+    if section.mix is not None and dense_mix(model) is not None:
+        raise ModelError(f"--dense {section.mix}: the model has dense attention already (mix {dense_mix(model)})")
 
 
 def budget_of(section: PruneSection, model: nn.Module) -> dict[str, Any]:

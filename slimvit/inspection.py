@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from slimvit.dense.insert import dense_mix, mixes_in
 from slimvit.measure.macs import count_macs, count_params, params_by_part
 from slimvit.models.family import attention_blocks, model_name, plan_of
 from slimvit.recipe import ModelSection
@@ -30,6 +31,8 @@ def inspect_model(section: ModelSection) -> dict[str, Any]:
         "model": model_name(model),
         "num_classes": model.num_classes,
         "heads": [plan.total, plan.kept],
+        "dense": dense_mix(model),
+        "mixes": mixes_in(model),
         "params": count_params(model),
         "params_by_part": params_by_part(model),
         "macs": macs.total,
@@ -49,6 +52,8 @@ def inspection_text(found: dict[str, Any]) -> str:
         f"{found['macs'] / 1e9:.3f} GFLOPs (1 multiply-add = 1), {found['num_classes']} classes",
         "",
     ]
+    if found["dense"]:
+        lines[0] += f", dense attention with {found['mixes']} mixes (one a pair of blocks{_and_head(found)})"
     if found["note"]:
         lines.insert(0, f"note: {found['note']}")
     width = max(len(b["block"]) for b in found["blocks"])
@@ -67,6 +72,10 @@ def inspection_text(found: dict[str, Any]) -> str:
             share = 100 * macs / found["macs"]
             lines.append(f"{part:<12} {params / 1e6:>8.3f} M params  {macs / 1e6:>9.1f} MFLOPs  {share:>5.1f} %")
     return "\n".join(lines)
+
+
+def _and_head(found: dict[str, Any]) -> str:
+    return " and head" if found["dense"] == "head" else ""
 
 
 def _ids(block: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""run(recipe): original -> scores -> plan -> cut -> refit -> fine-tune -> save -> report, readable on one page."""
+"""run(recipe): original -> scores -> plan -> cut -> refit -> dense -> fine-tune -> save -> report, on one page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,20 @@ from typing import Any
 from torch import nn
 
 from slimvit import rundir
-from slimvit.checks import budget_of, check_budget, check_classes, check_out, check_readable, check_training, read_plan
+from slimvit.checks import (
+    budget_of,
+    check_budget,
+    check_classes,
+    check_dense,
+    check_out,
+    check_readable,
+    check_training,
+    read_plan,
+)
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.sources import open_data
-from slimvit.errors import RecipeError
+from slimvit.dense.insert import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
+from slimvit.errors import ModelError, RecipeError
 from slimvit.measure.accuracy import compare, outputs_of
 from slimvit.measure.macs import count_macs, count_params
 from slimvit.models.family import family_of, plan_of
@@ -39,8 +49,8 @@ HEAD_EPOCHS = 30
 
 def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
     """Carry out a recipe; the run folder, if one is asked for, appears complete or not at all."""
-    if not recipe.prune.wanted and recipe.finetune.epochs == 0 and recipe.adapt.epochs == 0:
-        raise RecipeError("nothing to do: give --ratio, --heads, --target-macs or --plan, or epochs to train")
+    if not (recipe.prune.wanted or recipe.dense.mix or recipe.finetune.epochs or recipe.adapt.epochs):
+        raise RecipeError("nothing to do: give --ratio, --heads, --target-macs or --plan, --dense, or epochs to train")
     now = start(recipe, options)
     measure(now, "original", now.original)
     if recipe.prune.wanted:
@@ -48,6 +58,8 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
         repair(now)
     elif now.original is not now.model:
         measure(now, "pruned", now.model)
+    if recipe.dense.mix:
+        densify(now, recipe.dense.mix)
     if recipe.finetune.epochs:
         tune(now)
     if options.out is not None:
@@ -74,6 +86,7 @@ def start(recipe: Recipe, options: Options) -> Run:
     model = open_model(recipe.model)
     family_of(model)
     check_budget(recipe.prune, model)
+    check_dense(recipe.dense, model)
     teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
     data = open_data(recipe.data, recipe.seed)
     check_classes(recipe, data, model)
@@ -120,6 +133,8 @@ def make_plan(now: Run) -> SlimPlan:
     started = time.perf_counter()
     now.scores = score_heads(model, now.calibration(), section.criterion, now.recipe.seed)
     plan = plan_heads(now.scores, **budget_of(section, model))
+    if now.recipe.dense.mix and not can_mix(plan):
+        raise ModelError(NOTHING_TO_MIX)
     now.spent = time.perf_counter() - started
     return plan
 
@@ -146,6 +161,14 @@ def repair(now: Run) -> None:
     measure(now, "refit", now.model, started)
 
 
+def densify(now: Run, mix: str) -> None:
+    """Let every attention block also attend over the values of the earlier blocks of its stage."""
+    started, section = time.perf_counter(), now.recipe.dense
+    now.model = insert_dense_attention(now.model, mix, section.init, seed=now.recipe.seed)
+    say(f"inserted dense attention: {mixes_in(now.model)} mixes")
+    measure(now, "dense", now.model, started)
+
+
 def tune(now: Run) -> None:
     """Fine-tune, learning from the uncut network too unless told otherwise."""
     started = time.perf_counter()
@@ -166,7 +189,7 @@ def _train(now: Run, name: str, section: TrainSection, teacher: nn.Module | None
 
     now.model, now.histories[name] = finetune(
         now.model, loader, section, teacher=teacher, labelled=now.data.labelled, lr=lr, device=now.device, seed=seed,
-        what=name, after_epoch=validate,
+        mix_lr_scale=now.recipe.dense.lr_scale, what=name, after_epoch=validate,
     )  # fmt: skip
 
 

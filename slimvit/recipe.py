@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from slimvit.choices import AdaptMode, Criterion, RefitTarget, Scope
+from slimvit.choices import AdaptMode, Criterion, DenseInit, DenseMix, RefitTarget, Scope
 from slimvit.errors import RecipeError, nearest
 
 
@@ -136,6 +136,24 @@ class RefitSection(Section):
     """Pull towards the old weights, in units of the mean feature variance."""
 
 
+class DenseSection(Section):
+    """Dense attention: each attention block also attends over the values of the earlier blocks of its stage."""
+
+    mix: DenseMix | None = None
+    """One learnable scalar a pair of blocks (`layer`) or a pair and head (`head`); None inserts nothing."""
+    init: DenseInit = "zero"
+    """`zero` changes nothing until it is trained; `normal` is for training from scratch."""
+    lr_scale: float = Field(10.0, gt=0)
+    """Learning rate of the mixes, in units of the others'."""
+
+    @model_validator(mode="after")
+    def _not_idle(self) -> DenseSection:
+        idle = [k for k, field in type(self).model_fields.items() if getattr(self, k) != field.default]
+        if self.mix is None and idle:
+            raise ValueError(f"{' and '.join(idle)} without mix; give mix layer or head")
+        return self
+
+
 class Recipe(Section):
     """One run: which model, which data, what to cut, how to repair and train it."""
 
@@ -144,6 +162,7 @@ class Recipe(Section):
     adapt: AdaptSection = AdaptSection()
     prune: PruneSection = PruneSection()
     refit: RefitSection = RefitSection()
+    dense: DenseSection = DenseSection()
     finetune: FinetuneSection = FinetuneSection()
     seed: int = Field(0, ge=0, lt=2**63)
 

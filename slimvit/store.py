@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
+from slimvit.choices import DenseMix
+from slimvit.dense.insert import dense_mix, insert_dense_attention
 from slimvit.errors import PlanError, SlimvitError, StoreError
 from slimvit.folders import new_folder
 from slimvit.models.build import ModelSource, check_timm
@@ -38,7 +40,8 @@ class SlimFile(BaseModel):
     """Arguments of timm's create_model, number of classes and image size included."""
     num_classes: int
     plan: dict[str, Any]
-    dense: None = None
+    dense: DenseMix | None = None
+    """How earlier values are mixed in; None without dense attention."""
     preprocessing: dict[str, Any] = {}
     """What timm's resolve_model_data_config gives: input size, mean, std, interpolation, crop."""
     class_names: list[str] = []
@@ -71,7 +74,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
     """slim.json and model.safetensors, into an existing folder."""
     source = describe(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    skeleton = _skeleton(source, plan_of(model))
+    skeleton = _skeleton(source, plan_of(model), dense_mix(model))
     if differences := _differences(_shapes(skeleton), _shapes(model)) or _replaced(skeleton, model):
         raise StoreError(
             f"{source.name}: this model was changed after timm built it, so it could not be loaded again: {differences}"
@@ -89,6 +92,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
         model_args=source.args,
         num_classes=model.num_classes,
         plan=plan_of(model).to_json(),
+        dense=cast("DenseMix | None", dense_mix(model)),
         preprocessing=_preprocessing(model),
         class_names=list(class_names),
         weights_sha256=_sha256(folder / WEIGHTS),
@@ -148,8 +152,8 @@ def load(folder: str | Path) -> nn.Module:
         plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
     except PlanError as error:
         raise StoreError(str(error)) from None
-    _check_weights(folder / WEIGHTS, _shapes(_skeleton(source, plan, folder)), info.weights_sha256)
-    model: TimmModule = prune_heads(timm.create_model(source.name, pretrained=False, **source.args), plan)
+    _check_weights(folder / WEIGHTS, _shapes(_skeleton(source, plan, info.dense, folder)), info.weights_sha256)
+    model = _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, info.dense)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
     model.slim_source = source
     model.class_names = tuple(info.class_names)
@@ -183,14 +187,19 @@ def read_description(folder: Path) -> SlimFile:
         raise StoreError(f"{path}: damaged: {'; '.join(clauses)}") from None
 
 
-def _skeleton(source: ModelSource, plan: SlimPlan, folder: Path | None = None) -> nn.Module:
+def _cut(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
+    slim = prune_heads(model, plan)
+    return slim if dense is None else insert_dense_attention(slim, dense)
+
+
+def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Path | None = None) -> nn.Module:
     """The cut model without weights, on the meta device: names and shapes, no memory."""
     where = f"{folder / DESCRIPTION}: " if folder else ""
     if not timm.is_model(source.name):  # timm would take hf-hub:... for a model to fetch
         raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
     try:
         with torch.device("meta"):
-            return prune_heads(timm.create_model(source.name, pretrained=False, **source.args), plan)
+            return _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, dense)
     except SlimvitError as error:
         raise StoreError(f"{where}{error}") from None
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:

@@ -52,6 +52,17 @@ def vit() -> Build:
 
 
 @pytest.fixture(scope="session")
+def swin() -> Build:
+    """A named timm Swin with few narrow blocks, a small image and random weights, in eval mode."""
+
+    def build(name: str = "swin_tiny_patch4_window7_224", seed: int = 0, **kwargs: Any) -> Any:
+        settings = {"img_size": 32, "window_size": 4, "depths": (2, 2), "num_heads": (2, 4), "embed_dim": 16}
+        return _randomise(timm.create_model(name, **(settings | {"num_classes": 5} | kwargs)), seed)
+
+    return build
+
+
+@pytest.fixture(scope="session")
 def images() -> Callable[..., Tensor]:
     """Random images [n, 3, S, S] of the size a model takes."""
 
@@ -88,6 +99,25 @@ def silenced() -> Callable[..., Any]:
         return model
 
     return hush
+
+
+@pytest.fixture(scope="session")
+def masked() -> Callable[..., Any]:
+    """``silenced`` for a model of any family."""
+
+    def mask(model: Any, kept_heads: Iterable[Sequence[int]]) -> Any:
+        import copy
+
+        from slimvit.models.family import attention_blocks
+
+        model = copy.deepcopy(model)
+        for view, kept in zip(attention_blocks(model), kept_heads, strict=True):
+            channels = torch.zeros(view.attn.num_heads).index_fill(0, torch.tensor(kept, dtype=torch.long), 1)
+            channels = channels.repeat_interleave(view.head_dim)
+            view.attn.proj.register_forward_pre_hook(lambda _, args, m=channels: (args[0] * m.to(args[0]),))
+        return model
+
+    return mask
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from slimvit.choices import CRITERIA, REFIT_TARGETS, SCOPES
+from slimvit.choices import CRITERIA, DENSE_MIXES, REFIT_TARGETS, SCOPES
 from slimvit.commands import shared
 
 budget_options = shared.options(
@@ -23,6 +23,8 @@ budget_options = shared.options(
     click.option("--criterion", type=click.Choice(CRITERIA), help="How heads are scored. [default: residual]"),
     click.option("--refit", type=click.Choice(REFIT_TARGETS), help="What the closed-form repair aims at. "
                  "[default: stream]"),
+    click.option("--dense", type=click.Choice(DENSE_MIXES), help="Insert dense attention: one learnable mix a pair of "
+                 "blocks, or a pair and head."),
     click.option("--calibration-images", type=int, metavar="N", help="Images scores and refit see. [default: 512]"),
 )  # fmt: skip
 
@@ -83,6 +85,7 @@ def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
     more = {
         "prune": {k: given[k] for k in prune},
         "refit": {"target": given["refit"]},
+        "dense": {"mix": given["dense"]},
         "finetune": {"epochs": given["finetune_epochs"], "lr": given["lr"], "distill": given["distill"]}
         | (shared.AS_THEY_ARE if given["no_augment"] else {}),
     }

@@ -84,7 +84,7 @@ class MixesValues:
         return [v for v in found if v is not None]
 
 
-def dense_module(plain: nn.Module, cls: type, **attributes: Any) -> Any:
+def dense_module(plain: Any, cls: Any, **attributes: Any) -> Any:
     """A module of ``cls`` with the parameters, children and settings of ``plain``, which must not be used any more."""
     module = cls.__new__(cls)
     nn.Module.__init__(module)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -17,9 +17,15 @@ from slimvit.dense.swin import DenseSwinBlock, DenseWindowAttention
 from slimvit.dense.vit import DenseAttention, DenseBlock
 from slimvit.errors import ModelError
 from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, family_of, plan_of
+from slimvit.plan import SlimPlan
 
-CLASSES = {"vit": (DenseBlock, DenseAttention), "swin": (DenseSwinBlock, DenseWindowAttention)}
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "vit": (DenseBlock, DenseAttention),
+    "swin": (DenseSwinBlock, DenseWindowAttention),
+}
 """Block and attention that take the place of a family's own."""
+
+NOTHING_TO_MIX = "dense attention has nothing to mix: no two blocks of a stage share a head"
 
 Mixes: TypeAlias = Mapping[tuple[str, str, int], float]
 """The weight with which a block (by name) adds the values of an earlier one to its own, by original head id."""
@@ -57,8 +63,8 @@ def insert_dense_attention(
         raise ModelError(f"the model has dense attention already (mix {dense_mix(model)})")
     dense: TimmModule = copy.deepcopy(model)
     slots = _slots(dense)
-    if not can_mix(dense):
-        raise ModelError("dense attention has nothing to mix: no two blocks of a stage share a head")
+    if not can_mix(plan_of(model)):
+        raise ModelError(NOTHING_TO_MIX)
     generator = torch.Generator().manual_seed(seed)
     for slot in slots:
         if slot.pairs or slot.feeds:
@@ -84,15 +90,21 @@ def remove_dense_attention(model: nn.Module) -> nn.Module:
     return plain
 
 
-def can_mix(model: nn.Module) -> bool:
+def can_mix(plan: SlimPlan) -> bool:
     """Whether any two blocks of a stage share a head."""
-    return any(slot.pairs for slot in _slots(model))
+    stages = [[b.kept_heads for b in plan.blocks if b.stage == stage] for stage in {b.stage for b in plan.blocks}]
+    return any(pairs for kept in stages for pairs in pairs_of(kept))
 
 
 def dense_mix(model: nn.Module) -> str | None:
     """``layer`` or ``head``; None for a model without dense attention."""
     kinds = {m.per_head for m in model.modules() if isinstance(m, MixesValues)}
     return None if not kinds else "head" if kinds.pop() else "layer"
+
+
+def mixes_in(model: nn.Module) -> int:
+    """Learnable mixes of a model."""
+    return sum(m.mix.numel() for m in model.modules() if isinstance(m, MixesValues) and m.mix is not None)
 
 
 def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:

@@ -72,7 +72,7 @@ def mix_values(
     """
     weights = _channel_weights(mix.to(own.dtype), pairs, per_head, head_dim)
     slices = [[(a * head_dim, b * head_dim, n * head_dim) for a, b, n in pair.runs] for pair in pairs]
-    if torch.compiler.is_compiling():  # compilers fuse the plain form better than we can
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compilers fuse the plain form better than we can
         out = own.clone()
         _add(out, earlier, slices, weights)
         return out
@@ -125,7 +125,9 @@ class _Mix(torch.autograd.Function):
         rows = [v.reshape(-1, v.shape[-1]) for v in earlier]
         grad_rows = [v.view(-1, v.shape[-1]) for v in grads]
         for chunk in _chunks(grad):
-            _add_backward(g[chunk], [r[chunk] for r in rows], slices, weights, [r[chunk] for r in grad_rows], weight_grads)
+            _add_backward(
+                g[chunk], [r[chunk] for r in rows], slices, weights, [r[chunk] for r in grad_rows], weight_grads
+            )
         return grad, None, None, *grads, *weight_grads
 
 

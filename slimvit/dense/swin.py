@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.swin_transformer import SwinTransformerBlock, WindowAttention
 from torch import Tensor
@@ -57,17 +59,18 @@ class DenseSwinBlock(SwinTransformerBlock):
         x = (x + self.drop_path1(branch)).reshape(shape[0], -1, shape[-1])
         return (x + self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape), values
 
-    def _attn(self, x: Tensor, earlier: Values = ()) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+    def _attn(self, x: Tensor, earlier: Values = ()) -> tuple[Tensor, Tensor | None]:
         """The branch [B, H, W, C] of the normed stream, and its own values."""
-        attn, size = self.attn, x.shape[1:3]
-        mask = self.attn_mask
+        attn: Any = self.attn
+        size = x.shape[1:3]
+        mask: Any = self.attn_mask
         if getattr(self, "dynamic_mask", False):
             mask = self.get_attn_mask(x.new_empty(1, *padded_size(self, size), 1))
         branch, own = attn(image_to_windows(self, x), mask, self._mixed(attn, earlier))
         values = windows_to_image(self, own, size).contiguous() if attn.feeds else None
         return windows_to_image(self, branch, size), values
 
-    def _mixed(self, attn: DenseWindowAttention, earlier: Values) -> Tensor | None:
+    def _mixed(self, attn: Any, earlier: Values) -> Tensor | None:
         """The weighted sum of earlier values in this block's windows; nothing is added where there is padding."""
         if attn.mix is None:
             return None

@@ -22,7 +22,8 @@ class DenseAttention(MixesValues, Attention):
     ) -> tuple[Tensor, Tensor | None]:
         """[B, N, C] -> output [B, N, C] and own unmixed values [B, N, k] (None when no later block needs them)."""
         b, n, _ = x.shape
-        gate = self.gate(x).sigmoid() if getattr(self, "gate", None) is not None else None
+        gate_layer = getattr(self, "gate", None)  # timm 1.0.23 has none
+        gate = None if gate_layer is None else gate_layer(x).sigmoid()
         qkv = self.qkv(x)
         own = qkv[..., 2 * self.attn_dim :]
         mixed = own

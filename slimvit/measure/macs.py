@@ -18,6 +18,7 @@ from torch import nn
 
 from slimvit.errors import ModelError
 from slimvit.measure.closed_form import closed_form, stem_of
+from slimvit.measure.mixes import mix_macs
 from slimvit.measure.operators import ELEMENTWISE, NORMS
 from slimvit.measure.parts import BLOCK_PARTS, PARTS, count_params, in_order, params_by_part, part_of
 from slimvit.measure.torch_counter import torch_count
@@ -30,7 +31,8 @@ TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class MacCount:
-    """MACs of one image. ``total`` is fvcore's count and includes the norms; a figure that is not known is None."""
+    """MACs of one image. ``total`` is fvcore's count and includes the norms, and the mixes of dense attention from
+    their formula; a figure that is not known is None."""
 
     total: int
     by_part: dict[str, int]
@@ -46,7 +48,8 @@ class MacCount:
 
     @property
     def without_norm(self) -> int:
-        return self.total - self.by_part["norm"]
+        """fvcore's count without norms and mixes: what the other counters see too."""
+        return self.total - self.by_part["norm"] - self.by_part.get("mixes", 0)
 
     @property
     def agrees(self) -> bool:
@@ -78,11 +81,14 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     size = input_size or _input_size(model)
     try:
         by_torch = torch_count(_stand_in(model, "meta"), size)
+        mixes = mix_macs(_stand_in(model, "meta"), size)
         analysis = _trace(_stand_in(model, "cpu"), size)
     except AssertionError as error:
         shape = "x".join(map(str, size))
         raise ModelError(f"{type(model).__name__} does not take images of {shape}: {error}") from error
     own = _own_counts(analysis.by_module_and_operator())
+    for name, macs in mixes.items():
+        own.setdefault(name, Counter())["mixes"] += macs
     by_part: Counter[str] = Counter()
     for counts in own.values():
         by_part.update(counts)

@@ -5,9 +5,8 @@ from __future__ import annotations
 NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"})
 """Counted by fvcore (some operations an element), left out by every other counter."""
 
-_ARITHMETIC = (
-    "abs add add_ ceil clamp_min cos div div_ exp log mul mul_ neg pow reciprocal rsqrt rsub sin sqrt sub sub_"
-)
+_ARITHMETIC = "abs add add_ addcmul addcmul_ ceil clamp_min cos div div_ exp log mul mul_ neg pow reciprocal rsqrt "
+_ARITHMETIC += "rsub sin sqrt sub sub_"
 _ACTIVATIONS = "elu gelu hardsigmoid hardswish hardtanh hardtanh_ leaky_relu log_softmax mish relu6 sigmoid silu "
 _ACTIVATIONS += "silu_ softmax softplus tanh"
 _REDUCTIONS = "all amax amin any cumsum max_pool2d mean min norm prod std sum var"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
-import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
@@ -88,10 +88,8 @@ def _steps(model: TimmModule) -> list[Branch | Step]:
         for j, block in enumerate(stage.blocks.children()):
             name, scale = f"layers.{i}.blocks.{j}", nn.Identity()
             to_stream = partial(windows_to_image, block)
-            attends, mixes = True, is_dense(block)
-            found.append(
-                Branch(f"{name}.attn", block.norm1, block._attn, scale, block.attn.proj, to_stream, attends, mixes)
-            )
+            attention = Branch(f"{name}.attn", block.norm1, block._attn, scale, block.attn.proj, to_stream)
+            found.append(replace(attention, attends=True, mixes=is_dense(block)))
             found.append(Branch(f"{name}.mlp", block.norm2, block.mlp, scale, block.mlp.fc2))
     return found
 

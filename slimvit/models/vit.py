@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from timm.layers import Attention
@@ -28,7 +29,9 @@ def _check(model: TimmModule) -> str | None:
 
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
-    return [AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n) for i, block in enumerate(model.blocks.children())]
+    return [
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n) for i, block in enumerate(model.blocks.children())
+    ]
 
 
 def _embed(model: TimmModule, images: Tensor) -> Tensor:
@@ -39,8 +42,8 @@ def _embed(model: TimmModule, images: Tensor) -> Tensor:
 def _steps(model: TimmModule) -> list[Branch | Step]:
     found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks.children()):
-        attention = {"attends": True, "mixes": is_dense(block)}
-        found.append(Branch(f"blocks.{i}.attn", block.norm1, block.attn, block.ls1, block.attn.proj, **attention))
+        attention = Branch(f"blocks.{i}.attn", block.norm1, block.attn, block.ls1, block.attn.proj, attends=True)
+        found.append(replace(attention, mixes=is_dense(block)))
         found.append(Branch(f"blocks.{i}.mlp", block.norm2, block.mlp, block.ls2, block.mlp.fc2))
     return found
 

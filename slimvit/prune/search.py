@@ -41,7 +41,7 @@ def plan_heads(
         raise PlanError("macs_to_save needs head_macs, the MACs of one head of each block")
     search = _Search(scores, head_macs or [1] * len(plan.blocks), min_heads)
     if heads is not None:
-        for block, keep in enumerate(_heads_per_block(plan, heads)):
+        for block, keep in enumerate(heads_per_block(plan, heads)):
             if keep < min_heads:
                 raise PlanError(f"heads {_listed(heads)} is below min_heads {min_heads}; give a smaller --min-heads")
             search.drop_in_block(block, max(0, len(plan.blocks[block].kept_heads) - keep))
@@ -104,7 +104,8 @@ class _Search:
         return [[b.kept_heads[i] for i in kept] for b, kept in zip(self.plan.blocks, self.kept, strict=True)]
 
 
-def _heads_per_block(plan: SlimPlan, heads: int | Sequence[int]) -> list[int]:
+def heads_per_block(plan: SlimPlan, heads: int | Sequence[int]) -> list[int]:
+    """Heads every block is to keep; ``heads``: one number, or one a stage."""
     if isinstance(heads, int):
         return [heads] * len(plan.blocks)
     stages = sorted({b.stage for b in plan.blocks})

@@ -40,7 +40,7 @@ def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
 def _prune_dense(model: nn.Module, plan: SlimPlan, mix: str) -> nn.Module:
     """The mixes of the pairs of blocks that still share a head stay as they were."""
     slim = prune_heads(remove_dense_attention(model), plan)
-    if not can_mix(slim):
+    if not can_mix(plan):
         return slim
     return insert_dense_attention(slim, mix, mixes=mixes_of(model))
 

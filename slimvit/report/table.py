@@ -83,7 +83,7 @@ def _cells(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
     styles = {c.name: c.style for c in COLUMNS}
     rows = []
     for label, row in table.iterrows():
-        cells = [NOT_MEASURED if pd.isna(v) else format(v, styles[name]) for name, v in row.items()]
+        cells = [NOT_MEASURED if pd.isna(v) else format(v, styles[str(name)]) for name, v in row.items()]
         rows.append((str(label), cells))
     return rows
 

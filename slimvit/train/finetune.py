@@ -24,6 +24,7 @@ def finetune(
     lr: float = 2e-5,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    mix_lr_scale: float = 1.0,
     what: str = "fine-tuning",
     after_epoch: Callable[[nn.Module, dict[str, Any]], None] = lambda model, row: None,
 ) -> tuple[nn.Module, History]:
@@ -31,9 +32,21 @@ def finetune(
 
     ``loader``: from :func:`slimvit.data.loaders.train_loader`. ``section``: epochs, schedule and augmentation; a
     ``FinetuneSection`` with ``distill`` also learns from ``teacher``, which stays as it is and sees the same images.
-    ``lr``: peak learning rate when the section names none.
+    ``lr``: peak learning rate when the section names none. ``mix_lr_scale``: learning rate of the mixes of dense
+    attention, in units of the others'.
     """
     if teacher is not None:
         teacher = teacher.to(device).eval()
     loss = training_loss(section, teacher, labelled, bool(model.num_classes))
-    return train(model, loader, loss, section, lr=lr, device=device, seed=seed, what=what, after_epoch=after_epoch)
+    return train(
+        model,
+        loader,
+        loss,
+        section,
+        lr=lr,
+        device=device,
+        seed=seed,
+        mix_lr_scale=mix_lr_scale,
+        what=what,
+        after_epoch=after_epoch,
+    )

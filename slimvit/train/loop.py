@@ -40,6 +40,7 @@ def train(
     lr: float,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    mix_lr_scale: float = 1.0,
     what: str = "fine-tuning",
     after_epoch: Callable[[nn.Module, dict[str, Any]], None] = lambda model, row: None,
 ) -> tuple[nn.Module, History]:
@@ -52,7 +53,7 @@ def train(
     model = copy.deepcopy(model).to(device)
     if section.drop_path:  # 0 leaves what the model was built with
         _set_drop_path(model, section.drop_path)
-    optimizer = torch.optim.AdamW(_groups(model, section), lr=section.lr or lr)
+    optimizer = torch.optim.AdamW(_groups(model, section, section.lr or lr, mix_lr_scale), lr=section.lr or lr)
     steps = max(1, len(loader))
     schedule = _schedule(optimizer, section, steps)
     mix = _mixing(section, model.num_classes, _images_a_step(loader))
@@ -99,10 +100,15 @@ def _step(
     return float(value.detach())
 
 
-def _groups(model: TimmModule, section: TrainSection) -> list[dict[str, Any]]:
-    """No weight decay on norms, biases and what timm lists (tokens, position tables)."""
+def _groups(model: TimmModule, section: TrainSection, lr: float, mix_lr_scale: float) -> list[dict[str, Any]]:
+    """No weight decay on norms, biases and what timm lists (tokens, position tables); the mixes of dense attention,
+    without decay too, have a learning rate of their own."""
     never = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    return param_groups_weight_decay(model, section.weight_decay, no_weight_decay_list=never)
+    groups = param_groups_weight_decay(model, section.weight_decay, no_weight_decay_list=never)
+    mixes = [p for name, p in model.named_parameters() if name.endswith("attn.mix")]
+    for group in groups:
+        group["params"] = [p for p in group["params"] if not any(p is mix for mix in mixes)]
+    return [*groups, {"params": mixes, "lr": lr * mix_lr_scale, "weight_decay": 0.0}] if mixes else groups
 
 
 def _schedule(optimizer: torch.optim.Optimizer, section: TrainSection, steps: int) -> CosineLRScheduler:

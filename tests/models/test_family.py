@@ -8,7 +8,7 @@ from torch import nn
 
 from slimvit.errors import ModelError
 from slimvit.models.build import check_timm
-from slimvit.models.family import Branch, attention_blocks, family_of, head_macs, plan_of, steps
+from slimvit.models.family import Branch, State, attention_blocks, family_of, head_macs, plan_of, steps
 from slimvit.models.modes import evaluating
 from slimvit.prune.surgery import prune_heads
 
@@ -75,19 +75,19 @@ def test_the_steps_are_the_forward_pass(name, kwargs, vit, images, gap):
     model = prune_heads(model, plan_of(model).keeping([[0, 2], [], [1]]))
     x = images(model)
     with evaluating(model):
-        stream = x
+        state = State(x)
         for step in steps(model):
-            stream = step.apply(stream)
-        assert gap(model.norm(stream), model.forward_features(x)) <= 1e-6
+            state = step.apply(state)
+        assert gap(model.norm(state.stream), model.forward_features(x)) <= 1e-6
 
 
 def test_a_branch_gives_the_input_of_its_last_layer(vit, images):
     model = vit()
-    stream = torch.randn(2, 5, 192)
+    state = State(torch.randn(2, 5, 192))
     for branch in steps(model)[1:]:
         assert isinstance(branch, Branch)
-        output, features = branch.run_with_features(stream)
-        assert torch.equal(branch.out(features), output)
+        features, _ = branch.run_with_features(state)
+        assert torch.equal(branch.out(features), branch.run(state)[0])
         assert not branch.out._forward_pre_hooks
 
 

@@ -1,0 +1,62 @@
+"""create_model as users call it: timm's models, and the narrower, densely attending ones to train from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slimvit.dense.insert import insert_dense_attention
+from slimvit.errors import ModelError
+from slimvit.models import build
+from slimvit.models.family import plan_of
+from slimvit.plan import SlimPlan
+from slimvit.prune.search import heads_per_block
+from slimvit.prune.surgery import prune_heads
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | None = None,
+    weights: str | Path | None = None,
+    img_size: int | None = None,
+    num_classes: int | None = None,
+    args: dict[str, Any] | None = None,
+    heads: int | Sequence[int] | None = None,
+    dense: str | None = None,
+    init: str = "zero",
+    seed: int = 0,
+) -> nn.Module:
+    """A timm model in eval mode, pretrained unless ``heads`` is given.
+
+    ``weights``: a .safetensors or .pth file, read through timm's own checkpoint filters, instead of timm's
+    pretrained weights. ``num_classes``: None keeps the classifier that comes with the weights (none, when they have
+    none); another number gives a new, untrained classifier. ``args``: further arguments of timm's constructor.
+
+    ``heads``: heads of every block, or one number a stage: a narrower network, to be trained from scratch. ``dense``
+    (``layer`` or ``head``) and ``init`` insert dense attention as :func:`slimvit.insert_dense_attention` does. The
+    paper's DeiT-T is ``create_model("deit_tiny_patch16_224", heads=2, dense="layer", init="normal")``.
+
+    Raises :class:`ModelError` for an unknown name, arguments timm refuses, weights that do not fit, or weights asked
+    for together with ``heads``.
+    """
+    if heads is not None and (pretrained or weights is not None):
+        raise ModelError(f"{name}: heads={heads} builds a network without weights; to cut a pretrained one, prune it")
+    pretrained = heads is None if pretrained is None else pretrained
+    model = build.create_model(
+        name, pretrained=pretrained, weights=weights, img_size=img_size, num_classes=num_classes, args=args
+    )
+    if heads is not None:
+        model = prune_heads(model, _first_heads(model, heads))
+    return model if dense is None else insert_dense_attention(model, dense, init, seed=seed)
+
+
+def _first_heads(model: nn.Module, heads: int | Sequence[int]) -> SlimPlan:
+    """The heads with the lowest ids of every block: untrained ones are all alike, and blocks must share theirs to
+    mix."""
+    plan = plan_of(model)
+    counts = heads_per_block(plan, heads)
+    return plan.keeping([b.kept_heads[:n] for b, n in zip(plan.blocks, counts, strict=True)])
