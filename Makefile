@@ -6,7 +6,8 @@ READY := .venv/.ready
 .PHONY: demo test check format clean
 
 demo: $(READY)
-	$(BIN)/slimvit run digits_half --out runs/demo --force
+	$(BIN)/slimvit run digits_vit_dense --out runs/demo_vit --force
+	$(BIN)/slimvit run digits_swin_dense --out runs/demo_swin --force
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto

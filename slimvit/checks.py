@@ -111,7 +111,7 @@ def check_training(recipe: Recipe, data: Data, model: TimmModule) -> None:
             train_transform(preprocessing_of(model), section)
             check_mixing(section, min(recipe.data.batch_size, len(data.train)))
     if recipe.finetune.epochs:
-        teacher = model if recipe.prune.wanted or recipe.finetune.teacher else None
+        teacher = model if recipe.changes_the_model or recipe.finetune.teacher else None
         training_loss(recipe.finetune, teacher, data.labelled, bool(model.num_classes or recipe.adapt.epochs))
 
 

@@ -49,7 +49,7 @@ HEAD_EPOCHS = 30
 
 def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
     """Carry out a recipe; the run folder, if one is asked for, appears complete or not at all."""
-    if not (recipe.prune.wanted or recipe.dense.mix or recipe.finetune.epochs or recipe.adapt.epochs):
+    if not (recipe.changes_the_model or recipe.finetune.epochs or recipe.adapt.epochs):
         raise RecipeError("nothing to do: give --ratio, --heads, --target-macs or --plan, --dense, or epochs to train")
     now = start(recipe, options)
     measure(now, "original", now.original)

@@ -166,6 +166,11 @@ class Recipe(Section):
     finetune: FinetuneSection = FinetuneSection()
     seed: int = Field(0, ge=0, lt=2**63)
 
+    @property
+    def changes_the_model(self) -> bool:
+        """Whether heads go or dense attention comes: then the model it starts from can teach the one it ends with."""
+        return self.prune.wanted or self.dense.mix is not None
+
     @classmethod
     def parse(cls, data: Any, source: str = "recipe") -> Recipe:
         """A checked recipe from plain data; raises :class:`RecipeError` with every defect in one line."""

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from slimvit import store
+from slimvit.dense.insert import mixes_of
 from slimvit.folders import new_folder
 from slimvit.models.family import plan_of
 from slimvit.plan import SlimPlan
@@ -23,7 +24,7 @@ def write(now: Run, out: Path, force: bool) -> None:
     report, plan, names = now.report, plan_of(now.model), now.data.class_names
     with new_folder(out, force) as folder:
         store.write_model(now.model, folder, names)
-        if now.adapted and now.recipe.prune.wanted:
+        if now.adapted and now.recipe.changes_the_model:
             (folder / ORIGINAL).mkdir()
             store.write_model(now.original, folder / ORIGINAL, names)
         (folder / "recipe.yaml").write_text(now.recipe.to_yaml())
@@ -32,6 +33,8 @@ def write(now: Run, out: Path, force: bool) -> None:
         (folder / "report.md").write_text(table.markdown(report))
         plots.head_map(plan, now.scores.table() if now.scores else None, folder / "head_map.png")
         plots.stage_accuracy(report, folder / "stages.png")
+        if mixes := mixes_of(now.model):
+            plots.mix_map([b.name for b in plan.blocks], mixes, folder / "mixes.png")
         for name, history in now.histories.items():
             _write_history(history, folder / f"history_{name}.csv")
 

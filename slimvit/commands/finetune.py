@@ -52,5 +52,5 @@ def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:
 
     if (folder / ORIGINAL).is_dir():
         return {"name": str(folder / ORIGINAL)}
-    started_from = made_by.finetune.teacher or (made_by.model if made_by.prune.wanted else None)
+    started_from = made_by.finetune.teacher or (made_by.model if made_by.changes_the_model else None)
     return None if started_from is None else started_from.model_dump()

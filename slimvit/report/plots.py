@@ -72,6 +72,39 @@ def stage_accuracy(report: Report, path: Path) -> None:
     _save(fig, path)
 
 
+def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], path: Path) -> None:
+    """The triangle of mixes: blocks that mix down, earlier blocks whose values they add across; the mean over heads.
+
+    ``names``: the blocks in forward order. ``mixes``: weight by (block, earlier block, head). White pairs do not mix.
+    """
+    size = len(names)
+    sums, counts = np.zeros((size, size)), np.zeros((size, size))
+    for (block, earlier, _), value in mixes.items():
+        at = names.index(block), names.index(earlier)
+        sums[at] += value
+        counts[at] += 1
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    largest = np.nanmax(np.abs(means)) or 1.0
+    fig = Figure(figsize=(1.9 + 0.36 * size, 1.3 + 0.36 * size), layout="constrained")
+    axes = fig.add_subplot()
+    image = axes.imshow(means, cmap="RdBu_r", vmin=-largest, vmax=largest)
+    short = [name.replace("blocks.", "").replace("layers.", "") for name in names]
+    axes.set_xticks(range(size), short, rotation=90 if max(map(len, short)) > 2 else 0)
+    axes.set_yticks(range(size), short)
+    axes.tick_params(colors=MUTED, labelsize=8, labelcolor=INK, length=0)
+    axes.spines[:].set_visible(False)
+    if size <= 12:
+        for (row, column), value in np.ndenumerate(means):
+            if not np.isnan(value):
+                colour = "white" if abs(value) > 0.6 * largest else INK
+                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+    axes.set_xlabel("earlier block whose values are added", color=INK)
+    axes.set_ylabel("block that mixes", color=INK)
+    axes.set_title("Dense attention: learned mixes", **_TITLE)
+    fig.colorbar(image, ax=axes, fraction=0.046).outline.set_visible(False)
+    _save(fig, path)
+
+
 def tradeoff(reports: Mapping[Any, Report], path: Path) -> None:
     """Top-1 (or the feature error where a run has no top-1) against FLOPs: originals and every run's last stage."""
     with_top1 = all(_top1(s) is not None for r in reports.values() for s in (r.reference, r.last))

@@ -47,11 +47,11 @@ SHAPES = {
     "without qkv bias": ({"qkv_bias": False, "img_size": 72}, (72, 72)),
 }
 PLANS = {
-    "uneven": lambda block, h: [i for i in range(h) if (i + block) % 3 or i == block % h],
-    "one head left": lambda block, h: [block % h],
-    "a block without heads": lambda block, h: [] if block == 1 else list(range(1, h)),
-    "a stage without heads": lambda block, h: [] if h == 2 or h == 3 else list(range(h - 1)),
-    "no heads at all": lambda block, h: [],
+    "uneven": lambda i, b: [h for h in range(b.heads) if (h + i) % 3 or h == i % b.heads],
+    "one head left": lambda i, b: [i % b.heads],
+    "a block without heads": lambda i, b: range(1, b.heads) if i != 1 else [],
+    "a stage without heads": lambda i, b: range(b.heads - 1) if b.stage != 1 else [],
+    "no heads at all": lambda i, b: [],
 }
 KEPT = [[1], [], [0, 2, 3], [1]]
 each_fusing = pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
@@ -59,7 +59,7 @@ each_shape = pytest.mark.parametrize(("kwargs", "size"), SHAPES.values(), ids=SH
 
 
 def planned(model, plan):
-    return [PLANS[plan](i, b.heads) for i, b in enumerate(plan_of(model).blocks)]
+    return [list(PLANS[plan](i, b)) for i, b in enumerate(plan_of(model).blocks)]
 
 
 def fuse(model, fused):
@@ -139,7 +139,7 @@ def test_what_is_left_are_timms_modules_with_their_heads_of_everything(swin):
         c = old.qkv.in_features
         for name in ("weight", "bias"):
             wanted = getattr(old.qkv, name).reshape(3, old.num_heads, 8, -1)[:, kept].flatten(0, 2).squeeze(-1)
-            assert torch.equal(getattr(new.qkv, name), wanted)
+            assert torch.equal(getattr(new.qkv, name), wanted), name
         assert torch.equal(new.proj.weight, old.proj.weight.view(c, old.num_heads, 8)[:, kept].flatten(1))
         assert torch.equal(new.proj.bias, old.proj.bias)
 
@@ -294,22 +294,21 @@ def real_tokens(block, size):
     return (rows[:, None] & columns).view(-1, wh, len(columns) // ww, ww).transpose(1, 2).reshape(-1, wh * ww)
 
 
+def record(seen, gradients):
+    """A hook for ``proj`` that keeps its inputs, and the gradients at its outputs."""
+
+    def hook(_, args, output):
+        seen.append(args[0].detach())
+        output.register_hook(gradients.append)
+
+    return hook
+
+
 def test_padding_does_not_enter_the_statistics(swin, batches):
     model = swin(img_size=72)
     views, sizes = attention_blocks(model), [(18, 18), (18, 18), (9, 9), (9, 9)]
     seen, gradients = [[] for _ in views], [[] for _ in views]
-    hooks = [
-        view.attn.proj.register_forward_hook(
-            lambda _, args, output, i=i: (
-                (
-                    seen[i].append(args[0].detach()),
-                    output.register_hook(lambda grad, i=i: gradients[i].append(grad)),
-                )[2:]
-                or None
-            )
-        )
-        for i, view in enumerate(views)
-    ]
+    hooks = [v.attn.proj.register_forward_hook(record(seen[i], gradients[i])) for i, v in enumerate(views)]
     data = batches(model, count=2)
     for images, labels in data:
         F.cross_entropy(model(images), labels, reduction="sum").backward()
@@ -358,7 +357,7 @@ def test_the_refit_brings_the_features_nearer_the_original(target, model, data):
 def test_nothing_removed_nothing_changed(target, model, data, gap):
     same = refit(prune_heads(model, plan_of(model)), model, data(model), target, ridge=1e-6)
     found, wanted = outputs(same, data(model)[0][0]), outputs(model, data(model)[0][0])
-    assert all(gap(found[what], wanted[what]) <= 1e-3 for what in found)
+    assert all(gap(found[what], wanted[what]) <= 1e-4 for what in found)
 
 
 @pytest.mark.parametrize("target", TARGETS)
