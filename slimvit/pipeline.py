@@ -127,14 +127,17 @@ def _fit_head(now: Run, epochs: int) -> None:
 
 def make_plan(now: Run) -> SlimPlan:
     """From a plan file, or from scores and a budget."""
-    section, model = now.recipe.prune, now.model
-    if section.plan is not None:
-        return read_plan(section.plan, model)
-    started = time.perf_counter()
-    now.scores = score_heads(model, now.calibration(), section.criterion, now.recipe.seed)
-    plan = plan_heads(now.scores, **budget_of(section, model))
+    file = now.recipe.prune.plan
+    plan = read_plan(file, now.model) if file is not None else _scored_plan(now)
     if now.recipe.dense.mix and not can_mix(plan):
-        raise ModelError(NOTHING_TO_MIX)
+        raise ModelError(f"--dense {now.recipe.dense.mix}: {NOTHING_TO_MIX} in this plan")
+    return plan
+
+
+def _scored_plan(now: Run) -> SlimPlan:
+    section, started = now.recipe.prune, time.perf_counter()
+    now.scores = score_heads(now.model, now.calibration(), section.criterion, now.recipe.seed)
+    plan = plan_heads(now.scores, **budget_of(section, now.model))
     now.spent = time.perf_counter() - started
     return plan
 

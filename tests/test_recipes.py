@@ -10,6 +10,7 @@ import pytest
 
 import slimvit
 from slimvit.commands.run import command
+from slimvit.embedded import EMBEDDED
 from slimvit.models.family import plan_of
 from slimvit.options import Options
 from slimvit.recipe import Recipe
@@ -21,7 +22,7 @@ NAMES = list(recipe_files())
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures cost as much as the small runs here; test_pipeline.py looks at them."""
-    for name in ("head_map", "stage_accuracy"):
+    for name in ("head_map", "stage_accuracy", "mix_map"):
         monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
 
 
@@ -43,7 +44,8 @@ def test_the_first_line_runs_it_and_the_second_says_what_it_does(name: str) -> N
 def test_it_runs(name: str, digit_folder: Any, tmp_path: Path) -> None:
     recipe = Recipe.read(recipe_files()[name])
     now = slimvit.run(_toy(recipe, digit_folder, tmp_path), Options(out=tmp_path / "run"))
-    wanted = ["original"] + ["pruned", "refit"] * recipe.prune.wanted + ["finetuned"] * bool(recipe.finetune.epochs)
+    wanted = ["original"] + ["pruned", "refit"] * recipe.prune.wanted
+    wanted += ["dense"] * bool(recipe.dense.mix) + ["finetuned"] * bool(recipe.finetune.epochs)
     assert [s.stage for s in now.report.stages] == wanted
     again = slimvit.load(tmp_path / "run")
     assert again.slim_plan == plan_of(now.model)
@@ -57,7 +59,7 @@ def _toy(recipe: Recipe, digit_folder: Any, tmp_path: Path) -> Recipe:
     if recipe.data.name != "digits":
         few |= {"name": str(digit_folder(tmp_path / "data", train=4, val=2)), "root": None}
     tree["data"] |= few
-    if recipe.model.name != "vit_digits":
+    if recipe.model.name not in EMBEDDED:
         tree["model"]["pretrained"] = False
     for section in ("adapt", "finetune"):
         tree[section]["epochs"] = min(1, tree[section]["epochs"])
