@@ -24,7 +24,9 @@ def embedded_models(pattern: str = "*") -> list[dict[str, str]]:
         if not fnmatch(name, pattern):
             continue
         info = read_description(folder)
-        args = ", ".join(f"{k} {v}" for k, v in info.model_args.items() if k in ("embed_dim", "depth", "num_heads"))
+        args = ", ".join(
+            f"{k} {v}" for k, v in info.model_args.items() if k in ("embed_dim", "depth", "depths", "num_heads")
+        )
         about = f"{info.model} ({args}), {info.num_classes} classes"
         rows.append({"model": name, "about": about})
     return rows

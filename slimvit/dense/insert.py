@@ -143,7 +143,8 @@ def _weights(
         return None
     if mixes is not None:
         heads = [(p, p.heads if per_head else p.heads[:1]) for p in slot.pairs]
-        return torch.tensor([mixes[slot.view.name, slot.names[p.earlier], h] for p, ids in heads for h in ids])
+        values = [mixes[slot.view.name, slot.names[p.earlier], h] for p, ids in heads for h in ids]
+        return torch.tensor(values, dtype=torch.float64)
     return torch.randn(size, generator=generator) if init == "normal" else torch.zeros(size)
 
 

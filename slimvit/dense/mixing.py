@@ -120,7 +120,7 @@ class _Mix(torch.autograd.Function):
         count = len(slices)
         earlier, weights = tensors[:count], tensors[count:]
         grads = [torch.zeros_like(v, memory_format=torch.contiguous_format) for v in earlier]
-        weight_grads = [torch.zeros_like(w) for w in weights]
+        weight_grads = [torch.zeros_like(w, dtype=_exact(w)) for w in weights]
         g = grad.reshape(-1, grad.shape[-1])
         rows = [v.reshape(-1, v.shape[-1]) for v in earlier]
         grad_rows = [v.view(-1, v.shape[-1]) for v in grads]
@@ -128,7 +128,7 @@ class _Mix(torch.autograd.Function):
             _add_backward(
                 g[chunk], [r[chunk] for r in rows], slices, weights, [r[chunk] for r in grad_rows], weight_grads
             )
-        return grad, None, None, *grads, *weight_grads
+        return grad, None, None, *grads, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True))
 
 
 def _add_backward(
@@ -137,14 +137,19 @@ def _add_backward(
 ) -> None:  # fmt: skip
     """In place: onto the gradients of the earlier values and of the weights."""
     for values, runs, weight, into, weight_into in zip(earlier, slices, weights, grads, weight_grads, strict=True):
-        done = 0
+        done, exact = 0, weight_into.dtype
         for here, there, n in runs:
             g, v, scalar = grad[:, here : here + n], values[:, there : there + n], len(weight) == 1
             part = slice(0, 1) if scalar else slice(done, done + n)
             torch.mul(g, weight[part], out=into[:, there : there + n])
             product = g * v
-            weight_into[part] += product.sum() if scalar else product.sum(0)
+            weight_into[part] += product.sum(dtype=exact) if scalar else product.sum(0, dtype=exact)
             done += n
+
+
+def _exact(like: Tensor) -> torch.dtype:
+    """Half precision is too coarse to add up many chunks in."""
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 def _chunks(like: Tensor) -> list[slice]:
