@@ -40,16 +40,20 @@ class _Walked:
     """A block in one walk: called with the stream alone, it finds and leaves values in the list of its walk."""
 
     def __init__(self, block: Any, position: int, values: list[Tensor | None]) -> None:
-        self._block, self._position, self._values = block, position, values
+        self.__dict__.update(_block=block, _position=position, _values=values)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self._position and torch.is_grad_enabled() and use_reentrant_ckpt():
+        # what the forward pass looks like inside a reentrant checkpoint: values would lose their gradients
+        if x.requires_grad and not torch.is_grad_enabled() and use_reentrant_ckpt():
             raise ModelError("dense attention needs non-reentrant checkpointing: unset TIMM_REENTRANT_CKPT")
         x, self._values[self._position] = _run(self._block, x, self._values[: self._position], *args, **kwargs)
         return x
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._block, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._block, name, value)
 
 
 def _run(block: Any, x: Tensor, earlier: Values, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -154,7 +154,7 @@ def _convert(
     """Put the dense block in the place of the plain one, in a model that is ours to change."""
     view = slot.view
     like = view.attn.proj.weight
-    mix = None if weights is None else nn.Parameter(weights.to(device=like.device, dtype=like.dtype))
+    mix = None if weights is None else nn.Parameter(weights.to(like), requires_grad=like.requires_grad)
     attn = dense_module(view.attn, classes[1], pairs=slot.pairs, per_head=per_head, feeds=slot.feeds)
     attn.register_parameter("mix", mix)
     view.block.attn = attn

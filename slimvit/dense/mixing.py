@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 16
 """Numbers of one block's values that are mixed at a time on a CPU, so that the sum stays in the cache."""
@@ -33,7 +33,7 @@ class Pair:
     there: tuple[int, ...]
     """Their positions in the earlier block."""
 
-    @cached_property
+    @property
     def runs(self) -> tuple[tuple[int, int, int], ...]:
         """(position here, position there, number of heads) of each run of heads that lie side by side in both."""
         found: list[tuple[int, int, int]] = []
@@ -115,6 +115,7 @@ class _Mix(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         tensors, slices = ctx.saved_tensors, ctx.slices
         count = len(slices)

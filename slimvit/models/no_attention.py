@@ -37,6 +37,7 @@ class NoAttention(nn.Module):
             )
         bias = torch.zeros_like(self.proj.bias) if proj.bias is None else proj.bias.detach().clone()
         self.proj.bias = nn.Parameter(bias)
+        self.proj.requires_grad_(proj.weight.requires_grad)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., C] -> [..., C]; masks and the like are accepted and have nothing to act on."""

@@ -19,7 +19,7 @@ def windows_to_image(block: TimmModule, windows: Tensor, size: tuple[int, ...]) 
     """
     (h, w), (wh, ww), k = size, block.window_size, windows.shape[-1]
     rows, columns = -(-h // wh), -(-w // ww)
-    image = windows.reshape(len(windows) // (rows * columns), rows, columns, wh, ww, k)
+    image = windows.reshape(windows.shape[0] // (rows * columns), rows, columns, wh, ww, k)
     image = image.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * wh, columns * ww, k) if k else _empty(image)
     image = image[:, :h, :w]
     return image.roll(block.shift_size, (1, 2)) if any(block.shift_size) else image

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch_pruning as tp
 from timm.layers import Attention
@@ -12,12 +15,23 @@ from slimvit.models.family import AttentionBlock
 
 def drop_outputs(linear: nn.Linear, channels: list[int]) -> None:
     """Remove output channels (rows of the weight) in place."""
-    tp.prune_linear_out_channels(linear, channels)
+    with _flags_kept(linear):
+        tp.prune_linear_out_channels(linear, channels)
 
 
 def drop_inputs(linear: nn.Linear, channels: list[int]) -> None:
     """Remove input channels (columns of the weight) in place."""
-    tp.prune_linear_in_channels(linear, channels)
+    with _flags_kept(linear):
+        tp.prune_linear_in_channels(linear, channels)
+
+
+@contextmanager
+def _flags_kept(linear: nn.Linear) -> Iterator[None]:
+    """Torch-Pruning makes new parameters, which are never frozen."""
+    trained = {name: p.requires_grad for name, p in linear.named_parameters()}
+    yield
+    for name, p in linear.named_parameters():
+        p.requires_grad_(trained[name])
 
 
 def group_importance(block: AttentionBlock, kind: str) -> Tensor:

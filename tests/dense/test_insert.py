@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from timm.layers import DropPath, set_reentrant_ckpt
-from timm.models._features import FeatureGetterNet, FeatureListNet
+from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 
 from slimvit.dense.blocks import DenseBlocks
@@ -371,8 +371,7 @@ def test_the_steps_are_the_forward_pass(family, dense, images):
 # --- compilers
 
 
-@each_fusing
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("backend", "fused"), [("eager", False), ("aot_eager", True)])
 def test_compile(backend, fused, dense, images, gap):
     """Of a model that has never run, and with gradients."""
     torch.compiler.reset()
@@ -552,8 +551,10 @@ def test_features_only_of_a_vit(build, images):
     x, indices = images(dense), [0, 2]
     wanted = as_maps(streams(dense, x))
     assert isinstance(timm.create_model("vit_tiny_patch16_224", depth=3, features_only=True), FeatureGetterNet)
-    found = FeatureGetterNet(copy.deepcopy(dense), out_indices=indices, prune=True)(x)
+    found = FeatureGetterNet(copy.deepcopy(dense), out_indices=indices)(x)
     assert same(found, [wanted[i] for i in indices])
+    hooked = FeatureHookNet(copy.deepcopy(dense), out_indices=indices)(x)
+    assert same(as_maps(hooked), [wanted[i] for i in indices])
 
 
 def test_features_only_of_a_swin(build, images):

@@ -38,7 +38,7 @@ def on_meta(name, **kwargs):
         return timm.create_model(name, **kwargs)
 
 
-CASES = [(shape, "a block without heads") for shape in SMALL] + [(s, p) for s in ("plain", "padded") for p in PLANS]
+CASES = [(shape, "a block without heads") for shape in SMALL] + [("padded", plan) for plan in PLANS]
 
 
 @pytest.mark.parametrize(("shape", "plan"), sorted(set(CASES)))
@@ -55,7 +55,7 @@ def test_three_counts_are_one(shape, plan, swin):
     assert sum(params_by_part(model).values()) == count_params(model)
 
 
-@pytest.mark.parametrize("shape", ["plain", "padded", "any size"])
+@pytest.mark.parametrize("shape", ["plain", "padded"])
 def test_fused_and_unfused_count_the_same(shape, swin):
     fused, unfused = swin(**SMALL[shape]), swin(**SMALL[shape])
     for net, flag in ((fused, True), (unfused, False)):
@@ -64,7 +64,7 @@ def test_fused_and_unfused_count_the_same(shape, swin):
     assert count_macs(fused) == count_macs(unfused)
 
 
-@pytest.mark.parametrize("shape", ["plain", "padded, not square", "windows not square", "narrow heads"])
+@pytest.mark.parametrize("shape", ["padded, not square", "windows not square", "narrow heads"])
 def test_head_macs_are_what_a_head_saves(shape, swin):
     model = swin(**SMALL[shape])
     before, after = count_macs(model), count_macs(cut(model, [range(1, b.heads) for b in plan_of(model).blocks]))
@@ -104,7 +104,9 @@ def test_other_sizes_than_the_model_was_built_for(size, swin):
 def test_the_input_size_set_later_counts(swin):
     model = swin()
     model.set_input_size(img_size=(64, 64), window_size=(4, 4))
-    assert count_macs(model) == count_macs(swin(img_size=64))
+    assert (
+        closed_form(model, (3, 64, 64)) == closed_form(swin(img_size=64), (3, 64, 64)) == count_macs(model).without_norm
+    )
 
 
 def test_the_model_is_left_as_it_was(swin):
