@@ -72,7 +72,7 @@ def forecast_text(forecast: dict[str, Any]) -> str:
         f"params (M) {p0 / 1e6:.2f} -> {p1 / 1e6:.2f}  ({_change(p0, p1)})",
         f"FLOPs (G)  {m0 / 1e9:.3f} -> {m1 / 1e9:.3f}  ({_change(m0, m1)}, 1 multiply-add = 1)",
         "",
-        "estimated time (s): " + ", ".join(f"{k} {v:g}" for k, v in forecast["seconds"].items()),
+        "estimated time (s): " + ", ".join(f"{k} {v:g}" for k, v in forecast["seconds"].items() if v),
         "nothing was cut (dry run)",
     ]
     return "\n".join(lines)

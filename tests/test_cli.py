@@ -166,10 +166,16 @@ def test_report(slimvit_: Invoke, runs: Path) -> None:
 
 
 def test_models(slimvit_: Invoke) -> None:
-    assert slimvit_("models", "--embedded").stdout.startswith("vit_digits  vit_tiny_patch16_224 (embed_dim 72")
+    swin, vit = slimvit_("models", "--embedded").stdout.splitlines()
+    assert vit.startswith("vit_digits   vit_tiny_patch16_224 (embed_dim 72, depth 6, num_heads 6)")
+    assert swin.startswith("swin_digits  swin_tiny_patch4_window7_224 (embed_dim 40, depths [4, 4]")
     rows = json.loads(slimvit_("models", "deit_tiny_*", "--json").stdout)
     assert {"model": "deit_tiny_patch16_224", "about": "12 blocks, 36 heads of 64"} in rows
-    assert json.loads(slimvit_("models", "--embedded", "--json").stdout)[0]["model"] == "vit_digits"
+    assert {"model": "swin_tiny_patch4_window7_224", "about": "12 blocks, 138 heads of 32"} in json.loads(
+        slimvit_("models", "swin_tiny_*", "--json").stdout
+    )
+    embedded = json.loads(slimvit_("models", "--embedded", "--json").stdout)
+    assert [row["model"] for row in embedded] == ["swin_digits", "vit_digits"]
 
 
 def test_recipes(slimvit_: Invoke, tmp_path: Path) -> None:

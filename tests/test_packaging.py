@@ -31,8 +31,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_is_complete(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
-    assert {"slimvit/py.typed", "slimvit/embedded/vit_digits/slim.json"} <= names
-    assert "slimvit/embedded/vit_digits/model.safetensors" in names
+    assert "slimvit/py.typed" in names
+    assert {f"slimvit/embedded/{name}/{f}" for name in EMBEDDED for f in ("slim.json", "model.safetensors")} <= names
     assert {f"slimvit/recipes/{f.name}" for f in (ROOT / "recipes").glob("*.yaml")} <= names
     code = {str(f.relative_to(ROOT)) for f in (ROOT / "slimvit").rglob("*.py")}
     assert code == {n for n in names if n.endswith(".py")}
@@ -58,8 +58,9 @@ def test_the_wheel_works_away_from_the_checkout(wheel: zipfile.ZipFile, tmp_path
     assert found.startswith(str(site))
     listed = run("recipes", "list").splitlines()
     assert [line.split()[0] for line in listed] == sorted(f.stem for f in (ROOT / "recipes").glob("*.yaml"))
-    assert run("models", "--embedded").startswith("vit_digits ")
+    assert [line.split()[0] for line in run("models", "--embedded").splitlines()] == sorted(EMBEDDED)
 
 
-def test_the_embedded_model_is_small() -> None:
-    assert sum(f.stat().st_size for f in EMBEDDED["vit_digits"].iterdir()) <= 2 * 2**20
+def test_the_embedded_models_are_small() -> None:
+    for folder in EMBEDDED.values():
+        assert sum(f.stat().st_size for f in folder.iterdir()) <= 2 * 2**20

@@ -94,10 +94,11 @@ def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], p
     axes.tick_params(colors=MUTED, labelsize=8, labelcolor=INK, length=0)
     axes.spines[:].set_visible(False)
     if size <= 12:
+        digits = 2 if largest >= 0.1 else 3
         for (row, column), value in np.ndenumerate(means):
             if not np.isnan(value):
                 colour = "white" if abs(value) > 0.6 * largest else INK
-                axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+                axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=6, color=colour)
     axes.set_xlabel("earlier block whose values are added", color=INK)
     axes.set_ylabel("block that mixes", color=INK)
     axes.set_title("Dense attention: learned mixes", **_TITLE)

@@ -73,7 +73,7 @@ def test_no_decay_on_norms_biases_tokens_and_tables() -> None:
     model = timm.create_model(
         "vit_tiny_patch16_224", depth=1, img_size=32, num_classes=3, reg_tokens=1, qk_norm=True, init_values=0.1
     )
-    groups = loop._groups(model, TrainSection(weight_decay=0.1))
+    groups = loop._groups(model, TrainSection(weight_decay=0.1), 1e-3, 1.0)
     names = {id(p): name for name, p in model.named_parameters()}
     decay = {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in groups}
     assert decay.keys() == {0.0, 0.1} and len(decay[0.0]) + len(decay[0.1]) == len(names)
