@@ -22,7 +22,8 @@ from slimvit.prune.criteria import NEEDS_CLASSIFIER, score_heads
 from slimvit.prune.search import plan_heads
 from slimvit.recipe import DenseSection, PruneSection, Recipe, TrainSection
 from slimvit.train.distill import training_loss
-from slimvit.train.loop import check_mixing
+from slimvit.train.mixup import check_mixing
+from slimvit.train.optimizer import check_optimizer
 
 
 def check_out(recipe: Recipe, out: Path, force: bool) -> None:
@@ -110,7 +111,12 @@ def check_training(recipe: Recipe, data: Data, model: TimmModule) -> None:
         if section.epochs:
             train_transform(preprocessing_of(model), section)
             check_mixing(section, min(recipe.data.batch_size, len(data.train)))
+            check_optimizer(section)
+            if section.sampler == "balanced" and not data.labelled:
+                raise DataError(f"{data.name}: has no labels, so its classes cannot be balanced; drop sampler")
     if recipe.finetune.epochs:
+        if recipe.finetune.train == "head" and not (model.num_classes or recipe.adapt.epochs):
+            raise ModelError(f"{recipe.model.name}: has no classifier, so train head has nothing to train; drop it")
         teacher = model if recipe.changes_the_model or recipe.finetune.teacher else None
         training_loss(recipe.finetune, teacher, data.labelled, bool(model.num_classes or recipe.adapt.epochs))
 

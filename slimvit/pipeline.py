@@ -122,7 +122,8 @@ def _fit_head(now: Run, epochs: int) -> None:
     bare.reset_classifier(0)
     outputs = outputs_of(bare, now.in_order(now.data.train), now.device)
     assert outputs.labels is not None
-    now.model = fit_head(now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, now.recipe.seed)
+    balanced, seed = now.recipe.adapt.sampler == "balanced", now.recipe.seed
+    now.model = fit_head(now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, seed, balanced)
 
 
 def make_plan(now: Run) -> SlimPlan:

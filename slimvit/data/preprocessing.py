@@ -13,7 +13,7 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from slimvit.errors import DataError, RecipeError
-from slimvit.recipe import TrainSection
+from slimvit.training import TrainSection
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

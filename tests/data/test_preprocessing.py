@@ -86,3 +86,33 @@ def test_augmentation_that_timm_cannot_make() -> None:
         train_transform(RGB, TrainSection(auto_augment="rnd-m9"))
     with pytest.raises(RecipeError, match="^color_jitter is 0.4, but timm ignores it beside auto_augment 'rand-m9'"):
         train_transform(RGB, TrainSection(auto_augment="rand-m9", color_jitter=0.4))
+
+
+def test_deits_augmentation_reaches_timm() -> None:
+    """As in the DeiT recipe: bicubic everywhere, RandAugment m9 mstd0.5 inc1, one patch of pixel noise."""
+    from timm.data.auto_augment import RandAugment
+    from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision.transforms import InterpolationMode
+
+    prep = preprocessing_of(timm.create_model("deit_tiny_patch16_224", depth=1))
+    section = TrainSection(crop_scale=0.08, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+    steps = {type(t): t for t in train_transform(prep, section).transform.transforms}  # type: ignore[attr-defined]
+    crop, ops, erase = (steps[t] for t in (RandomResizedCropAndInterpolation, RandAugment, RandomErasing))
+    assert (crop.size, crop.scale, crop.interpolation) == ((224, 224), (0.08, 1.0), InterpolationMode.BICUBIC)
+    assert (
+        ops.num_layers == 2
+        and {op.magnitude for op in ops.ops} == {9}
+        and {op.magnitude_std for op in ops.ops} == {0.5}
+    )
+    assert {op.kwargs["resample"] for op in ops.ops} == {Image.Resampling.BICUBIC}
+    assert "PosterizeIncreasing" in {op.name for op in ops.ops}
+    assert (erase.probability, erase.per_pixel, erase.max_count) == (0.25, True, 1)
+
+
+def test_colour_jitter_reaches_timm_where_nothing_overrules_it() -> None:
+    from torchvision.transforms import ColorJitter
+
+    steps = train_transform(RGB, TrainSection(color_jitter=0.4)).transform.transforms  # type: ignore[attr-defined]
+    (jitter,) = (t for t in steps if isinstance(t, ColorJitter))
+    assert jitter.brightness == jitter.contrast == jitter.saturation == (0.6, 1.4) and jitter.hue is None
