@@ -186,6 +186,13 @@ class Recipe(Section):
             raise ValueError("finetune.train is head, but the mixes of dense are in the body; give train all")
         return self
 
+    @model_validator(mode="after")
+    def _teacher_teaches(self) -> Recipe:
+        section = self.finetune
+        if section.teacher is not None and self.changes_the_model and not (section.epochs and section.distill):
+            raise ValueError("finetune.teacher teaches nothing without finetune.epochs and distill; drop it")
+        return self
+
     @property
     def changes_the_model(self) -> bool:
         """Whether heads go or dense attention comes: then the model it starts from can teach the one it ends with."""

@@ -8,7 +8,14 @@ import timm
 import torch
 from PIL import Image
 
-from slimvit.data.preprocessing import Preprocessing, eval_transform, preprocessing_of, to_mode, train_transform
+from slimvit.data.preprocessing import (
+    Preprocessing,
+    converter,
+    eval_transform,
+    preprocessing_of,
+    to_mode,
+    train_transform,
+)
 from slimvit.errors import DataError, RecipeError
 from slimvit.recipe import TrainSection
 
@@ -116,3 +123,21 @@ def test_colour_jitter_reaches_timm_where_nothing_overrules_it() -> None:
     steps = train_transform(RGB, TrainSection(color_jitter=0.4)).transform.transforms  # type: ignore[attr-defined]
     (jitter,) = (t for t in steps if isinstance(t, ColorJitter))
     assert jitter.brightness == jitter.contrast == jitter.saturation == (0.6, 1.4) and jitter.hue is None
+
+
+def test_a_batch_is_converted_to_what_another_model_wants() -> None:
+    image = Image.effect_noise((24, 16), 90).convert("RGB")
+    other = replace(RGB, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), crop_pct=RGB.crop_pct)
+    mine, theirs = eval_transform(RGB)(image)[None], eval_transform(other)(image)[None]
+    assert torch.allclose(converter(RGB, other)(mine), theirs, atol=1e-5)
+    assert torch.allclose(converter(other, RGB)(theirs), mine, atol=1e-5)
+    assert converter(RGB, replace(RGB, crop_pct=0.5, interpolation="bicubic"))(mine) is mine
+    larger = replace(other, input_size=(3, 32, 48))
+    ramp = torch.linspace(0, 1, 24).expand(1, 3, 16, 24)
+    resized = converter(replace(other, input_size=(3, 16, 24)), larger)(ramp)
+    assert resized.shape == (1, 3, 32, 48) and torch.allclose(resized.mean(), ramp.mean(), atol=1e-3)
+
+
+def test_channels_are_not_converted() -> None:
+    with pytest.raises(DataError, match="^images of 1 channels cannot be turned into images of 3$"):
+        converter(GREY, RGB)
