@@ -6,23 +6,28 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from slimvit.data.images import Images
 from slimvit.data.loaders import check_images, draw, preprocessing_of
-from slimvit.data.preprocessing import train_transform
+from slimvit.data.preprocessing import converter, train_transform
 from slimvit.data.sources import Data
 from slimvit.dense.insert import dense_mix
-from slimvit.errors import DataError, ModelError, PlanError, StoreError
+from slimvit.errors import DataError, ModelError, PlanError, RecipeError, StoreError
 from slimvit.folders import check_free
 from slimvit.measure.macs import count_macs
 from slimvit.models.family import TimmModule, head_macs, plan_of
+from slimvit.models.modes import evaluating
 from slimvit.plan import SlimPlan
 from slimvit.prune.criteria import NEEDS_CLASSIFIER, score_heads
 from slimvit.prune.search import plan_heads
 from slimvit.recipe import DenseSection, PruneSection, Recipe, TrainSection
+from slimvit.sources import random_weights
 from slimvit.train.distill import training_loss
-from slimvit.train.loop import check_mixing
+from slimvit.train.mixup import check_mixing
+from slimvit.train.optimizer import check_optimizer
+from slimvit.train.streams import check_same_streams
 
 
 def check_out(recipe: Recipe, out: Path, force: bool) -> None:
@@ -110,9 +115,55 @@ def check_training(recipe: Recipe, data: Data, model: TimmModule) -> None:
         if section.epochs:
             train_transform(preprocessing_of(model), section)
             check_mixing(section, min(recipe.data.batch_size, len(data.train)))
+            check_optimizer(section)
+            if section.sampler == "balanced" and not data.labelled:
+                raise DataError(f"{data.name}: has no labels, so its classes cannot be balanced; drop sampler")
     if recipe.finetune.epochs:
+        if recipe.finetune.train == "head" and not (model.num_classes or recipe.adapt.epochs):
+            raise ModelError(f"{recipe.model.name}: has no classifier, so train head has nothing to train; drop it")
         teacher = model if recipe.changes_the_model or recipe.finetune.teacher else None
         training_loss(recipe.finetune, teacher, data.labelled, bool(model.num_classes or recipe.adapt.epochs))
+
+
+def check_teacher(recipe: Recipe, data: Data, model: TimmModule, teacher: TimmModule | None) -> None:
+    """Whether there is somebody to learn from, who speaks of the same classes, and can be shown the images."""
+    section = recipe.finetune
+    if not (section.epochs and section.distill):
+        return
+    if teacher is None:
+        if recipe.changes_the_model and random_weights(recipe.model) and not recipe.adapt.epochs:
+            raise RecipeError(
+                f"{recipe.model.name}: has random weights, so it cannot teach the network made from it; "
+                "name a teacher, or give distill false (--no-distill)"
+            )
+        return
+    assert section.teacher is not None
+    name, prep = section.teacher.name, preprocessing_of(model)
+    image = torch.zeros(1, *prep.input_size)
+    try:
+        seen = converter(prep, preprocessing_of(teacher))(image)
+    except DataError as error:
+        raise ModelError(f"{name} cannot teach {recipe.model.name}: {error}") from None
+    if section.distill_kind == "features":
+        with evaluating(model), evaluating(teacher):
+            check_same_streams(model, teacher, image, seen)
+    else:
+        _check_same_outputs(recipe, data, model, teacher)
+
+
+def _check_same_outputs(recipe: Recipe, data: Data, model: TimmModule, teacher: TimmModule) -> None:
+    """The same classes, or the same features where the model has no classifier."""
+    assert recipe.finetune.teacher is not None
+    name, way_out = recipe.finetune.teacher.name, "name another teacher, or use distill_kind features"
+    classes = data.num_classes if recipe.adapt.epochs else model.num_classes
+    if classes == 0:
+        if teacher.num_features != model.num_features:
+            told = f"{teacher.num_features} features, but {recipe.model.name} {model.num_features}"
+            raise ModelError(f"{name}: the teacher gives {told}; name another teacher")
+    elif teacher.num_classes != classes:
+        raise DataError(f"{name}: the teacher knows {teacher.num_classes} classes, but {classes} are learnt; {way_out}")
+    elif getattr(teacher, "untrained_classifier", False):
+        raise DataError(f"{name}: the teacher's classifier for {classes} classes is untrained; {way_out}")
 
 
 def check_readable(recipe: Recipe, data: Data) -> None:

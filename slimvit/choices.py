@@ -10,6 +10,9 @@ RefitTarget = Literal["own", "teacher", "stream", "none"]
 AdaptMode = Literal["head", "all"]
 DenseMix = Literal["layer", "head"]
 DenseInit = Literal["zero", "normal"]
+TrainedPart = Literal["all", "head"]
+Sampler = Literal["shuffle", "balanced"]
+DistillKind = Literal["soft", "hard", "features"]
 
 CRITERIA: tuple[str, ...] = get_args(Criterion)
 SCOPES: tuple[str, ...] = get_args(Scope)

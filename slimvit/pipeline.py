@@ -16,16 +16,18 @@ from slimvit.checks import (
     check_dense,
     check_out,
     check_readable,
+    check_teacher,
     check_training,
     read_plan,
 )
-from slimvit.data.loaders import preprocessing_of, train_loader
+from slimvit.data.loaders import preprocessing_of, seeded, train_loader
+from slimvit.data.preprocessing import converter
 from slimvit.data.sources import open_data
 from slimvit.dense.insert import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
 from slimvit.errors import ModelError, RecipeError
 from slimvit.measure.accuracy import compare, outputs_of
 from slimvit.measure.macs import count_macs, count_params
-from slimvit.models.family import family_of, plan_of
+from slimvit.models.family import family_of, is_uncut_form, plan_of
 from slimvit.options import Options
 from slimvit.plan import SlimPlan
 from slimvit.progress import say
@@ -83,7 +85,8 @@ def start(recipe: Recipe, options: Options) -> Run:
     if options.out is not None:
         check_out(recipe, options.out, options.force)
     device = options.torch_device()
-    model = open_model(recipe.model)
+    with seeded(recipe.seed):  # weights that nothing brings are drawn
+        model = open_model(recipe.model)
     family_of(model)
     check_budget(recipe.prune, model)
     check_dense(recipe.dense, model)
@@ -91,14 +94,25 @@ def start(recipe: Recipe, options: Options) -> Run:
     data = open_data(recipe.data, recipe.seed)
     check_classes(recipe, data, model)
     check_training(recipe, data, model)
+    check_teacher(recipe, data, model, teacher)
     check_readable(recipe, data)
     now = Run(recipe, options, data, model.to(device), model)
     if data.bad_images:
         now.notes.append(f"unreadable images left out (--skip-bad-images): {data.bad_images}")
     if recipe.adapt.epochs:
         adapt(now)
-    now.original = now.model if teacher is None else teacher.to(device)
+    now.original = now.model
+    if teacher is not None:
+        _seat(now, teacher.to(device))
     return now
+
+
+def _seat(now: Run, teacher: nn.Module) -> None:
+    """Where the run does not cut, a teacher that is the model's uncut form is the original too."""
+    if now.recipe.changes_the_model or not is_uncut_form(teacher, now.model):
+        now.teacher = teacher
+    else:
+        now.original = teacher
 
 
 def adapt(now: Run) -> None:
@@ -122,7 +136,8 @@ def _fit_head(now: Run, epochs: int) -> None:
     bare.reset_classifier(0)
     outputs = outputs_of(bare, now.in_order(now.data.train), now.device)
     assert outputs.labels is not None
-    now.model = fit_head(now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, now.recipe.seed)
+    balanced, seed = now.recipe.adapt.sampler == "balanced", now.recipe.seed
+    now.model = fit_head(now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, seed, balanced)
 
 
 def make_plan(now: Run) -> SlimPlan:
@@ -173,9 +188,9 @@ def densify(now: Run, mix: str) -> None:
 
 
 def tune(now: Run) -> None:
-    """Fine-tune, learning from the uncut network too unless told otherwise."""
+    """Fine-tune, learning from the teacher that the recipe names, or from the uncut network, unless told otherwise."""
     started = time.perf_counter()
-    teacher = now.original if now.original is not now.model else None
+    teacher = now.teacher or (now.original if now.original is not now.model else None)
     _train(now, "finetune", now.recipe.finetune, teacher, FINETUNE_LR)
     measure(now, "finetuned", now.model, started)
 
@@ -190,9 +205,10 @@ def _train(now: Run, name: str, section: TrainSection, teacher: nn.Module | None
         figures = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if v is not None and k != "epoch")
         say(f"{name} epoch {row['epoch']}/{section.epochs}: {figures}")
 
+    sees = converter(prep, prep if teacher is None else preprocessing_of(teacher))
     now.model, now.histories[name] = finetune(
-        now.model, loader, section, teacher=teacher, labelled=now.data.labelled, lr=lr, device=now.device, seed=seed,
-        mix_lr_scale=now.recipe.dense.lr_scale, what=name, after_epoch=validate,
+        now.model, loader, section, teacher=teacher, teacher_sees=sees, labelled=now.data.labelled, lr=lr,
+        device=now.device, seed=seed, mix_lr_scale=now.recipe.dense.lr_scale, what=name, after_epoch=validate,
     )  # fmt: skip
 
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from slimvit.choices import AdaptMode, Criterion, DenseInit, DenseMix, RefitTarget, Scope
+from slimvit.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, RefitTarget, Scope
 from slimvit.errors import RecipeError, nearest
+from slimvit.training import Section, TrainSection
 
-
-class Section(BaseModel):
-    """Part of a recipe. Immutable; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+__all__ = ["AdaptSection", "DataSection", "FinetuneSection", "ModelSection", "Recipe", "Section", "TrainSection"]
 
 
 class ModelSection(Section):
@@ -29,8 +26,23 @@ class ModelSection(Section):
     img_size: int | None = Field(None, gt=0)
     """Side of the square input, pixels."""
     num_classes: int | None = Field(None, ge=0)
+    heads: int | list[int] | None = None
+    """Heads of every block, or one number a stage: a narrower network, built without weights."""
     args: dict[str, Any] = Field(default_factory=dict)
     """More arguments for timm's `create_model`."""
+
+    @model_validator(mode="after")
+    def _narrow_is_untrained(self) -> ModelSection:
+        if self.heads is None:
+            return self
+        if any(n < 1 for n in ([self.heads] if isinstance(self.heads, int) else self.heads)):
+            raise ValueError(f"heads is {self.heads}, but a block is built with 1 head or more")
+        if self.pretrained or self.weights is not None:
+            raise ValueError(
+                f"heads {self.heads} builds a network without weights; give pretrained false and no weights, "
+                "or cut a pretrained one with prune"
+            )
+        return self
 
 
 class DataSection(Section):
@@ -49,31 +61,6 @@ class DataSection(Section):
     skip_bad_images: bool = False
 
 
-class TrainSection(Section):
-    """One stretch of training: AdamW, cosine schedule, timm's augmentation."""
-
-    epochs: int = Field(0, ge=0)
-    lr: float | None = Field(None, gt=0)
-    """Peak learning rate; None takes the default of the stage."""
-    min_lr: float = Field(0.0, ge=0)
-    warmup_epochs: float = Field(0.5, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    """Not applied to norms, biases, tokens and position tables."""
-    clip_grad: float | None = Field(1.0, gt=0)
-    """Largest gradient norm."""
-    smoothing: float = Field(0.0, ge=0, lt=1)
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    mixup: float = Field(0.0, ge=0)
-    cutmix: float = Field(0.0, ge=0)
-    crop_scale: float = Field(0.7, gt=0, le=1)
-    """Smallest share of the image area a random resized crop keeps; 1 with hflip 0 leaves images as they are."""
-    hflip: float = Field(0.5, ge=0, le=1)
-    color_jitter: float = Field(0.0, ge=0)
-    auto_augment: str | None = None
-    """timm's notation, e.g. rand-m9-mstd0.5-inc1."""
-    random_erasing: float = Field(0.0, ge=0, le=1)
-
-
 class AdaptSection(TrainSection):
     """Train a classifier for the data's classes before anything is cut."""
 
@@ -81,17 +68,44 @@ class AdaptSection(TrainSection):
     """`head`: the classifier alone, on the frozen features of the images as they are (no augmentation, own learning
     rate). `all`: the classifier first, then the whole network."""
 
+    def contradictions(self) -> list[str]:
+        found = super().contradictions()
+        if self.train != "all":
+            found.append("train is for fine-tuning; here mode says what is trained")
+        if self.mode == "head":  # its own optimizer, on features that are computed once
+            idle = ("optimizer", "momentum", "betas", "eps", "warmup_lr", "layer_decay", "accumulate", "ema_decay")
+            changed = [k for k in (*idle, "repeated_aug") if getattr(self, k) != type(self).model_fields[k].default]
+            found += [f"{' and '.join(changed)} without mode all; drop it or give mode all"] * bool(changed)
+        return found
+
 
 class FinetuneSection(TrainSection):
     """Train the slimmed network."""
 
     distill: bool = True
-    """Learn the uncut network's predictions too (self-distillation)."""
+    """Learn from a teacher too: the uncut network (self-distillation) unless another is named."""
     teacher: ModelSection | None = None
-    """The uncut network, where the run itself does not cut (`slimvit finetune`)."""
+    """Any timm model or run folder that knows the same classes. Where the run itself does not cut
+    (`slimvit finetune`), the uncut network."""
+    distill_kind: DistillKind = "soft"
+    """`soft`: the teacher's predictions at a temperature; `hard`: its best class as a label (DeiT); `features`: its
+    residual stream after every block, for a teacher with the same blocks."""
     distill_weight: float = Field(0.5, ge=0, le=1)
     """Share of the distillation term in the loss."""
     temperature: float = Field(2.0, gt=0)
+    """Of soft distillation."""
+
+    def contradictions(self) -> list[str]:
+        found = super().contradictions()
+        if self.distill_kind != "soft":
+            rules = {
+                f"distill_kind {self.distill_kind} without distill; give both or neither": not self.distill,
+                f"temperature is for soft distillation, not {self.distill_kind}; drop it": self.temperature != 2.0,
+                "train head leaves the stream as it is, so features cannot be learnt": self.distill_kind == "features"
+                and self.train == "head",
+            }
+            found += [clause for clause, broken in rules.items() if broken]
+        return found
 
 
 class PruneSection(Section):
@@ -166,6 +180,19 @@ class Recipe(Section):
     finetune: FinetuneSection = FinetuneSection()
     seed: int = Field(0, ge=0, lt=2**63)
 
+    @model_validator(mode="after")
+    def _mixes_are_trained(self) -> Recipe:
+        if self.dense.mix is not None and self.finetune.epochs and self.finetune.train == "head":
+            raise ValueError("finetune.train is head, but the mixes of dense are in the body; give train all")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_teaches(self) -> Recipe:
+        section = self.finetune
+        if section.teacher is not None and self.changes_the_model and not (section.epochs and section.distill):
+            raise ValueError("finetune.teacher teaches nothing without finetune.epochs and distill; drop it")
+        return self
+
     @property
     def changes_the_model(self) -> bool:
         """Whether heads go or dense attention comes: then the model it starts from can teach the one it ends with."""
@@ -209,7 +236,7 @@ def _defects(error: ValidationError) -> list[str]:
             hint = nearest(path[-1], known, 1) or f"; known: {', '.join(known)}"
             clauses.append(f"unknown key {'.'.join(path)}{hint}")
         elif item["type"] == "value_error":
-            clauses.append(f"{'.'.join(path)}: {item['ctx']['error']}")
+            clauses.append(": ".join(filter(None, (".".join(path), str(item["ctx"]["error"])))))
         elif item["type"] == "missing":
             clauses.append(f"{'.'.join(path)} is missing")
         else:

@@ -43,6 +43,8 @@ class Run:
     """Seconds that scoring and planning took; they count as the cut's."""
     adapting: float = 0.0
     """Seconds that training a classifier before the cut took."""
+    teacher: nn.Module | None = None
+    """What the recipe names to learn from, where that is not the uncut network."""
     adapted: bool = False
 
     @property

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import nn
 
 from slimvit import store
+from slimvit.creation import create_model
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import ModelError
-from slimvit.models.build import create_model
 from slimvit.models.family import TimmModule
 from slimvit.recipe import ModelSection
 
@@ -34,8 +34,10 @@ def open_model(section: ModelSection) -> nn.Module:
             img_size=section.img_size,
             num_classes=section.num_classes,
             args=section.args,
+            heads=section.heads,
         )
-    given = {"--weights": section.weights, "--no-pretrained": not section.pretrained, "--model-arg": section.args}
+    given: dict[str, object] = {"--weights": section.weights, "--no-pretrained": not section.pretrained}
+    given |= {"--model-arg": section.args, "heads": section.heads}
     if refused := [option for option, value in given.items() if value]:
         raise ModelError(
             f"{section.name}: a saved model brings its own weights and arguments; drop {', '.join(refused)}"

@@ -16,7 +16,9 @@ import slimvit
 from slimvit.dense.insert import dense_mix, mixes_in, mixes_of
 from slimvit.errors import ModelError, PlanError, RecipeError, StoreError
 from slimvit.models.family import plan_of
-from slimvit.recipe import FinetuneSection, Recipe
+from slimvit.options import Options
+from slimvit.recipe import FinetuneSection, ModelSection, Recipe
+from slimvit.sources import open_model
 from slimvit.train.finetune import finetune
 
 Invoke = Callable[..., Any]
@@ -197,3 +199,23 @@ def test_narrow_networks_are_built_without_weights() -> None:
         slimvit.create_model("deit_tiny_patch16_224", heads=2, pretrained=True)
     with pytest.raises(PlanError, match="gives 3 numbers, but the model has 4 stages"):
         slimvit.create_model("swin_tiny_patch4_window7_224", heads=(1, 2, 3))
+
+
+def test_a_recipe_can_build_the_papers_form(tmp_path: Path) -> None:
+    model = {"name": "swin_tiny_patch4_window7_224", "pretrained": False, "heads": [1, 2], "img_size": 16}
+    args = {"in_chans": 1, "depths": [2, 2], "num_heads": [2, 4], "embed_dim": 16, "patch_size": 2, "window_size": 4}
+    recipe = {
+        "model": model | {"num_classes": 10, "args": args},
+        "data": {"name": "digits", "train_images": 16, "eval_images": 8},
+        "dense": {"mix": "layer", "init": "normal"},
+        "finetune": {"epochs": 1, "distill": False},
+    }
+    now = slimvit.run(Recipe.parse(recipe), Options(out=tmp_path / "run"))
+    assert [s.stage for s in now.report.stages] == ["original", "dense", "finetuned"]
+    assert [len(b.kept_heads) for b in plan_of(slimvit.load(tmp_path / "run")).blocks] == [1, 1, 2, 2]
+    again = Recipe.read(tmp_path / "run" / "recipe.yaml")
+    assert again.model.heads == [1, 2]
+    with pytest.raises(ModelError, match="a saved model brings its own weights and arguments; drop --no-pretrained, h"):
+        open_model(ModelSection(name="vit_digits", heads=2, pretrained=False))
+    with pytest.raises(PlanError, match="gives 3 numbers, but the model has 2 stages"):
+        open_model(again.model.model_copy(update={"heads": [1, 1, 1]}))

@@ -13,12 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "slimvit"
 
 LAYERS = (
     {"errors", "choices", "progress", "embedded"},
+    {"training"},
     {"options", "recipe", "plan", "folders", "shipped"},
     {"models"},
     {"dense"},
     {"prune", "train", "measure", "data", "report"},
     {"store"},
-    {"sources", "runstate", "creation"},
+    {"creation"},
+    {"sources", "runstate"},
     {"catalogue", "checks", "inspection", "forecast", "rundir"},
     {"pipeline"},
     {"evaluation"},

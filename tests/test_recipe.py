@@ -45,6 +45,45 @@ def test_the_smallest_recipe():
         ({"prune": {"scope": "local"}}, ["prune.scope is 'local', but must be 'uniform' or 'global'"]),
         ({"refit": {"ridge": 0}}, ["refit.ridge is 0, but must be greater than 0"]),
         ({"seed": -1}, ["seed is -1, but must be greater than or equal to 0"]),
+        (
+            {"finetune": {"optimizer": "adamww"}},
+            ["finetune: optimizer is 'adamww', which timm does not know (did you mean adamw"],
+        ),
+        ({"finetune": {"optimizer": "adahessian"}}, ["finetune: optimizer adahessian needs second derivatives"]),
+        ({"finetune": {"momentum": 0.9}}, ["finetune: optimizer adamw has no momentum; drop it"]),
+        ({"finetune": {"optimizer": "sgd", "eps": 1e-8}}, ["finetune: optimizer sgd has no eps; drop it"]),
+        ({"finetune": {"betas": [0.9]}}, ["finetune: betas is [0.9], but adamw takes 2 numbers of 0 or more and"]),
+        ({"finetune": {"betas": [0.9, 1.0]}}, ["finetune: betas is [0.9, 1.0], but adamw takes 2 numbers"]),
+        ({"finetune": {"layer_decay": 1.5}}, ["finetune.layer_decay is 1.5, but must be less than or equal to 1"]),
+        ({"finetune": {"ema_decay": 1.0}}, ["finetune.ema_decay is 1.0, but must be less than 1"]),
+        ({"finetune": {"accumulate": 0}}, ["finetune.accumulate is 0, but must be greater than 0"]),
+        ({"finetune": {"lr": 1e-5, "min_lr": 1e-4}}, ["finetune: min_lr is above lr; give a smaller min_lr"]),
+        ({"finetune": {"lr": 1e-5, "warmup_lr": 1e-4}}, ["finetune: warmup_lr is above lr"]),
+        ({"finetune": {"ema_warmup": True}}, ["finetune: ema_warmup without ema_decay; give both or neither"]),
+        (
+            {"finetune": {"sampler": "balanced", "repeated_aug": 3}},
+            ["finetune: sampler balanced and repeated_aug both"],
+        ),
+        ({"finetune": {"mixup_prob": 0.5}}, ["finetune: mixup_prob without mixup or cutmix"]),
+        ({"finetune": {"switch_prob": 0.1, "mixup": 1}}, ["finetune: switch_prob switches between mixup and cutmix"]),
+        ({"finetune": {"train": "head", "layer_decay": 0.9}}, ["finetune: train head leaves", "drop layer_decay"]),
+        ({"finetune": {"train": "head", "drop_path": 0.1}}, ["finetune: train head leaves", "drop drop_path"]),
+        ({"finetune": {"train": "body"}}, ["finetune.train is 'body', but must be 'all' or 'head'"]),
+        ({"finetune": {"distill": False, "distill_kind": "hard"}}, ["finetune: distill_kind hard without distill"]),
+        ({"finetune": {"distill_kind": "hard", "temperature": 3}}, ["finetune: temperature is for soft distillation"]),
+        ({"finetune": {"distill_kind": "features", "train": "head"}}, ["finetune: train head", "cannot be learnt"]),
+        (
+            {"finetune": {"distill_kind": "logits"}},
+            ["finetune.distill_kind is 'logits', but must be 'soft', 'hard' or"],
+        ),
+        ({"adapt": {"train": "head"}}, ["adapt: train is for fine-tuning; here mode says what is trained"]),
+        ({"adapt": {"optimizer": "sgd", "accumulate": 2}}, ["adapt: optimizer and accumulate without mode all"]),
+        (
+            {"dense": {"mix": "layer"}, "finetune": {"train": "head", "epochs": 1}},
+            ["finetune.train is head, but the mixes of dense are in the body; give train all"],
+        ),
+        ({"model": {"name": "x", "heads": 2}}, ["model: heads 2 builds a network without weights; give pretrained"]),
+        ({"model": {"name": "x", "heads": [2, 0], "pretrained": False}}, ["model: heads is [2, 0], but a block is"]),
     ],
 )
 def test_every_defect_is_named_with_its_place(sections, told):
@@ -59,6 +98,25 @@ def test_several_defects_in_one_line():
     assert "\n" not in str(caught.value)
 
 
+def test_contradictions_of_all_sections_are_told_at_once():
+    sections = {
+        "adapt": {"mode": "all", "optimizer": "adamv", "ema_warmup": True},
+        "finetune": {"optimizer": "sgd", "betas": [0.9, 0.9], "mixup_prob": 0.5},
+    }
+    told = ["adapt: ema_warmup", "; optimizer is 'adamv'", "; finetune: mixup_prob", "; optimizer sgd has no betas"]
+    with refused(*told) as caught:
+        recipe(**sections)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_optimizer_of_timm_is_known():
+    from timm.optim import list_optimizers
+
+    for name in ("sgd", "lamb", "lion", "AdamW", "lookahead_adamw"):
+        assert recipe(finetune={"optimizer": name}).finetune.optimizer == name
+    assert len(list_optimizers()) > 50
+
+
 @pytest.mark.parametrize("found", [None, [], "text", 3])
 def test_not_a_mapping(found):
     with refused("expected a mapping with model: and data:, found"):
@@ -71,7 +129,7 @@ def test_round_trip_through_yaml(tmp_path):
         prune={"heads": [1, 2], "scope": "uniform", "criterion": "taylor", "min_heads": 0},
         refit={"target": "none"},
         adapt={"epochs": 3, "mode": "all"},
-        finetune={"epochs": 2, "lr": 1e-4, "teacher": {"name": "deit_tiny_patch16_224"}},
+        finetune={"epochs": 2, "lr": 1e-4, "teacher": {"name": "deit_tiny_patch16_224"}, "betas": [0.9, 0.99]},
         seed=7,
     )
     (tmp_path / "r.yaml").write_text(wanted.to_yaml())

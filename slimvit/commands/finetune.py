@@ -49,8 +49,10 @@ def command(folder: str, epochs: int, **given: Any) -> None:
 
 def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:
     from slimvit.rundir import ORIGINAL
+    from slimvit.sources import random_weights
 
     if (folder / ORIGINAL).is_dir():
         return {"name": str(folder / ORIGINAL)}
-    started_from = made_by.finetune.teacher or (made_by.model if made_by.changes_the_model else None)
-    return None if started_from is None else started_from.model_dump()
+    if not made_by.changes_the_model:
+        return None if made_by.finetune.teacher is None else made_by.finetune.teacher.model_dump()
+    return None if random_weights(made_by.model) else made_by.model.model_dump()

@@ -11,18 +11,18 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from slimvit.data.images import Images
+from slimvit.data.labels import labels_of
 from slimvit.data.preprocessing import Preprocessing, Transform, eval_transform, preprocessing_of, train_transform
+from slimvit.data.samplers import Balanced, Key, Repeated, Shuffle, TrainSampler
 from slimvit.data.subsets import check_images, draw
-from slimvit.recipe import TrainSection
+from slimvit.training import TrainSection
 
 __all__ = ["Preprocessing", "TrainLoader", "check_images", "draw", "eval_loader", "preprocessing_of", "train_loader"]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-Key = tuple[int, int]
-"""Epoch and index: all that decides how an image is augmented, beside the seed."""
 
 
 class EvalInputs(Dataset[tuple[torch.Tensor, int]]):
@@ -52,30 +52,9 @@ class TrainInputs(Dataset[tuple[torch.Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, key: Key) -> tuple[torch.Tensor, int]:
-        epoch, index = key
-        image, label = self.images[index]
-        with seeded(self.seed, epoch, index):
+        image, label = self.images[key[1]]
+        with seeded(self.seed, *key):
             return self.transform(image), label
-
-
-class Shuffle(Sampler[Key]):
-    """Every index once, in an order decided by (seed, epoch), together with the epoch."""
-
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return ((epoch, index) for index in order.tolist())
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
 
 class TrainLoader(DataLoader[tuple[torch.Tensor, int]]):
@@ -83,7 +62,7 @@ class TrainLoader(DataLoader[tuple[torch.Tensor, int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next pass."""
-        assert isinstance(self.sampler, Shuffle)
+        assert isinstance(self.sampler, TrainSampler)
         self.sampler.set_epoch(epoch)
 
 
@@ -119,23 +98,32 @@ def eval_loader(
 def train_loader(
     dataset: Images, prep: Preprocessing, section: TrainSection, batch_size: int, workers: int = 0, seed: int = 0
 ) -> TrainLoader:
-    """Shuffled, augmented batches (float32 [B, C, H, W], int64 [B]), decided by ``seed`` and the epoch alone.
+    """Augmented batches (float32 [B, C, H, W], int64 [B]) in random order, decided by ``seed`` and the epoch alone.
 
     Call ``set_epoch`` before each pass. The last, smaller batch is left out, unless it is the only one.
 
     Raises:
         RecipeError: the section's augmentation is not one timm can make.
+        DataError: classes are to be balanced, but the images have no labels.
         DataError: while iterating, when an image cannot be read.
     """
     return TrainLoader(
         TrainInputs(dataset, train_transform(prep, section), seed),
         batch_size,
-        sampler=Shuffle(len(dataset), seed),
+        sampler=_sampler(dataset, section, seed),
         num_workers=workers,
         drop_last=len(dataset) > batch_size,
         generator=_own_generator(seed),
         persistent_workers=workers > 0,
     )
+
+
+def _sampler(dataset: Images, section: TrainSection, seed: int) -> TrainSampler:
+    if section.sampler == "balanced":
+        return Balanced(labels_of(dataset), seed)
+    if section.repeated_aug > 1:
+        return Repeated(len(dataset), section.repeated_aug, seed)
+    return Shuffle(len(dataset), seed)
 
 
 def _own_generator(seed: int) -> torch.Generator:

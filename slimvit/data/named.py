@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any, Literal
 
@@ -147,11 +148,17 @@ def _class_names(source: Any, splits: list[Images]) -> tuple[str, ...]:
 def _largest_label(images: Images) -> int:
     if isinstance(images, HeldImages):
         return max((label for _, label in images.samples), default=UNLABELLED)
+    labels = known_labels(images)
+    if labels is None:
+        labels = (images[i][1] for i in range(len(images)))
+    return max((int(label) for label in labels if label is not None), default=UNLABELLED)
+
+
+def known_labels(images: Images) -> Iterable[Any] | None:
+    """The labels that a map-style data set keeps apart from its images; None where they are found with them only."""
     source = getattr(images, "source", None)
     reader: Any = getattr(source, "reader", None)
     labels = getattr(source, "targets", None)
     if labels is None and hasattr(reader, "label_key"):  # Hugging Face: the column, without its images
         labels = reader.dataset[reader.label_key]
-    if labels is None:
-        labels = (images[i][1] for i in range(len(images)))
-    return max((int(label) for label in labels if label is not None), default=UNLABELLED)
+    return labels

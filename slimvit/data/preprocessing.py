@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
+from torch.nn import functional as F
 
 from slimvit.errors import DataError, RecipeError
-from slimvit.recipe import TrainSection
+from slimvit.training import TrainSection
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -61,7 +62,8 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     config = resolve_model_data_config(model)
     embed = getattr(model, "patch_embed", None)
     size = getattr(embed, "img_size", None) or config["input_size"][1:]
-    channels = getattr(getattr(embed, "proj", None), "in_channels", config["input_size"][0])
+    stem = getattr(embed, "proj", None) or next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = getattr(stem, "in_channels", config["input_size"][0])
     return Preprocessing(
         input_size=(int(channels), int(size[0]), int(size[1])),
         mean=_per_channel(config["mean"], channels),
@@ -96,6 +98,30 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)
+
+
+def converter(made_for: Preprocessing, wanted: Preprocessing) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Batches [B, C, H, W] that were made for one model, as another wants them.
+
+    Values are rescaled to the other's mean and std and images resized (bicubic) to its input size, on the batch's own
+    device: it sees the same crop of the same augmented image, with the detail that the first one has. Batches that fit
+    already are passed on as they are. Raises :class:`DataError` when the two take different numbers of channels.
+    """
+    here, there = made_for.input_size, wanted.input_size
+    if here[0] != there[0]:
+        raise DataError(f"images of {here[0]} channels cannot be turned into images of {there[0]}")
+    mean, std = torch.tensor([made_for.mean, made_for.std])[..., None, None]
+    other_mean, other_std = torch.tensor([wanted.mean, wanted.std])[..., None, None]
+    same_values = (made_for.mean, made_for.std) == (wanted.mean, wanted.std)
+
+    def convert(images: torch.Tensor) -> torch.Tensor:
+        if not same_values:
+            images = images * (std / other_std).to(images) + ((mean - other_mean) / other_std).to(images)
+        if here[1:] == there[1:]:
+            return images
+        return F.interpolate(images, there[1:], mode="bicubic", antialias=True, align_corners=False)
+
+    return convert
 
 
 def eval_transform(prep: Preprocessing) -> Transform:

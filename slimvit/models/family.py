@@ -184,6 +184,17 @@ def plan_of(model: TimmModule) -> SlimPlan:
     return SlimPlan(full, model_name(model))
 
 
+def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
+    """Whether ``model`` may have come from ``other`` by cutting heads or inserting dense attention, weights aside."""
+    try:
+        mine, theirs = plan_of(model).blocks, plan_of(other).blocks
+    except ModelError:  # of no family that slimvit cuts
+        return False
+    if (model_name(other), other.num_features, len(theirs)) != (model_name(model), model.num_features, len(mine)):
+        return False
+    return all(t.heads == m.heads and {*t.kept_heads} >= {*m.kept_heads} for t, m in zip(theirs, mine, strict=True))
+
+
 def head_macs(model: nn.Module) -> list[int]:
     """MACs that one head costs in each block: its share of qkv, gate and proj, and its two attention products."""
     counts = []

@@ -19,15 +19,22 @@ HEAD_L2 = 1e-3
 
 
 def fit_head(
-    model: TimmModule, features: Tensor, labels: Tensor, num_classes: int, epochs: int, seed: int
+    model: TimmModule,
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    epochs: int,
+    seed: int,
+    balanced: bool = False,
 ) -> nn.Module:
     """A copy of ``model`` with a new linear classifier for ``num_classes`` classes; nothing else changes.
 
     ``features`` [n, F]: what the network gives before its classifier, for the training images; ``labels`` [n]. The
     classifier is trained on standardised features (Adam, cosine, L2), then the scaling is folded into its weights.
+    ``balanced``: images are drawn, with replacement, so that every class comes equally often.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
-    weight, bias = _linear_probe((features - mean) / std, labels, num_classes, epochs, seed)
+    weight, bias = _linear_probe((features - mean) / std, labels, num_classes, epochs, seed, balanced)
     weight = weight / std
     bias = bias - weight @ mean
     adapted = copy.deepcopy(model)
@@ -40,7 +47,9 @@ def fit_head(
     return adapted.to(device_of(model))  # older timm puts a new classifier on the CPU
 
 
-def _linear_probe(x: Tensor, labels: Tensor, classes: int, epochs: int, seed: int) -> tuple[Tensor, Tensor]:
+def _linear_probe(
+    x: Tensor, labels: Tensor, classes: int, epochs: int, seed: int, balanced: bool = False
+) -> tuple[Tensor, Tensor]:
     """Weight [classes, F] and bias [classes] by softmax regression on [n, F]."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
@@ -50,10 +59,18 @@ def _linear_probe(x: Tensor, labels: Tensor, classes: int, epochs: int, seed: in
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     with torch.enable_grad():
         for _ in track(range(epochs), "training the classifier"):
-            for index in torch.randperm(len(x), generator=generator).split(HEAD_BATCH):
+            for index in _order(labels, balanced, generator).split(HEAD_BATCH):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(x[index] @ weight.T + bias, labels[index])
                 (loss + HEAD_L2 * weight.square().sum()).backward()
                 optimizer.step()
                 schedule.step()
     return weight.detach(), bias.detach()
+
+
+def _order(labels: Tensor, balanced: bool, generator: torch.Generator) -> Tensor:
+    """Indices [n] of an epoch: every image once, or drawn so that the classes come equally often."""
+    if not balanced:
+        return torch.randperm(len(labels), generator=generator)
+    shares = 1 / labels.bincount()[labels]
+    return torch.multinomial(shares, len(labels), replacement=True, generator=generator)

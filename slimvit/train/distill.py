@@ -1,8 +1,9 @@
-"""The training loss: labels, the uncut network's predictions, or both; features where there is no classifier."""
+"""The training loss: labels, what a teacher has to say, or both."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,17 @@ from torch.nn import functional as F
 
 from slimvit.errors import DataError
 from slimvit.models.family import TimmModule
-from slimvit.recipe import FinetuneSection, TrainSection
+from slimvit.recipe import FinetuneSection
+from slimvit.train.streams import run_with_streams
+from slimvit.training import TrainSection
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(student, images [B, C, H, W], targets [B] or soft [B, K]) -> mean loss."""
+Lesson = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
+"""(student, images) -> what the student gives, mean loss against what the teacher gives."""
+View = Callable[[Tensor], Tensor]
+
+T = TypeVar("T")
 
 
 def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -28,14 +36,26 @@ def feature_gap(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum() / (teacher - teacher.mean(0)).square().sum().clamp_min(1e-12)
 
 
-def training_loss(section: TrainSection, teacher: nn.Module | None, labelled: bool, has_classifier: bool) -> Loss:
+def stream_gap(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """:func:`feature_gap` of the residual streams [B, ..., C] after every block, token by token, mean over blocks."""
+    gaps = [feature_gap(s.flatten(0, -2), t.flatten(0, -2)) for s, t in zip(student, teacher, strict=True)]
+    return torch.stack(gaps).mean()
+
+
+def training_loss(
+    section: TrainSection,
+    teacher: nn.Module | None,
+    labelled: bool,
+    has_classifier: bool,
+    see: View = lambda images: images,
+) -> Loss:
     """The loss that a section asks for.
 
-    Without labels the teacher's predictions are all there is to learn; without a classifier, its features. Raises
-    :class:`DataError` when there is nothing to learn from.
+    ``see``: a batch of the student's as the teacher wants it. Without labels the teacher is all there is to learn
+    from; without a classifier, its features. Raises :class:`DataError` when there is nothing to learn from.
     """
     if isinstance(section, FinetuneSection) and section.distill and teacher is not None:
-        return _distillation(section, teacher, labelled, has_classifier)
+        return _distillation(section, _lesson(section, teacher, has_classifier, see), labelled and has_classifier)
     if not (labelled and has_classifier):
         lacking = "the data has no labels" if has_classifier else "the model has no classifier"
         raise DataError(
@@ -44,21 +64,45 @@ def training_loss(section: TrainSection, teacher: nn.Module | None, labelled: bo
     return lambda model, images, targets: F.cross_entropy(model(images), targets, label_smoothing=section.smoothing)
 
 
-def _distillation(section: FinetuneSection, teacher: nn.Module, labelled: bool, has_classifier: bool) -> Loss:
-    if not has_classifier:
-        return lambda model, images, targets: feature_gap(_features(model, images), _ask(_features, teacher, images))
-    if not labelled:
-        return lambda model, images, targets: soft_kl(
-            model(images), _ask(_predict, teacher, images), section.temperature
-        )
+def _distillation(section: FinetuneSection, lesson: Lesson, by_labels: bool) -> Loss:
+    """The lesson, and the labels where there are any."""
 
-    def both(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        output, learnt = lesson(model, images)
+        if not by_labels:
+            return learnt
+        labels = F.cross_entropy(output, targets, label_smoothing=section.smoothing)
+        return (1 - section.distill_weight) * labels + section.distill_weight * learnt
+
+    return loss
+
+
+def _lesson(section: FinetuneSection, teacher: nn.Module, has_classifier: bool, see: View) -> Lesson:
+    """What the teacher has to say, by ``distill_kind``."""
+
+    def soft(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(images)
-        labels = F.cross_entropy(logits, targets, label_smoothing=section.smoothing)
-        soft = soft_kl(logits, _ask(_predict, teacher, images), section.temperature)
-        return (1 - section.distill_weight) * labels + section.distill_weight * soft
+        return logits, soft_kl(logits, _ask(_predict, teacher, see(images)), section.temperature)
 
-    return both
+    def hard(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(images)
+        return logits, F.cross_entropy(logits, _ask(_predict, teacher, see(images)).argmax(-1))
+
+    def streams(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, mine = run_with_streams(model, images)
+        return logits, stream_gap(mine, _ask(run_with_streams, teacher, see(images))[1])
+
+    def last_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = _features(model, images)
+        return features, feature_gap(features, _ask(_features, teacher, see(images)))
+
+    if section.distill_kind == "features":
+        return streams
+    if has_classifier:
+        return soft if section.distill_kind == "soft" else hard
+    if section.distill_kind == "hard":
+        raise DataError("the model has no classifier, so it cannot learn classes; use distill_kind features")
+    return last_features
 
 
 def _features(model: TimmModule, images: Tensor) -> Tensor:
@@ -69,6 +113,6 @@ def _predict(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
 
 
-def _ask(question: Callable[[nn.Module, Tensor], Tensor], teacher: nn.Module, images: Tensor) -> Tensor:
+def _ask(question: Callable[[nn.Module, Tensor], T], teacher: nn.Module, images: Tensor) -> T:
     with torch.no_grad():
         return question(teacher, images)

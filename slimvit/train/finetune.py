@@ -1,4 +1,4 @@
-"""Fine-tuning a model on labels, on the uncut network's predictions, or on both."""
+"""Fine-tuning a model on labels, on what a teacher gives, or on both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from slimvit.recipe import TrainSection
-from slimvit.train.distill import training_loss
+from slimvit.train.distill import View, training_loss
 from slimvit.train.loop import History, train
+from slimvit.training import TrainSection
 
 
 def finetune(
@@ -20,6 +20,7 @@ def finetune(
     section: TrainSection,
     *,
     teacher: nn.Module | None = None,
+    teacher_sees: View = lambda images: images,
     labelled: bool = True,
     lr: float = 2e-5,
     device: torch.device | str = "cpu",
@@ -31,13 +32,14 @@ def finetune(
     """A trained copy of ``model`` in eval mode, and a row an epoch (epoch, loss, lr, seconds).
 
     ``loader``: from :func:`slimvit.data.loaders.train_loader`. ``section``: epochs, schedule and augmentation; a
-    ``FinetuneSection`` with ``distill`` also learns from ``teacher``, which stays as it is and sees the same images.
+    ``FinetuneSection`` with ``distill`` also learns from ``teacher``, which stays as it is and sees the same images,
+    turned by ``teacher_sees`` into what it wants (:func:`slimvit.data.preprocessing.converter`).
     ``lr``: peak learning rate when the section names none. ``mix_lr_scale``: learning rate of the mixes of dense
     attention, in units of the others'.
     """
     if teacher is not None:
         teacher = teacher.to(device).eval()
-    loss = training_loss(section, teacher, labelled, bool(model.num_classes))
+    loss = training_loss(section, teacher, labelled, bool(model.num_classes), teacher_sees)
     return train(
         model,
         loader,

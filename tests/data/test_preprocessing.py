@@ -8,7 +8,14 @@ import timm
 import torch
 from PIL import Image
 
-from slimvit.data.preprocessing import Preprocessing, eval_transform, preprocessing_of, to_mode, train_transform
+from slimvit.data.preprocessing import (
+    Preprocessing,
+    converter,
+    eval_transform,
+    preprocessing_of,
+    to_mode,
+    train_transform,
+)
 from slimvit.errors import DataError, RecipeError
 from slimvit.recipe import TrainSection
 
@@ -86,3 +93,51 @@ def test_augmentation_that_timm_cannot_make() -> None:
         train_transform(RGB, TrainSection(auto_augment="rnd-m9"))
     with pytest.raises(RecipeError, match="^color_jitter is 0.4, but timm ignores it beside auto_augment 'rand-m9'"):
         train_transform(RGB, TrainSection(auto_augment="rand-m9", color_jitter=0.4))
+
+
+def test_deits_augmentation_reaches_timm() -> None:
+    """As in the DeiT recipe: bicubic everywhere, RandAugment m9 mstd0.5 inc1, one patch of pixel noise."""
+    from timm.data.auto_augment import RandAugment
+    from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms import RandomResizedCropAndInterpolation
+    from torchvision.transforms import InterpolationMode
+
+    prep = preprocessing_of(timm.create_model("deit_tiny_patch16_224", depth=1))
+    section = TrainSection(crop_scale=0.08, auto_augment="rand-m9-mstd0.5-inc1", random_erasing=0.25)
+    steps = {type(t): t for t in train_transform(prep, section).transform.transforms}  # type: ignore[attr-defined]
+    crop, ops, erase = (steps[t] for t in (RandomResizedCropAndInterpolation, RandAugment, RandomErasing))
+    assert (crop.size, crop.scale, crop.interpolation) == ((224, 224), (0.08, 1.0), InterpolationMode.BICUBIC)
+    assert (
+        ops.num_layers == 2
+        and {op.magnitude for op in ops.ops} == {9}
+        and {op.magnitude_std for op in ops.ops} == {0.5}
+    )
+    assert {op.kwargs["resample"] for op in ops.ops} == {Image.Resampling.BICUBIC}
+    assert "PosterizeIncreasing" in {op.name for op in ops.ops}
+    assert (erase.probability, erase.per_pixel, erase.max_count) == (0.25, True, 1)
+
+
+def test_colour_jitter_reaches_timm_where_nothing_overrules_it() -> None:
+    from torchvision.transforms import ColorJitter
+
+    steps = train_transform(RGB, TrainSection(color_jitter=0.4)).transform.transforms  # type: ignore[attr-defined]
+    (jitter,) = (t for t in steps if isinstance(t, ColorJitter))
+    assert jitter.brightness == jitter.contrast == jitter.saturation == (0.6, 1.4) and jitter.hue is None
+
+
+def test_a_batch_is_converted_to_what_another_model_wants() -> None:
+    image = Image.effect_noise((24, 16), 90).convert("RGB")
+    other = replace(RGB, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), crop_pct=RGB.crop_pct)
+    mine, theirs = eval_transform(RGB)(image)[None], eval_transform(other)(image)[None]
+    assert torch.allclose(converter(RGB, other)(mine), theirs, atol=1e-5)
+    assert torch.allclose(converter(other, RGB)(theirs), mine, atol=1e-5)
+    assert converter(RGB, replace(RGB, crop_pct=0.5, interpolation="bicubic"))(mine) is mine
+    larger = replace(other, input_size=(3, 32, 48))
+    ramp = torch.linspace(0, 1, 24).expand(1, 3, 16, 24)
+    resized = converter(replace(other, input_size=(3, 16, 24)), larger)(ramp)
+    assert resized.shape == (1, 3, 32, 48) and torch.allclose(resized.mean(), ramp.mean(), atol=1e-3)
+
+
+def test_channels_are_not_converted() -> None:
+    with pytest.raises(DataError, match="^images of 1 channels cannot be turned into images of 3$"):
+        converter(GREY, RGB)

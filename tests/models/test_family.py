@@ -6,9 +6,19 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
 
+import slimvit
 from slimvit.errors import ModelError
 from slimvit.models.build import check_timm
-from slimvit.models.family import Branch, State, attention_blocks, family_of, head_macs, plan_of, steps
+from slimvit.models.family import (
+    Branch,
+    State,
+    attention_blocks,
+    family_of,
+    head_macs,
+    is_uncut_form,
+    plan_of,
+    steps,
+)
 from slimvit.models.modes import evaluating
 from slimvit.prune.surgery import prune_heads
 
@@ -118,3 +128,15 @@ def test_evaluating_puts_every_flag_back(vit):
 def test_the_plan_travels_with_copies(vit):
     slim = prune_heads(vit(), plan_of(vit()).keeping([[0], [1], [2]]))
     assert plan_of(copy.deepcopy(slim)).kept == 3
+
+
+def test_the_uncut_form_of_a_model(vit, swin):
+    for build in (vit, swin):
+        model = build()
+        plan = plan_of(model)
+        small = slimvit.prune_heads(model, plan.keeping([b.kept_heads[:-1] for b in plan.blocks]))
+        dense = slimvit.insert_dense_attention(small)
+        assert all(is_uncut_form(model, m) for m in (model, small, dense)) and is_uncut_form(small, dense)
+        assert not is_uncut_form(small, model)
+    assert not is_uncut_form(vit(depth=2), vit()) and not is_uncut_form(vit(), vit("deit_small_patch16_224"))
+    assert not is_uncut_form(swin(), vit()) and not is_uncut_form(timm.create_model("resnet18"), vit())

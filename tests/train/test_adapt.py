@@ -56,3 +56,16 @@ def test_constant_features_do_not_break_the_classifier(vit: Build) -> None:
     features = torch.ones(6, model.num_features)
     adapted = fit_head(model, features, torch.arange(6) % 2, 2, epochs=2, seed=0)
     assert all(p.isfinite().all() for p in adapted.parameters())
+
+
+def test_balanced_classes_weigh_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 380 + [1] * 20)
+    x = torch.randn(400, 2, generator=generator) + labels[:, None]
+    recall = {}
+    for balanced in (False, True):
+        weight, bias = adapt._linear_probe(x, labels, 2, 20, 0, balanced)
+        recall[balanced] = ((x @ weight.T + bias).argmax(1) == labels)[380:].float().mean().item()
+    assert recall[True] > recall[False] + 0.3
+    drawn = adapt._order(labels, True, generator)
+    assert labels[drawn].float().mean().item() == pytest.approx(0.5, abs=0.1)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from slimvit.errors import DataError
 from slimvit.recipe import AdaptSection, FinetuneSection
-from slimvit.train.distill import feature_gap, soft_kl, training_loss
+from slimvit.train.distill import feature_gap, soft_kl, stream_gap, training_loss
+from slimvit.train.streams import run_with_streams
 
 
 class Net(nn.Module):
@@ -113,3 +114,43 @@ def test_something_must_be_there_to_learn_from(
     ):
         with pytest.raises(DataError, match=f"{said}.*without --no-distill"):
             training_loss(section, teacher, labelled, classifier)
+
+
+def test_hard_distillation_learns_the_teachers_best_class(nets: tuple[Any, Any]) -> None:
+    student, teacher = nets
+    section = FinetuneSection(distill_kind="hard", distill_weight=0.3, smoothing=0.1)
+    best = teacher(IMAGES).argmax(1)
+    found = training_loss(section, teacher, True, True)(student, IMAGES, LABELS)
+    labels = F.cross_entropy(student(IMAGES), LABELS, label_smoothing=0.1)
+    assert found.item() == pytest.approx((0.7 * labels + 0.3 * F.cross_entropy(student(IMAGES), best)).item())
+    alone = training_loss(section, teacher, False, True)(student, IMAGES, LABELS * 0 - 1)
+    assert alone.item() == pytest.approx(F.cross_entropy(student(IMAGES), best).item())
+    with pytest.raises(DataError, match="no classifier, so it cannot learn classes; use distill_kind features"):
+        training_loss(section, teacher, True, False)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("classes", [5, 0])
+def test_streams_can_be_learnt_with_and_without_labels(vit: Any, images: Any, labelled: bool, classes: int) -> None:
+    student, teacher = vit(seed=0, num_classes=classes), vit(seed=1, num_classes=classes)
+    pictures, targets = images(student, 3), LABELS if labelled else LABELS * 0 - 1
+    section = FinetuneSection(distill_kind="features", distill_weight=0.25)
+    found = training_loss(section, teacher, labelled, bool(classes))(student, pictures, targets)
+    streams = stream_gap(run_with_streams(student, pictures)[1], run_with_streams(teacher, pictures)[1])
+    wanted = streams
+    if labelled and classes:
+        wanted = 0.75 * F.cross_entropy(student(pictures), targets) + 0.25 * streams
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    found.backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert student.blocks[0].attn.qkv.weight.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_the_teacher_sees_the_images_as_it_wants_them(nets: tuple[Any, Any], kind: str) -> None:
+    student, teacher = nets
+    section = FinetuneSection(distill_kind=kind, distill_weight=1.0)
+    through = training_loss(section, teacher, True, True, lambda images: -2 * images)(student, IMAGES, LABELS)
+    louder = Net(-2 * teacher.weight.detach())
+    assert through.item() == pytest.approx(training_loss(section, louder, True, True)(student, IMAGES, LABELS).item())
+    assert through.item() != pytest.approx(training_loss(section, teacher, True, True)(student, IMAGES, LABELS).item())

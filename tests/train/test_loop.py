@@ -6,15 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimvit.errors import RecipeError
-from slimvit.recipe import TrainSection
-from slimvit.train import loop
+from slimvit.train import optimizer, state
 from slimvit.train.loop import Diverged, train
 
 Build = Callable[..., Any]
@@ -33,14 +31,13 @@ class Spy:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rates: list[float] = []
-        self.optimizers: list[torch.optim.AdamW] = []
-        real = torch.optim.AdamW
+        self.optimizers: list[torch.optim.Optimizer] = []
 
-        def build(*args: Any, **kwargs: Any) -> torch.optim.AdamW:
-            self.optimizers.append(real(*args, **kwargs))
+        def build(*args: Any) -> torch.optim.Optimizer:
+            self.optimizers.append(optimizer.build_optimizer(*args))
             return self.optimizers[-1]
 
-        monkeypatch.setattr(torch.optim, "AdamW", build)
+        monkeypatch.setattr(state, "build_optimizer", build)
 
     def __call__(self, model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
         self.rates.append(self.optimizers[-1].param_groups[0]["lr"])
@@ -67,22 +64,6 @@ def test_every_epoch_can_be_measured(untrained: Any, section: Build, loader: Bui
         untrained, loader(untrained, section(), images=32), labels_loss, section(), lr=1e-3, after_epoch=measure
     )
     assert history[0].keys() == {"epoch", "loss", "lr", "seconds", "training"} and history[0]["training"] is False
-
-
-def test_no_decay_on_norms_biases_tokens_and_tables() -> None:
-    model = timm.create_model(
-        "vit_tiny_patch16_224", depth=1, img_size=32, num_classes=3, reg_tokens=1, qk_norm=True, init_values=0.1
-    )
-    groups = loop._groups(model, TrainSection(weight_decay=0.1), 1e-3, 1.0)
-    names = {id(p): name for name, p in model.named_parameters()}
-    decay = {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in groups}
-    assert decay.keys() == {0.0, 0.1} and len(decay[0.0]) + len(decay[0.1]) == len(names)
-    assert {"cls_token", "pos_embed", "reg_token", "norm.weight", "blocks.0.ls1.gamma"} <= decay[0.0]
-    assert {"blocks.0.attn.q_norm.weight", "blocks.0.norm1.weight", "head.bias"} <= decay[0.0]
-    assert decay[0.1] == {
-        "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.proj.weight",
-        "blocks.0.mlp.fc1.weight", "blocks.0.mlp.fc2.weight", "head.weight",
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
@@ -167,3 +148,100 @@ def test_the_same_seed_gives_the_same_bits(untrained: Any, section: Build, loade
     ]
     assert same(runs[0][0], runs[1][0]) and not same(runs[0][0], runs[2][0])
     assert [r["loss"] for r in runs[0][1]] == [r["loss"] for r in runs[1][1]]
+
+
+def test_the_average_is_what_is_measured_and_returned(untrained: Any, section: Build, loader: Build) -> None:
+    decay, plain = 0.5, section(lr=1e-3, warmup_epochs=0)
+    steps: list[dict[str, Tensor]] = []
+
+    def remember(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        steps.append({k: v.detach().clone() for k, v in model.state_dict().items()})
+        return labels_loss(model, images, targets)
+
+    measured: list[Any] = []
+    wanted = plain.model_copy(update={"ema_decay": decay, "drop_path": 0.1})
+    model, _ = train(
+        untrained, loader(untrained, wanted), remember, wanted, lr=1e-3,
+        after_epoch=lambda net, row: measured.append(copy.deepcopy(net.state_dict())),
+    )  # fmt: skip
+    assert not any(isinstance(m, DropPath) for m in model.modules())
+    raw, _ = train(
+        untrained, loader(untrained, wanted), labels_loss, wanted.model_copy(update={"ema_decay": None}), lr=1e-3
+    )
+    steps.append(raw.state_dict())
+    for key, found in model.state_dict().items():
+        average = steps[1][key]  # the average begins with the weights after the first step
+        for after in steps[2:]:
+            average = decay * average + (1 - decay) * after[key]
+        assert torch.allclose(found, average, atol=1e-6), key
+        assert torch.equal(found, measured[0][key])
+    assert not same(model, raw)
+
+
+def test_a_rising_decay_stays_closer_to_the_weights(untrained: Any, section: Build, loader: Build) -> None:
+    def distance(**more: Any) -> float:
+        wanted = section(lr=1e-3, warmup_epochs=0, **more)
+        model, _ = train(untrained, loader(untrained, wanted), labels_loss, wanted, lr=1e-3)
+        return sum(float((v - raw.state_dict()[k]).square().sum()) for k, v in model.state_dict().items())
+
+    plain = section(lr=1e-3, warmup_epochs=0)
+    raw, _ = train(untrained, loader(untrained, plain), labels_loss, plain, lr=1e-3)
+    assert 0 < distance(ema_decay=0.999, ema_warmup=True) < 0.5 * distance(ema_decay=0.999)
+
+
+def test_accumulated_batches_make_one_step(untrained: Any, section: Build, loader: Build) -> None:
+    one = section(lr=1e-3, warmup_epochs=0, epochs=2)
+    parts = one.model_copy(update={"accumulate": 4})
+    whole, history = train(untrained, loader(untrained, one, batch=128), labels_loss, one, lr=1e-3)
+    summed, rows = train(untrained, loader(untrained, parts, batch=32), labels_loss, parts, lr=1e-3)
+    for key, value in whole.state_dict().items():
+        assert torch.allclose(value, summed.state_dict()[key], atol=2e-5), key
+    assert [r["lr"] for r in rows] == pytest.approx([r["lr"] for r in history])
+    assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in history], rel=1e-4)
+    assert [r["batch"] for r in rows] == [128, 128] and "batch" not in history[0]
+
+
+def test_the_last_step_of_an_epoch_takes_what_is_left(
+    untrained: Any, section: Build, loader: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = Spy(monkeypatch)
+    wanted = section(accumulate=3, lr=1e-3, warmup_epochs=0)
+    train(untrained, loader(untrained, wanted), spy, wanted, lr=1e-3)  # four batches: three and one
+    assert len(spy.rates) == 4 and spy.rates[0] == spy.rates[2] > spy.rates[3]
+
+
+@pytest.mark.parametrize("build", ["trained", "distilled", "swin"])
+def test_only_the_classifier_learns(
+    request: pytest.FixtureRequest, section: Build, loader: Build, digits: Any, build: str
+) -> None:
+    size = {"img_size": 16, "num_classes": 10, "in_chans": 1}
+    if build == "trained":
+        model = request.getfixturevalue("trained")
+    elif build == "distilled":
+        model = request.getfixturevalue("vit")("deit_tiny_distilled_patch16_224", **size, patch_size=4)
+    else:
+        model = request.getfixturevalue("swin")(**size, patch_size=2, drop_path_rate=0.5)
+    modes: list[set[str]] = []
+
+    def look(net: Any, images: Tensor, targets: Tensor) -> Tensor:
+        modes.append({name.partition(".")[0] for name, m in net.named_modules() if m.training})
+        return labels_loss(net, images, targets)
+
+    wanted = section(train="head", lr=1e-2)
+    after, _ = train(model, loader(model, wanted), look, wanted, lr=1e-2)
+    changed = {k for k, v in after.state_dict().items() if not torch.equal(v, model.state_dict()[k])}
+    assert changed and all(k.startswith("head") for k in changed) and all(m <= {"head", "head_dist"} for m in modes)
+    assert ("head_dist.weight" in changed) == (build == "distilled")
+    assert all(p.requires_grad for p in (*after.parameters(), *model.parameters()))
+
+
+def test_mixing_can_be_rare(untrained: Any, section: Build, loader: Build) -> None:
+    seen: list[bool] = []
+
+    def look(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+        seen.append(bool(((targets > 0).sum(1) == 2).any()))
+        return labels_loss(model, images, targets)
+
+    wanted = section(mixup=1.0, mixup_prob=0.25, epochs=2)
+    train(untrained, loader(untrained, wanted, batch=8), look, wanted, lr=1e-3)
+    assert 0 < sum(seen) < 16 and len(seen) == 32
