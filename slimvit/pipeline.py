@@ -120,7 +120,8 @@ def adapt(now: Run) -> None:
     section, data, started = now.recipe.adapt, now.data, time.perf_counter()
     say(f"training a classifier for the {data.num_classes} classes of {data.name}")
     if random_weights(now.recipe.model) and section.mode == "all":  # features that mean nothing: no head start in them
-        now.model.reset_classifier(data.num_classes)
+        with seeded(now.recipe.seed):
+            now.model.reset_classifier(data.num_classes)
     else:
         _fit_head(now, section.epochs if section.mode == "head" else HEAD_EPOCHS)
     if section.mode == "all":

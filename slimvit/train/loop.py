@@ -65,7 +65,7 @@ def train(
         state.epoch += 1
         row = {"epoch": state.epoch, "loss": total / batches, "lr": rate_of(state.optimizer)}
         if section.accumulate > 1:
-            row["batch"] = section.accumulate * _images_a_step(loader)
+            row["batch"] = min(section.accumulate, batches) * _images_a_step(loader)
         row["seconds"] = round(time.perf_counter() - started, 2)
         state.model.eval()
         after_epoch(state.result, row)
