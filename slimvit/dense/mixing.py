@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1 << 16
+CHUNK = 1 << 18
 """Numbers of one block's values that are mixed at a time on a CPU, so that the sum stays in the cache."""
 
 
@@ -110,8 +110,13 @@ class _Mix(torch.autograd.Function):
         ctx.slices = slices
         out = own.clone(memory_format=torch.contiguous_format)
         rows = [t.reshape(-1, t.shape[-1]) for t in (out, *earlier)]
+        ctx.whole = _whole(rows, slices, weights)
         for chunk in _chunks(out):
-            _add(rows[0][chunk], [r[chunk] for r in rows[1:]], slices, weights)
+            parts = [r[chunk] for r in rows]
+            if ctx.whole:
+                parts[0].view(-1).addmv_(_columns(parts[1:]), torch.cat(weights))
+            else:
+                _add(parts[0], parts[1:], slices, weights)
         return out
 
     @staticmethod
@@ -120,6 +125,8 @@ class _Mix(torch.autograd.Function):
         tensors, slices = ctx.saved_tensors, ctx.slices
         count = len(slices)
         earlier, weights = tensors[:count], tensors[count:]
+        if ctx.whole:
+            return grad, None, None, *_whole_backward(grad, earlier, weights)
         grads = [torch.zeros_like(v, memory_format=torch.contiguous_format) for v in earlier]
         weight_grads = [torch.zeros_like(w, dtype=_exact(w)) for w in weights]
         g = grad.reshape(-1, grad.shape[-1])
@@ -130,6 +137,31 @@ class _Mix(torch.autograd.Function):
                 g[chunk], [r[chunk] for r in rows], slices, weights, [r[chunk] for r in grad_rows], weight_grads
             )
         return grad, None, None, *grads, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True))
+
+
+def _whole(rows: Sequence[Tensor], slices: Slices, weights: Sequence[Tensor]) -> bool:
+    """Whether every pair shares all of its heads in the same places and has one weight: then the sum is one product
+    of a matrix, the values as its columns, and the vector of the weights."""
+    width = rows[0].shape[-1]
+    aligned = all(r.shape[-1] == width and runs == [(0, 0, width)] for r, runs in zip(rows[1:], slices, strict=True))
+    return aligned and all(len(w) == 1 for w in weights)
+
+
+def _columns(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [rows, k] as the columns of one matrix [rows * k, tensors]."""
+    return torch.stack(list(parts)).view(len(parts), -1).T
+
+
+def _whole_backward(grad: Tensor, earlier: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the earlier values and of the weights."""
+    w = torch.cat(list(weights))
+    rows = [v.reshape(-1, v.shape[-1]) for v in earlier]
+    g = grad.reshape(-1, grad.shape[-1])
+    grads = torch.outer(w, g.reshape(-1)).view(len(w), *grad.shape)
+    weight_grads = torch.zeros_like(w, dtype=_exact(w))
+    for chunk in _chunks(grad):
+        weight_grads += _columns([r[chunk] for r in rows]).T @ g[chunk].reshape(-1)
+    return [*grads.unbind(0), *weight_grads.to(w.dtype).split(1)]
 
 
 def _add_backward(
