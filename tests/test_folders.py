@@ -55,7 +55,7 @@ def test_a_folder_in_use(tmp_path):
     assert (tmp_path / "run" / "slim.json").read_text() == "old"
 
 
-@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize("marker", sorted(MARKERS))
 def test_force_replaces_what_slimvit_wrote(marker, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / marker).touch()
