@@ -85,25 +85,8 @@ def batches(images: Callable[..., Tensor]) -> Callable[..., list[tuple[Tensor, T
 
 
 @pytest.fixture(scope="session")
-def silenced() -> Callable[..., Any]:
-    """A copy of a full model in which all heads but the kept ones, by block, output zero: what a cut must equal."""
-
-    def hush(model: Any, kept_heads: Iterable[Sequence[int]]) -> Any:
-        import copy
-
-        model = copy.deepcopy(model)
-        for block, kept in zip(model.blocks, kept_heads, strict=True):
-            mask = torch.zeros(block.attn.num_heads).index_fill(0, torch.tensor(kept, dtype=torch.long), 1)
-            mask = mask.repeat_interleave(block.attn.head_dim)
-            block.attn.proj.register_forward_pre_hook(lambda _, args, mask=mask: (args[0] * mask,))
-        return model
-
-    return hush
-
-
-@pytest.fixture(scope="session")
 def masked() -> Callable[..., Any]:
-    """``silenced`` for a model of any family."""
+    """A copy of a full model in which all heads but the kept ones, by block, output zero: what a cut must equal."""
 
     def mask(model: Any, kept_heads: Iterable[Sequence[int]]) -> Any:
         import copy

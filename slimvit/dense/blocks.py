@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slimvit.dense.mixing import Pair
 from slimvit.errors import ModelError
+from slimvit.models.family import is_dense
 
 Values = Sequence[Tensor | None]
 """The values of the blocks of a stage so far, None where no later block needs them."""
@@ -60,11 +61,6 @@ def _run(block: Any, x: Tensor, earlier: Values, *args: Any, **kwargs: Any) -> t
     if is_dense(block):
         return block(x, *args, earlier=earlier, **kwargs)
     return block(x, *args, **kwargs), None
-
-
-def is_dense(block: Any) -> bool:
-    """Whether a block gives values to later ones or mixes those of earlier ones into its own."""
-    return isinstance(getattr(block, "attn", None), MixesValues)
 
 
 class MixesValues:

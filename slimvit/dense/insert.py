@@ -63,7 +63,7 @@ def insert_dense_attention(
         raise ModelError(f"the model has dense attention already (mix {dense_mix(model)})")
     dense: TimmModule = copy.deepcopy(model)
     slots = _slots(dense)
-    if not can_mix(plan_of(model)):
+    if not any(slot.pairs for slot in slots):
         raise ModelError(NOTHING_TO_MIX)
     generator = torch.Generator().manual_seed(seed)
     for slot in slots:

@@ -19,6 +19,11 @@ class DenseWindowAttention(MixesValues, WindowAttention):
 
     plain = WindowAttention
 
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head; timm's own attention does not keep it."""
+        return self.proj.in_features // self.num_heads
+
     def forward(  # type: ignore[override]
         self, x: Tensor, mask: Tensor | None = None, mixed: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -74,6 +79,6 @@ class DenseSwinBlock(SwinTransformerBlock):
         """The weighted sum of earlier values in this block's windows; nothing is added where there is padding."""
         if attn.mix is None:
             return None
-        needed, d = attn.needed(earlier), attn.proj.in_features // attn.num_heads
+        needed, d = attn.needed(earlier), attn.head_dim
         nothing = torch.zeros_like(needed[0][..., :1]).expand(*needed[0].shape[:-1], attn.num_heads * d)
         return image_to_windows(self, mix_values(nothing, needed, attn.pairs, attn.mix, attn.per_head, d))

@@ -6,11 +6,14 @@ left out. M is N, and in Swin the window; there qkv, attention and proj also see
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from timm.layers import AttentionPoolLatent
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
+
+from slimvit.models.swin import padded_size
 
 
 def closed_form(model: Any, input_size: tuple[int, int, int]) -> int | None:
@@ -40,7 +43,7 @@ def _swin(model: Any, stem: nn.Conv2d, input_size: tuple[int, int, int]) -> int:
             count += _linear(stage.downsample, h * w)
         for block in stage.blocks:
             (wh, ww), attn = block.window_size, block.attn
-            tokens = -(-h // wh) * wh * -(-w // ww) * ww
+            tokens = prod(padded_size(block, (h, w)))
             attn_dim = attn.proj.in_features if hasattr(attn, "qkv") else 0
             count += _linear(attn, tokens) + 2 * tokens * wh * ww * attn_dim + _linear(block.mlp, h * w)
     return count + _linear(model.head, h * w if model.global_pool == "" else 1)

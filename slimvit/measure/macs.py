@@ -80,8 +80,8 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     """
     size = input_size or _input_size(model)
     try:
-        by_torch = torch_count(_stand_in(model, "meta"), size)
-        mixes = mix_macs(_stand_in(model, "meta"), size)
+        on_meta = _stand_in(model, "meta")
+        by_torch, mixes = torch_count(on_meta, size), mix_macs(on_meta, size)
         analysis = _trace(_stand_in(model, "cpu"), size)
     except AssertionError as error:
         shape = "x".join(map(str, size))

@@ -80,6 +80,17 @@ class Branch:
         return self.to_stream(seen[0], state.stream.shape[1:-1]), values
 
 
+def block_branches(
+    name: str, block: TimmModule, attend: Callable[..., Any], to_stream: ToStream = as_it_is
+) -> list[Branch]:
+    """The two branches of a pre-norm block: ``attend``, which ends in ``attn.proj``, and its MLP."""
+    scales = [getattr(block, scale, nn.Identity()) for scale in ("ls1", "ls2")]
+    return [
+        Branch(f"{name}.attn", block.norm1, attend, scales[0], block.attn.proj, to_stream, True, is_dense(block)),
+        Branch(f"{name}.mlp", block.norm2, block.mlp, scales[1], block.mlp.fc2),
+    ]
+
+
 @dataclass(frozen=True)
 class Step:
     """A part of the forward pass that is never refitted: the embedding, a patch merging."""
@@ -135,6 +146,7 @@ def plain_type(module: nn.Module) -> type:
 
 
 def is_dense(module: nn.Module) -> bool:
+    """Whether a block gives values to later ones or mixes those of earlier ones into its own."""
     return hasattr(type(module), "plain")
 
 

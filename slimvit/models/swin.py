@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, is_dense, plain_type
+from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, plain_type
 from slimvit.models.no_attention import NoAttention
 
 
@@ -17,17 +16,12 @@ def windows_to_image(block: TimmModule, windows: Tensor, size: tuple[int, ...]) 
 
     Undoes the partition, drops the padding, and shifts back; ``size`` is the stream's (H, W).
     """
-    (h, w), (wh, ww), k = size, block.window_size, windows.shape[-1]
-    rows, columns = -(-h // wh), -(-w // ww)
-    image = windows.reshape(windows.shape[0] // (rows * columns), rows, columns, wh, ww, k)
-    image = image.permute(0, 1, 3, 2, 4, 5).reshape(-1, rows * wh, columns * ww, k) if k else _empty(image)
-    image = image[:, :h, :w]
+    (wh, ww), (height, width), k = block.window_size, padded_size(block, size), windows.shape[-1]
+    rows, columns = height // wh, width // ww
+    b = windows.shape[0] // (rows * columns)  # no -1 anywhere: without heads k is 0
+    image = windows.reshape(b, rows, columns, wh, ww, k).permute(0, 1, 3, 2, 4, 5).reshape(b, height, width, k)
+    image = image[:, : size[0], : size[1]]
     return image.roll(block.shift_size, (1, 2)) if any(block.shift_size) else image
-
-
-def _empty(image: Tensor) -> Tensor:
-    b, rows, columns, wh, ww, _ = image.shape
-    return image.new_empty(b, rows * wh, columns * ww, 0)
 
 
 def padded_size(block: TimmModule, size: tuple[int, ...]) -> tuple[int, int]:
@@ -86,11 +80,8 @@ def _steps(model: TimmModule) -> list[Branch | Step]:
     for i, stage in enumerate(model.layers):
         found.append(Step(f"layers.{i}.downsample", stage.downsample))
         for j, block in enumerate(stage.blocks.children()):
-            name, scale = f"layers.{i}.blocks.{j}", nn.Identity()
             to_stream = partial(windows_to_image, block)
-            attention = Branch(f"{name}.attn", block.norm1, block._attn, scale, block.attn.proj, to_stream)
-            found.append(replace(attention, attends=True, mixes=is_dense(block)))
-            found.append(Branch(f"{name}.mlp", block.norm2, block.mlp, scale, block.mlp.fc2))
+            found += block_branches(f"layers.{i}.blocks.{j}", block, block._attn, to_stream)
     return found
 
 

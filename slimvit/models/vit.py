@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, is_dense, plain_type
+from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, plain_type
 from slimvit.models.no_attention import NoAttention
 
 
@@ -42,9 +41,7 @@ def _embed(model: TimmModule, images: Tensor) -> Tensor:
 def _steps(model: TimmModule) -> list[Branch | Step]:
     found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks.children()):
-        attention = Branch(f"blocks.{i}.attn", block.norm1, block.attn, block.ls1, block.attn.proj, attends=True)
-        found.append(replace(attention, mixes=is_dense(block)))
-        found.append(Branch(f"blocks.{i}.mlp", block.norm2, block.mlp, block.ls2, block.mlp.fc2))
+        found += block_branches(f"blocks.{i}", block, block.attn)
     return found
 
 

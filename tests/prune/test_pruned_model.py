@@ -24,9 +24,9 @@ def test_reset_classifier(slim, images):
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"])
-def test_set_input_size(name, vit, images, silenced, gap):
+def test_set_input_size(name, vit, images, masked, gap):
     model = vit(name)
-    full = silenced(model, KEPT)
+    full = masked(model, KEPT)
     slim = prune_heads(model, plan_of(model).keeping(KEPT))
     side = model.patch_embed.img_size[0] * 2
     for net in (full, slim):
@@ -35,18 +35,18 @@ def test_set_input_size(name, vit, images, silenced, gap):
     assert gap(slim(images(slim)), full(images(full))) <= 1e-5
 
 
-def test_forward_intermediates(slim, silenced, vit, images, gap):
+def test_forward_intermediates(slim, masked, vit, images, gap):
     x = images(slim)
     final, found = slim.forward_intermediates(x)
-    _, wanted = silenced(vit(), KEPT).forward_intermediates(x)
+    _, wanted = masked(vit(), KEPT).forward_intermediates(x)
     assert len(found) == 3 and torch.equal(final, slim.forward_features(x))
     assert all(gap(a, b) <= 1e-5 for a, b in zip(found, wanted, strict=True))
 
 
-def test_an_attention_mask_reaches_every_block(slim, silenced, vit, images, gap):
+def test_an_attention_mask_reaches_every_block(slim, masked, vit, images, gap):
     mask = torch.zeros(5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), float("-inf"))
     found = slim(images(slim), attn_mask=mask)
-    assert gap(found, silenced(vit(), KEPT)(images(slim), attn_mask=mask)) <= 1e-5
+    assert gap(found, masked(vit(), KEPT)(images(slim), attn_mask=mask)) <= 1e-5
     assert gap(found, slim(images(slim))) > 1e-3
 
 

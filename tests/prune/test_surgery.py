@@ -56,24 +56,24 @@ def outputs(model, x):
 @each_model
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
-def test_cut_equals_silenced_heads(name, plan, fused, build, silenced, images, gap):
+def test_cut_equals_silenced_heads(name, plan, fused, build, masked, images, gap):
     model = build(name)
     for block in model.blocks:
         block.attn.fused_attn = fused
     kept = PLANS[plan](model.blocks[0].attn.num_heads)
-    found, wanted = outputs(cut(model, kept), images(model)), outputs(silenced(model, kept), images(model))
+    found, wanted = outputs(cut(model, kept), images(model)), outputs(masked(model, kept), images(model))
     for what in found:
         assert gap(found[what], wanted[what]) <= 1e-5, what
 
 
 @each_model
-def test_one_wrong_head_misses_the_bar(name, build, silenced, images, gap):
+def test_one_wrong_head_misses_the_bar(name, build, masked, images, gap):
     model = build(name)
     h = model.blocks[0].attn.num_heads
     wrong = [list(range(h)), list(range(1, h)), list(range(h))]
     for head in range(1, h):
         right = [wrong[0], [i for i in range(h) if i != head], wrong[2]]
-        found, wanted = outputs(cut(model, wrong), images(model)), outputs(silenced(model, right), images(model))
+        found, wanted = outputs(cut(model, wrong), images(model)), outputs(masked(model, right), images(model))
         assert all(gap(found[what], wanted[what]) > 1e-3 for what in found)
 
 
@@ -127,7 +127,7 @@ def test_on_the_meta_device(vit):
     assert slim.blocks[2].attn.qkv.weight.shape == (2 * 64 * 3, 192)
 
 
-def test_without_proj_bias(vit, silenced, images, gap):
+def test_without_proj_bias(vit, masked, images, gap):
     model = vit("vit_tiny_patch16_224", proj_bias=False)
     kept = [[], [0, 2], [1]]
-    assert gap(cut(model, kept)(images(model)), silenced(model, kept)(images(model))) <= 1e-5
+    assert gap(cut(model, kept)(images(model)), masked(model, kept)(images(model))) <= 1e-5
