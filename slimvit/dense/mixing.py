@@ -8,8 +8,8 @@ aligned by original head id, and two blocks that share no head do not mix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,16 +33,17 @@ class Pair:
     there: tuple[int, ...]
     """Their positions in the earlier block."""
 
-    @property
-    def runs(self) -> tuple[tuple[int, int, int], ...]:
-        """(position here, position there, number of heads) of each run of heads that lie side by side in both."""
+    runs: tuple[tuple[int, int, int], ...] = field(init=False, repr=False)
+    """(position here, position there, number of heads) of each run of heads that lie side by side in both."""
+
+    def __post_init__(self) -> None:
         found: list[tuple[int, int, int]] = []
         for here, there in zip(self.here, self.there, strict=True):
             if found and (here, there) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
                 found[-1] = (*found[-1][:2], found[-1][2] + 1)
             else:
                 found.append((here, there, 1))
-        return tuple(found)
+        object.__setattr__(self, "runs", tuple(found))
 
 
 def pairs_of(kept: Sequence[Sequence[int]]) -> list[tuple[Pair, ...]]:
@@ -76,17 +77,26 @@ def mix_values(
         out = own.clone()
         _add(out, earlier, slices, weights)
         return out
+    if not torch.is_grad_enabled():
+        return _sum(own, earlier, slices, weights)
     return _Mix.apply(own, slices, len(pairs), *earlier, *weights)
 
 
-def _channel_weights(mix: Tensor, pairs: Sequence[Pair], per_head: bool, head_dim: int) -> list[Tensor]:
+def _channel_weights(mix: Tensor, pairs: Sequence[Pair], per_head: bool, head_dim: int) -> Sequence[Tensor]:
     """One weight tensor a pair: a scalar [1], or [channels of the shared heads]."""
     if not per_head:
-        return list(mix.split(1))
+        return mix.split(1)
     return [part.repeat_interleave(head_dim) for part in mix.split([len(p.heads) for p in pairs])]
 
 
 Slices = list[list[tuple[int, int, int]]]
+
+
+def _sum(own: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Sequence[Tensor]) -> Tensor:
+    out = own.clone(memory_format=torch.contiguous_format)
+    for mine, *theirs in _chunks(out, *earlier):
+        _add(mine, theirs, slices, weights)
+    return out
 
 
 def _add(out: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Sequence[Tensor]) -> None:
@@ -94,9 +104,18 @@ def _add(out: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Sequen
     for values, runs, weight in zip(earlier, slices, weights, strict=True):
         done = 0
         for here, there, n in runs:
-            part = weight if len(weight) == 1 else weight[done : done + n]
-            out[..., here : here + n].addcmul_(values[..., there : there + n], part)
+            _channels(out, here, n).addcmul_(_channels(values, there, n), _part(weight, done, n))
             done += n
+
+
+def _channels(tensor: Tensor, start: int, n: int) -> Tensor:
+    """[..., n] of [..., k]; the tensor itself where that is all of it, since a view costs as much as a small sum."""
+    return tensor if n == tensor.shape[-1] else tensor[..., start : start + n]
+
+
+def _part(weight: Tensor, start: int, n: int) -> Tensor:
+    """A scalar [1] serves all channels."""
+    return weight if len(weight) == 1 else _channels(weight, start, n)
 
 
 class _Mix(torch.autograd.Function):
@@ -105,78 +124,41 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, slices: Slices, count: int, *tensors: Tensor) -> Tensor:
-        earlier, weights = tensors[:count], tensors[count:]
         ctx.save_for_backward(*tensors)
         ctx.slices = slices
-        out = own.clone(memory_format=torch.contiguous_format)
-        rows = [t.reshape(-1, t.shape[-1]) for t in (out, *earlier)]
-        ctx.whole = _whole(rows, slices, weights)
-        for chunk in _chunks(out):
-            parts = [r[chunk] for r in rows]
-            if ctx.whole:
-                parts[0].view(-1).addmv_(_columns(parts[1:]), torch.cat(weights))
-            else:
-                _add(parts[0], parts[1:], slices, weights)
-        return out
+        return _sum(own, tensors[:count], slices, tensors[count:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        tensors, slices = ctx.saved_tensors, ctx.slices
-        count = len(slices)
+        tensors, count = ctx.saved_tensors, len(ctx.slices)  # checkpointing lets them be read only once
         earlier, weights = tensors[:count], tensors[count:]
-        if ctx.whole:
-            return grad, None, None, *_whole_backward(grad, earlier, weights)
-        grads = [torch.zeros_like(v, memory_format=torch.contiguous_format) for v in earlier]
+        grads = [_value_grad(grad, v, *rest) for v, *rest in zip(earlier, ctx.slices, weights, strict=True)]
         weight_grads = [torch.zeros_like(w, dtype=_exact(w)) for w in weights]
-        g = grad.reshape(-1, grad.shape[-1])
-        rows = [v.reshape(-1, v.shape[-1]) for v in earlier]
-        grad_rows = [v.view(-1, v.shape[-1]) for v in grads]
-        for chunk in _chunks(grad):
-            _add_backward(
-                g[chunk], [r[chunk] for r in rows], slices, weights, [r[chunk] for r in grad_rows], weight_grads
-            )
+        for g, *values in _chunks(grad, *earlier):
+            _add_weight_grads(g, values, ctx.slices, weight_grads)
         return grad, None, None, *grads, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True))
 
 
-def _whole(rows: Sequence[Tensor], slices: Slices, weights: Sequence[Tensor]) -> bool:
-    """Whether every pair shares all of its heads in the same places and has one weight: then the sum is one product
-    of a matrix, the values as its columns, and the vector of the weights."""
-    width = rows[0].shape[-1]
-    aligned = all(r.shape[-1] == width and runs == [(0, 0, width)] for r, runs in zip(rows[1:], slices, strict=True))
-    return aligned and all(len(w) == 1 for w in weights)
+def _value_grad(grad: Tensor, values: Tensor, runs: list[tuple[int, int, int]], weight: Tensor) -> Tensor:
+    """A tensor of its own for each earlier block, so that autograd can add up in place."""
+    if runs == [(0, 0, values.shape[-1])] and grad.shape == values.shape:
+        return grad * weight
+    into, done = torch.zeros_like(values, memory_format=torch.contiguous_format), 0
+    for here, there, n in runs:
+        torch.mul(_channels(grad, here, n), _part(weight, done, n), out=_channels(into, there, n))
+        done += n
+    return into
 
 
-def _columns(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors [rows, k] as the columns of one matrix [rows * k, tensors]."""
-    return torch.stack(list(parts)).view(len(parts), -1).T
-
-
-def _whole_backward(grad: Tensor, earlier: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of the earlier values and of the weights."""
-    w = torch.cat(list(weights))
-    rows = [v.reshape(-1, v.shape[-1]) for v in earlier]
-    g = grad.reshape(-1, grad.shape[-1])
-    grads = torch.outer(w, g.reshape(-1)).view(len(w), *grad.shape)
-    weight_grads = torch.zeros_like(w, dtype=_exact(w))
-    for chunk in _chunks(grad):
-        weight_grads += _columns([r[chunk] for r in rows]).T @ g[chunk].reshape(-1)
-    return [*grads.unbind(0), *weight_grads.to(w.dtype).split(1)]
-
-
-def _add_backward(
-    grad: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Sequence[Tensor],
-    grads: Sequence[Tensor], weight_grads: Sequence[Tensor],
-) -> None:  # fmt: skip
-    """In place: onto the gradients of the earlier values and of the weights."""
-    for values, runs, weight, into, weight_into in zip(earlier, slices, weights, grads, weight_grads, strict=True):
-        done, exact = 0, weight_into.dtype
+def _add_weight_grads(grad: Tensor, earlier: Sequence[Tensor], slices: Slices, into: Sequence[Tensor]) -> None:
+    """In place: the gradients of the weights onto ``into``."""
+    for values, runs, weight_grad in zip(earlier, slices, into, strict=True):
+        done, scalar = 0, len(weight_grad) == 1
         for here, there, n in runs:
-            g, v, scalar = grad[:, here : here + n], values[:, there : there + n], len(weight) == 1
-            part = slice(0, 1) if scalar else slice(done, done + n)
-            torch.mul(g, weight[part], out=into[:, there : there + n])
-            product = g * v
-            weight_into[part] += product.sum(dtype=exact) if scalar else product.sum(0, dtype=exact)
+            product = _channels(grad, here, n) * _channels(values, there, n)
+            found = product.sum(dtype=weight_grad.dtype) if scalar else product.sum(0, dtype=weight_grad.dtype)
+            _part(weight_grad, done, n).add_(found)
             done += n
 
 
@@ -185,8 +167,10 @@ def _exact(like: Tensor) -> torch.dtype:
     return torch.promote_types(like.dtype, torch.float32)
 
 
-def _chunks(like: Tensor) -> list[slice]:
-    """Rows (tokens) of ``like`` in chunks; all at once where there is no cache to mind."""
-    rows = like.numel() // max(1, like.shape[-1])
-    step = max(1, CHUNK // max(1, like.shape[-1])) if like.device.type == "cpu" else max(1, rows)
-    return [slice(start, start + step) for start in range(0, rows, step)]
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows (tokens) of all tensors, as many as fit the cache; all at once where there is none to mind."""
+    rows = [t.reshape(-1, t.shape[-1]) for t in tensors]
+    step = max(1, CHUNK // max(1, rows[0].shape[1]))
+    if tensors[0].device.type != "cpu" or len(rows[0]) <= step:
+        return iter([tuple(rows)])
+    return zip(*(r.split(step) for r in rows), strict=True)
