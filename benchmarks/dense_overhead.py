@@ -7,7 +7,8 @@ The published form is written here from the formula: one attention-times-values 
 three take the same attention path (fused, or timm's unfused one). Rounds are interleaved, so a noisy machine hurts all
 alike; a row is the median over rounds of the time relative to plain in the same round, with its 95 % interval
 (bootstrap of the median). The published form, by far the slowest, runs in every fourth round. On a machine with other
-work give --threads 1: two threads that wait for each other measure the other work. Rows are appended to results/dense_overhead.jsonl; --render writes the table.
+work give --threads 1: two threads that wait for each other measure the other work. Rows are appended to
+results/dense_overhead.jsonl; --render writes the table.
 """
 
 from __future__ import annotations

@@ -108,8 +108,12 @@ def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:
         raise DataError(f"criterion {recipe.prune.criterion} needs labels and a classifier, but {what}; {way_out}")
 
 
-def check_training(recipe: Recipe, data: Data, model: TimmModule) -> None:
+def check_training(recipe: Recipe, data: Data, model: TimmModule, compiles: bool = False) -> None:
     """What would stop a training that comes late stops the run now."""
+    if compiles and not (recipe.finetune.epochs or recipe.adapt.epochs):
+        raise RecipeError("--compile compiles the training, but there are no epochs to train; drop it")
+    if compiles and recipe.finetune.distill_kind == "features" and recipe.finetune.epochs:
+        raise RecipeError("distill_kind features looks into the network, which --compile closes; drop one of them")
     sections: tuple[TrainSection, ...] = (recipe.adapt, recipe.finetune)
     for section in sections:
         if section.epochs:

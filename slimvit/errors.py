@@ -13,6 +13,8 @@ from collections.abc import Iterable
 class SlimvitError(Exception):
     """Something the user gave does not work; the message says what, and what would."""
 
+    exit_code = 1
+
 
 class ModelError(SlimvitError):
     """A model that is unknown, unsupported, or whose weights do not fit."""

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from slimvit.errors import StoreError
 
-MARKERS = {"slim.json", "tradeoff.md"}
+UNFINISHED = "unfinished"
+"""Subfolder of a run folder in which a training under way keeps what it needs to go on."""
+MARKERS = {"slim.json", "tradeoff.md", UNFINISHED}
 """Files that tell a folder of ours from anything else; --force replaces only such folders."""
 DRY_RUN = {"plan.json"}
 """All that a dry run leaves: a name that others use too, so nothing else may lie beside it."""
@@ -23,6 +25,11 @@ def check_free(target: Path, force: bool) -> None:
     if target.is_file():
         raise StoreError(f"{target}: is a file; name a folder for --out")
     if target.is_dir() and any(target.iterdir()):
+        if not force and (target / UNFINISHED).is_dir():
+            raise StoreError(
+                f"{target}: holds an unfinished run; go on with slimvit run {target} --resume, or begin anew with "
+                "--force"
+            )
         if not force:
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
         found = {entry.name for entry in target.iterdir()}
@@ -43,13 +50,13 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise _disk(target, error) from None
+        raise disk_error(target, error) from None
     try:
         yield partial
         partial.chmod(0o755)
         _replace(partial, target)
     except OSError as error:
-        raise _disk(target, error) from None
+        raise disk_error(target, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -67,7 +74,7 @@ def _replace(partial: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _disk(target: Path, error: OSError) -> StoreError:
+def disk_error(target: Path, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreError(f"{target}: the disk is full; nothing was written. Free some space or name another folder")
     return StoreError(f"{target}: cannot be written: {error.strerror or error}")

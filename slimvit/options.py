@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Nothing here changes the result of a run, only how it comes about."""
+    """Nothing here changes what a run computes, only how it comes about (bf16 rounds more coarsely while it trains)."""
 
     out: Path | None = None
     """The run folder to write; None writes nothing."""
@@ -25,6 +25,16 @@ class Options:
     """Replace an earlier run folder."""
     cache: bool = True
     """Keep the calibration images' token streams in memory during the refit."""
+    precision: str = "fp32"
+    """What training multiplies in: `fp32`, or `bf16` with weights, sums and evaluation in fp32."""
+    compile: bool = False
+    """Train through torch.compile."""
+    resume: bool = False
+    """Go on with the interrupted training in ``out``, if there is one."""
+    save_minutes: float = 10.0
+    """A training that writes to ``out`` saves its state after every epoch, and in between when this much has passed."""
+    log_with: str | None = None
+    """`tensorboard` or `wandb`: the rows of history.csv go there too."""
 
     def torch_device(self) -> torch.device:
         """The device to run on; `auto` takes CUDA, then MPS, then the CPU."""
@@ -37,3 +47,12 @@ class Options:
             have = ", ".join(d for d, ok in there.items() if ok)
             raise SlimvitError(f"device {self.device}: not on this machine; it has {have}")
         return torch.device(self.device)
+
+    def flags(self) -> list[str]:
+        """The options as one gives them on the command line, apart from those about folders."""
+        found = [] if self.device == "auto" else ["--device", self.device]
+        found += ["--workers", str(self.workers)] if self.workers else []
+        found += [] if self.precision == "fp32" else ["--precision", self.precision]
+        found += ["--compile"] if self.compile else []
+        found += [] if self.save_minutes == 10 else ["--save-minutes", f"{self.save_minutes:g}"]
+        return found + (["--log-with", self.log_with] if self.log_with else [])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import time
-from typing import Any
 
 from torch import nn
 
-from slimvit import rundir
+from slimvit import rundir, unfinished
 from slimvit.checks import (
     budget_of,
     check_budget,
@@ -20,14 +18,14 @@ from slimvit.checks import (
     check_training,
     read_plan,
 )
-from slimvit.data.loaders import preprocessing_of, seeded, train_loader
-from slimvit.data.preprocessing import converter
 from slimvit.data.sources import open_data
 from slimvit.dense.insert import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
+from slimvit.engine import open_engine
 from slimvit.errors import ModelError, RecipeError
-from slimvit.measure.accuracy import compare, outputs_of
+from slimvit.learning import adapt, learn, seat_teacher
+from slimvit.measure.accuracy import compare
 from slimvit.measure.macs import count_macs, count_params
-from slimvit.models.family import family_of, is_uncut_form, plan_of
+from slimvit.models.family import family_of, plan_of
 from slimvit.options import Options
 from slimvit.plan import SlimPlan
 from slimvit.progress import say
@@ -35,18 +33,14 @@ from slimvit.prune.criteria import score_heads
 from slimvit.prune.refit import refit
 from slimvit.prune.search import plan_heads
 from slimvit.prune.surgery import prune_heads
-from slimvit.recipe import Recipe, TrainSection
+from slimvit.recipe import Recipe
 from slimvit.report.record import Stage
 from slimvit.runstate import Run
-from slimvit.sources import open_model, random_weights
-from slimvit.train.adapt import fit_head
-from slimvit.train.finetune import finetune
+from slimvit.seeds import seeded
+from slimvit.sources import open_model
 
 DEFAULTS = Options()
-ADAPT_LR = 1e-5
 FINETUNE_LR = 2e-5
-HEAD_EPOCHS = 30
-"""Epochs on the frozen features before the whole network is trained (`adapt: mode: all`)."""
 
 
 def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
@@ -54,6 +48,20 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
     if not (recipe.changes_the_model or recipe.finetune.epochs or recipe.adapt.epochs):
         raise RecipeError("nothing to do: give --ratio, --heads, --target-macs or --plan, --dense, or epochs to train")
     now = start(recipe, options)
+    if now.interrupted != "finetune":
+        slim(now)
+    if recipe.finetune.epochs:
+        tune(now)
+    if options.out is not None and now.engine.is_main:
+        rundir.write(now, options.out, options.force)
+    now.engine.wait()
+    return now
+
+
+def slim(now: Run) -> None:
+    """Everything before the fine-tuning."""
+    recipe = now.recipe
+    adapt(now)
     measure(now, "original", now.original)
     if recipe.prune.wanted:
         cut(now, make_plan(now))
@@ -62,11 +70,6 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
         measure(now, "pruned", now.model)
     if recipe.dense.mix:
         densify(now, recipe.dense.mix)
-    if recipe.finetune.epochs:
-        tune(now)
-    if options.out is not None:
-        rundir.write(now, options.out, options.force)
-    return now
 
 
 def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[Run, SlimPlan]:
@@ -74,6 +77,7 @@ def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[Run, SlimPlan]
     if not recipe.prune.wanted:
         raise RecipeError("a dry run needs a budget: give --ratio, --heads, --target-macs or --plan")
     now = start(recipe, options)
+    adapt(now)
     plan = make_plan(now)
     if options.out is not None:
         rundir.write_plan(plan, options.out, options.force)
@@ -81,10 +85,12 @@ def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[Run, SlimPlan]
 
 
 def start(recipe: Recipe, options: Options) -> Run:
-    """Open model and data, check that they fit each other, and train a classifier if one is asked for."""
+    """Open model and data and check that they fit each other; with ``resume``, be where an interrupted run was."""
     if options.out is not None:
-        check_out(recipe, options.out, options.force)
-    device = options.torch_device()
+        check_out(recipe, options.out, options.force or options.resume)
+    elif options.resume:
+        raise RecipeError("--resume goes on with the training in a run folder; name it with --out")
+    engine = open_engine(options)
     with seeded(recipe.seed):  # weights that nothing brings are drawn
         model = open_model(recipe.model)
     family_of(model)
@@ -93,52 +99,28 @@ def start(recipe: Recipe, options: Options) -> Run:
     teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
     data = open_data(recipe.data, recipe.seed)
     check_classes(recipe, data, model)
-    check_training(recipe, data, model)
+    check_training(recipe, data, model, options.compile)
     check_teacher(recipe, data, model, teacher)
     check_readable(recipe, data)
-    now = Run(recipe, options, data, model.to(device), model)
+    now = Run(recipe, options, engine, data, model.to(engine.device), model)
+    if teacher is not None:
+        now.teacher = teacher.to(engine.device)
     if data.bad_images:
         now.notes.append(f"unreadable images left out (--skip-bad-images): {data.bad_images}")
-    if recipe.adapt.epochs:
-        adapt(now)
-    now.original = now.model
-    if teacher is not None:
-        _seat(now, teacher.to(device))
+    engine.wait()  # nobody writes before everybody has looked at the folder
+    if options.resume:
+        pick_up(now)
     return now
 
 
-def _seat(now: Run, teacher: nn.Module) -> None:
-    """Where the run does not cut, a teacher that is the model's uncut form is the original too."""
-    if now.recipe.changes_the_model or not is_uncut_form(teacher, now.model):
-        now.teacher = teacher
-    else:
-        now.original = teacher
-
-
-def adapt(now: Run) -> None:
-    """Train a classifier on the frozen features, then (mode `all`) the whole network."""
-    section, data, started = now.recipe.adapt, now.data, time.perf_counter()
-    say(f"training a classifier for the {data.num_classes} classes of {data.name}")
-    if random_weights(now.recipe.model) and section.mode == "all":  # features that mean nothing: no head start in them
-        with seeded(now.recipe.seed):
-            now.model.reset_classifier(data.num_classes)
-    else:
-        _fit_head(now, section.epochs if section.mode == "head" else HEAD_EPOCHS)
-    if section.mode == "all":
-        _train(now, "adapt", section, None, ADAPT_LR)
-    now.model.class_names = data.class_names
-    now.adapted, now.adapting = True, time.perf_counter() - started
-    what = "classifier" if section.mode == "head" else "classifier, then the whole network,"
-    now.notes.append(f"before the cut: {what} trained for {section.epochs} epochs on {len(data.train)} images")
-
-
-def _fit_head(now: Run, epochs: int) -> None:
-    bare = copy.deepcopy(now.model)
-    bare.reset_classifier(0)
-    outputs = outputs_of(bare, now.in_order(now.data.train), now.device)
-    assert outputs.labels is not None
-    balanced, seed = now.recipe.adapt.sampler == "balanced", now.recipe.seed
-    now.model = fit_head(now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, seed, balanced)
+def pick_up(now: Run) -> None:
+    """Where the run folder holds an interrupted run, be where that one's training began."""
+    unfinished.restore(now)
+    if now.interrupted is None:
+        say(f"{now.options.out}: holds no interrupted run; this one starts from the beginning")
+    elif now.interrupted == "finetune":
+        seat_teacher(now)
+        now.reference = now.outputs(now.original, now.data.val)
 
 
 def make_plan(now: Run) -> SlimPlan:
@@ -152,8 +134,9 @@ def make_plan(now: Run) -> SlimPlan:
 
 def _scored_plan(now: Run) -> SlimPlan:
     section, started = now.recipe.prune, time.perf_counter()
-    now.scores = score_heads(now.model, now.calibration(), section.criterion, now.recipe.seed)
-    plan = plan_heads(now.scores, **budget_of(section, now.model))
+    scores = now.engine.agreed(score_heads(now.model, now.calibration(), section.criterion, now.recipe.seed))
+    now.scores = scores.table()
+    plan = plan_heads(scores, **budget_of(section, now.model))
     now.spent = time.perf_counter() - started
     return plan
 
@@ -190,33 +173,16 @@ def densify(now: Run, mix: str) -> None:
 
 def tune(now: Run) -> None:
     """Fine-tune, learning from the teacher that the recipe names, or from the uncut network, unless told otherwise."""
-    started = time.perf_counter()
     teacher = now.teacher or (now.original if now.original is not now.model else None)
-    _train(now, "finetune", now.recipe.finetune, teacher, FINETUNE_LR)
-    measure(now, "finetuned", now.model, started)
-
-
-def _train(now: Run, name: str, section: TrainSection, teacher: nn.Module | None, lr: float) -> None:
-    prep, seed = preprocessing_of(now.model), now.recipe.seed
-    loader = train_loader(now.data.train, prep, section, now.recipe.data.batch_size, now.options.workers, seed)
-
-    def validate(model: nn.Module, row: dict[str, Any]) -> None:
-        found = compare(outputs_of(model, now.in_order(now.data.val), now.device), now.reference)
-        row.update(top1=found.top1, agreement=found.agreement, feature_error=found.feature_error)
-        figures = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if v is not None and k != "epoch")
-        say(f"{name} epoch {row['epoch']}/{section.epochs}: {figures}")
-
-    sees = converter(prep, prep if teacher is None else preprocessing_of(teacher))
-    now.model, now.histories[name] = finetune(
-        now.model, loader, section, teacher=teacher, teacher_sees=sees, labelled=now.data.labelled, lr=lr,
-        device=now.device, seed=seed, mix_lr_scale=now.recipe.dense.lr_scale, what=name, after_epoch=validate,
-    )  # fmt: skip
+    learn(now, "finetune", now.recipe.finetune, teacher, FINETUNE_LR)
+    seconds = sum(row["seconds"] for row in now.histories["finetune"])  # those of interrupted processes included
+    measure(now, "finetuned", now.model, time.perf_counter() - seconds)
 
 
 def measure(now: Run, stage: str, model: nn.Module, started: float | None = None) -> None:
     """Accuracy, size and cost of a model; ``started``: when the stage's own work began."""
     seconds = None if started is None else round(time.perf_counter() - started, 2)
-    outputs = outputs_of(model, now.in_order(now.data.val), now.device)
+    outputs = now.outputs(model, now.data.val)
     now.reference = now.reference or outputs
     found = {k: v for k, v in vars(compare(outputs, now.reference)).items() if k in Stage.model_fields}
     macs = count_macs(model)

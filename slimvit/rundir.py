@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from slimvit import store
 from slimvit.dense.insert import mixes_of
-from slimvit.folders import new_folder
+from slimvit.folders import UNFINISHED, new_folder
 from slimvit.models.family import plan_of
 from slimvit.plan import SlimPlan
 from slimvit.recipe import Recipe
 from slimvit.report import plots, table
+from slimvit.report.record import Report
 from slimvit.runstate import Run
-from slimvit.train.loop import History
+from slimvit.train.state import History
 
 ORIGINAL = "original"
 """Subfolder with the uncut network, where its classifier was trained by the run and so exists nowhere else."""
+LOGS = "logs"
+"""Subfolder with what --log-with wrote."""
+BEST = "best"
+"""Subfolder with the network after the best epoch of the fine-tuning, where that was not the last."""
 
 
 def write(now: Run, out: Path, force: bool) -> None:
     """Everything a run leaves behind, all at once."""
     report, plan, names = now.report, plan_of(now.model), now.data.class_names
-    with new_folder(out, force) as folder:
+    with new_folder(out, force or (out / UNFINISHED).is_dir()) as folder:
         store.write_model(now.model, folder, names)
+        if now.best is not None:
+            (folder / BEST).mkdir()
+            best = copy.deepcopy(now.model)
+            best.load_state_dict(now.best)
+            store.write_model(best, folder / BEST, names)
         if now.adapted and now.recipe.changes_the_model:
             (folder / ORIGINAL).mkdir()
             store.write_model(now.original, folder / ORIGINAL, names)
@@ -31,12 +44,22 @@ def write(now: Run, out: Path, force: bool) -> None:
         plan.write(folder / "plan.json")
         report.write(folder / "report.json")
         (folder / "report.md").write_text(table.markdown(report))
-        plots.head_map(plan, now.scores.table() if now.scores else None, folder / "head_map.png")
+        plots.head_map(plan, now.scores, folder / "head_map.png")
         plots.stage_accuracy(report, folder / "stages.png")
         if mixes := mixes_of(now.model):
             plots.mix_map([b.name for b in plan.blocks], mixes, folder / "mixes.png")
-        for name, history in now.histories.items():
-            _write_history(history, folder / f"history_{name}.csv")
+        if any(now.histories.values()):
+            write_history(now.histories, folder / "history.csv")
+            plots.curves(now.histories, folder / "curves.png")
+        if (logs := out / UNFINISHED / LOGS).is_dir():
+            shutil.copytree(logs, folder / LOGS)
+
+
+def finished(out: Path, recipe: Recipe) -> Report | None:
+    """The report of a run folder that this recipe made and that nothing is being done to; None for any other."""
+    if (out / UNFINISHED).exists() or not (out / "report.json").is_file() or recipe_of(out) != recipe:
+        return None
+    return Report.read(out / "report.json")
 
 
 def write_plan(plan: SlimPlan, out: Path, force: bool) -> None:
@@ -51,8 +74,11 @@ def recipe_of(folder: str | Path) -> Recipe | None:
     return Recipe.read(path) if path.is_file() else None
 
 
-def _write_history(history: History, path: Path) -> None:
+def write_history(histories: Mapping[str, History], path: Path) -> None:
+    """A row an epoch of every training."""
+    rows = [{"training": name} | row for name, history in histories.items() for row in history]
+    fields = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
+        writer = csv.DictWriter(file, fieldnames=fields)
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(rows)

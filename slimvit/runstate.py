@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from slimvit.data.images import Images
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import Data
-from slimvit.measure.accuracy import Outputs
+from slimvit.engine import Engine
+from slimvit.measure.accuracy import Outputs, outputs_of
 from slimvit.models.family import TimmModule, plan_of
 from slimvit.options import Options
-from slimvit.prune.criteria import HeadScores
 from slimvit.recipe import Recipe
 from slimvit.report.record import Report, Stage
-from slimvit.train.loop import History
+from slimvit.train.state import History
 
 PACKAGES = ("slimvit", "torch", "torchvision", "timm", "torch-pruning", "fvcore")
 
@@ -30,13 +30,15 @@ class Run:
 
     recipe: Recipe
     options: Options
+    engine: Engine
     data: Data
     model: TimmModule
     original: nn.Module
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     histories: dict[str, History] = field(default_factory=dict)
-    scores: HeadScores | None = None
+    scores: list[list[float | None]] | None = None
+    """The score of every head, block by block, where heads were scored."""
     reference: Outputs | None = None
     """What the uncut network gives on the validation images."""
     spent: float = 0.0
@@ -46,10 +48,19 @@ class Run:
     teacher: nn.Module | None = None
     """What the recipe names to learn from, where that is not the uncut network."""
     adapted: bool = False
+    best: dict[str, Tensor] | None = None
+    """Weights of the fine-tuning's best epoch on the validation images, where that is not the last one."""
+    best_epoch: int | None = None
+    interrupted: str | None = None
+    """The training (`adapt` or `finetune`) that an earlier process was stopped in, until it goes on."""
 
     @property
     def device(self) -> torch.device:
-        return self.options.torch_device()
+        return self.engine.device
+
+    def outputs(self, model: nn.Module, images: Images) -> Outputs:
+        """What a model gives for images, shared out among the processes."""
+        return outputs_of(model, self.engine.shared(self.in_order(images)), self.device, self.engine.gather)
 
     def in_order(self, images: Images) -> Iterable[tuple[Tensor, Tensor]]:
         """Batches as evaluation sees them."""

@@ -19,7 +19,7 @@ from slimvit.recipe import Recipe
 Invoke = Callable[..., Any]
 FEW = ("--data", "digits", "--eval-images", 60, "--calibration-images", 64)
 WRITTEN = {"model.safetensors", "slim.json", "recipe.yaml", "plan.json", "report.json", "report.md"}
-WRITTEN |= {"head_map.png", "stages.png", "history_finetune.csv"}
+WRITTEN |= {"head_map.png", "stages.png", "curves.png", "history.csv"}
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def half(full: tuple[Path, Any]) -> Path:
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures cost as much as the small runs here; the run of `full` has drawn its own."""
-    for name in ("head_map", "stage_accuracy"):
+    for name in ("head_map", "stage_accuracy", "curves"):
         monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
 
 
@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_behind(full: tuple[Path, Any]) -> None:
     assert {f.name for f in out.iterdir()} == WRITTEN
     assert [f.name for f in out.parent.iterdir()] == ["run"]
     assert all(f.read_bytes().startswith(b"\x89PNG") for f in out.glob("*.png"))
-    assert (out / "history_finetune.csv").read_text().startswith("epoch,loss,lr,seconds,top1,")
+    assert (out / "history.csv").read_text().startswith("training,epoch,loss,lr,seconds,top1,")
 
 
 def test_the_table_shows_the_report(full: tuple[Path, Any]) -> None:
@@ -230,7 +230,7 @@ def test_a_classifier_for_other_classes_is_trained_first(
     slimvit_("prune", "vit_digits", *words, "--batch-size", 16, "--out", tmp_path / "run")
     assert read(tmp_path / "run")["notes"][0].startswith("before the cut: classifier")
     assert stages(tmp_path / "run")["original"]["top1"] > 90
-    assert (tmp_path / "run" / "history_adapt.csv").exists() == (mode == "all")
+    assert (tmp_path / "run" / "history.csv").exists() == (mode == "all")
     original, small = slimvit.load(tmp_path / "run" / "original"), slimvit.load(tmp_path / "run")
     assert original.class_names == small.class_names == ("digit0", "digit1", "digit2")
     assert (original.num_classes, small.num_classes) == (3, 3)

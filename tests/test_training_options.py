@@ -32,7 +32,7 @@ def test_the_average_is_what_is_reported_and_saved(tmp_path: Path) -> None:
     options = {"ema_decay": 0.9, "accumulate": 2, "layer_decay": 0.8, "repeated_aug": 2, "lr": 3e-3}
     wanted = recipe(options | {"epochs": 2}, prune={"heads": 3, "criterion": "magnitude"}, dense={"mix": "layer"})
     now = slimvit.run(wanted, Options(out=tmp_path / "run"))
-    rows = list(csv.DictReader((tmp_path / "run" / "history_finetune.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
     assert [row["batch"] for row in rows] == ["16", "16"]
     model = slimvit.load(tmp_path / "run")
     found = slimvit.evaluate(model, eval_loader(open_data(wanted.data).val, preprocessing_of(model), 8))

@@ -41,7 +41,9 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SlimvitError as error:
-            raise click.ClickException(str(error)) from None
+            told = click.ClickException(str(error))
+            told.exit_code = error.exit_code
+            raise told from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--distill/--no-distill", default=None, help="Learn from the uncut network too. [default: on]")
 @shared.no_augment
 @shared.how_options
+@shared.training_how
 @shared.out_options
 def command(folder: str, epochs: int, **given: Any) -> None:
     """Fine-tune the slimmed model of the folder RUN, on the data of its run unless --data names other.

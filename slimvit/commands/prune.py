@@ -45,6 +45,7 @@ training_options = shared.options(
 @shared.model_options
 @click.option("--dry-run", is_flag=True, help="Print the plan, its savings and the time a run would take; cut nothing.")
 @shared.how_options
+@shared.training_how
 @shared.out_options
 def command(model: str, dry_run: bool, **given: Any) -> None:
     """Remove attention heads from MODEL, repair what is left, fine-tune if asked, measure and save.

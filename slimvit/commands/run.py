@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,20 +14,39 @@ from slimvit.commands import shared
 @click.argument("recipe")
 @shared.data_options
 @shared.how_options
+@shared.training_how
 @shared.out_options
 def command(recipe: str, **given: Any) -> None:
     """Carry out RECIPE: a YAML file, or the name of a shipped one (`slimvit recipes list`).
 
+    With --resume RECIPE may be the folder of an interrupted run, which then goes on.
+
     \b
-    Example:
+    Examples:
       slimvit run digits_half --out runs/digits_half
+      slimvit run runs/digits_half --resume
     """
     from slimvit.recipe import Recipe
-    from slimvit.shipped import recipe_path
 
-    read = Recipe.read(recipe_path(recipe))
+    read = Recipe.read(_file(recipe, given))
     over = shared.sections(None, given)
     tree = read.model_dump(mode="json")
     tree["data"].update(over.get("data", {}))
     tree["seed"] = over.get("seed", tree["seed"])
     shared.carry_out(Recipe.parse(tree, recipe), given)
+
+
+def _file(recipe: str, given: dict[str, Any]) -> Path:
+    """The recipe's file; with --resume, that of the run in the folder that was named."""
+    from slimvit.errors import StoreError
+    from slimvit.shipped import recipe_path
+    from slimvit.unfinished import recipe_in
+
+    folder = Path(recipe)
+    if not (given["resume"] and folder.is_dir()):
+        return recipe_path(recipe)
+    given["out"] = given["out"] or folder
+    path = recipe_in(folder) or folder / "recipe.yaml"
+    if not path.is_file():
+        raise StoreError(f"{folder}: holds no run, interrupted or not; give a recipe, and the folder to --out")
+    return path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimvit.choices import ADAPT_MODES, DEVICES
+from slimvit.choices import ADAPT_MODES, DEVICES, PRECISIONS, TRACKERS
 
 if TYPE_CHECKING:
     from slimvit.options import Options
@@ -102,6 +102,17 @@ how_options = options(
     ),
 )
 
+training_how = options(
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
+                 help="What training multiplies in."),
+    click.option("--compile", is_flag=True, help="Train through torch.compile."),
+    click.option("--resume", is_flag=True, help="Go on with the interrupted training in --out, if there is one."),
+    click.option("--save-minutes", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="MIN",
+                 help="Save a training's state after every epoch, and in between this often."),
+    click.option("--log-with", type=click.Choice(TRACKERS), help="Send the rows of history.csv there too."),
+)  # fmt: skip
+"""How a training is carried out."""
+
 out_options = options(
     click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder to write."),
     click.option("--force", is_flag=True, help="Replace an earlier run folder."),
@@ -146,7 +157,8 @@ def dropped_none(tree: dict[str, Any]) -> dict[str, Any]:
 def how(given: dict[str, Any]) -> Options:
     from slimvit.options import Options
 
-    return Options(given.get("out"), given["device"], given["workers"], given.get("force", False))
+    named = ("out", "device", "workers", "force", "precision", "compile", "resume", "save_minutes", "log_with")
+    return Options(**{name: given[name] for name in named if name in given})
 
 
 def data_of(made_by: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -164,8 +176,18 @@ def need_data(given: dict[str, Any]) -> None:
 def carry_out(recipe: Recipe, given: dict[str, Any]) -> None:
     """Run a recipe and print its report on stdout."""
     from slimvit.pipeline import run
+    from slimvit.rundir import finished
 
-    show(run(recipe, how(given)).report, given.get("as_json", False))
+    options = how(given)
+    if options.resume and options.out is not None and (report := finished(options.out, recipe)) is not None:
+        click.echo(f"{options.out}: this run is finished", err=True)
+        show(report, given.get("as_json", False))
+        return
+    now = run(recipe, options)
+    now.engine.close()
+    if not now.engine.is_main:
+        return
+    show(now.report, given.get("as_json", False))
     if given.get("out") is not None:
         click.echo(f"\nrun folder: {given['out']}", err=given.get("as_json", False))
 

@@ -5,11 +5,6 @@ Neither kind of loader touches the caller's random states.
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
-
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,6 +13,7 @@ from slimvit.data.labels import labels_of
 from slimvit.data.preprocessing import Preprocessing, Transform, eval_transform, preprocessing_of, train_transform
 from slimvit.data.samplers import Balanced, Key, Repeated, Shuffle, TrainSampler
 from slimvit.data.subsets import check_images, draw
+from slimvit.seeds import seeded
 from slimvit.training import TrainSection
 
 __all__ = ["Preprocessing", "TrainLoader", "check_images", "draw", "eval_loader", "preprocessing_of", "train_loader"]
@@ -64,22 +60,6 @@ class TrainLoader(DataLoader[tuple[torch.Tensor, int]]):
         """Choose the order and the augmentation of the next pass."""
         assert isinstance(self.sampler, TrainSampler)
         self.sampler.set_epoch(epoch)
-
-
-@contextlib.contextmanager
-def seeded(*words: int) -> Iterator[None]:
-    """Seed the CPU generators of random, numpy and torch with a few numbers inside, and put them back after."""
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    first, second, third = (int(word) for word in np.random.SeedSequence(words).generate_state(3))
-    random.seed(first)
-    np.random.seed(second)
-    torch.default_generator.manual_seed(third)  # torch.manual_seed would seed the accelerators too
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
 
 
 def eval_loader(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,10 +46,16 @@ class Accuracy:
     """Mean cosine similarity to the original's features."""
 
 
-def outputs_of(model: nn.Module, loader: Iterable[Any], device: torch.device | str | None = None) -> Outputs:
+def outputs_of(
+    model: nn.Module,
+    loader: Iterable[Any],
+    device: torch.device | str | None = None,
+    gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> Outputs:
     """Run ``model`` in eval mode on every (images [B, C, H, W], labels [B]; -1 = none) of ``loader``.
 
     ``device`` is where the model lives (default: where its first parameter does). The training flags are given back.
+    ``gather``: where several processes share the images out, what puts their rows together.
     Raises :class:`DataError` for no images, a label outside the classes, or labels on some images only;
     :class:`ModelError` when the outputs are not finite, or not one row of class scores an image.
     """
@@ -60,10 +66,10 @@ def outputs_of(model: nn.Module, loader: Iterable[Any], device: torch.device | s
     with evaluating(model):
         for images, wanted in track(loader, "evaluating", total):
             tokens = net.forward_features(images.to(target, non_blocking=True))
-            features.append(net.forward_head(tokens, pre_logits=True).flatten(1).float().cpu())
-            labels.append(torch.as_tensor(wanted).long().cpu())
+            features.append(gather(net.forward_head(tokens, pre_logits=True).flatten(1).float()).cpu())
+            labels.append(gather(torch.as_tensor(wanted).long().to(target)).cpu())
             if getattr(net, "num_classes", 0) != 0:
-                logits.append(net.forward_head(tokens).float().cpu())
+                logits.append(gather(net.forward_head(tokens).float()).cpu())
                 _check_logits(logits[-1])
             _check_labels(labels[-1], logits[-1].shape[1] if logits else None)
     if not features:

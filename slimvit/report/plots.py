@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from slimvit.errors import StoreError
 from slimvit.plan import SlimPlan
@@ -69,6 +70,27 @@ def stage_accuracy(report: Report, path: Path) -> None:
     axes.set_title(report.model, **_TITLE)
     if len(series) > 1:
         fig.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
+    _save(fig, path)
+
+
+def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """The loss, and top-1 and agreement on the validation images where they were measured, epoch by epoch."""
+    known = [k for k in ("top1", "agreement") if any(r.get(k) is not None for rows in histories.values() for r in rows)]
+    panels = ["loss", "per cent of the validation images"] if known else ["loss"]
+    fig = Figure(figsize=(1.2 + 3.6 * len(panels), 3.4), layout="constrained")
+    for i, panel in enumerate(panels):
+        axes = _plain_axes(fig, (1, len(panels), i + 1))
+        keys = ["loss"] if panel == "loss" else known
+        lines = [(name, key) for name in histories for key in keys]
+        for (name, key), colour in zip(lines, cycle(SERIES), strict=False):
+            points = [(row["epoch"], row[key]) for row in histories[name] if row.get(key) is not None]
+            label = " ".join(([name] if len(histories) > 1 else []) + ([] if key == "loss" else [key]))
+            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=label)
+        axes.set_xlabel("epoch", color=INK)
+        axes.set_title(panel, **_TITLE)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(lines) > 1:
+            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     _save(fig, path)
 
 
@@ -149,9 +171,9 @@ def _mark(
     return [(stage.macs / 1e9, height, text)]
 
 
-def _plain_axes(fig: Figure) -> Axes:
-    """White, light horizontal lines, no frame but the lower edge."""
-    axes = fig.add_subplot()
+def _plain_axes(fig: Figure, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
+    """White, light horizontal lines, no frame but the lower edge. ``place``: rows, columns, which (from 1)."""
+    axes = fig.add_subplot(*place)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
     axes.grid(color=GRID, linewidth=0.8, zorder=0)

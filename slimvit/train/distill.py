@@ -33,6 +33,7 @@ def soft_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 def feature_gap(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error of features [B, F] over their variance in the batch."""
+    student, teacher = student.float(), teacher.float()  # squares lose most of what bf16 has
     return (student - teacher).square().sum() / (teacher - teacher.mean(0)).square().sum().clamp_min(1e-12)
 
 

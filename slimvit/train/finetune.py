@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+from slimvit.engine import Engine, open_engine
+from slimvit.options import Options
+from slimvit.train.checkpoint import Checkpoints
 from slimvit.train.distill import View, training_loss
-from slimvit.train.loop import History, train
+from slimvit.train.loop import AfterEpoch, train
+from slimvit.train.state import History
 from slimvit.training import TrainSection
 
 
@@ -24,10 +25,12 @@ def finetune(
     labelled: bool = True,
     lr: float = 2e-5,
     device: torch.device | str = "cpu",
+    engine: Engine | None = None,
     seed: int = 0,
     mix_lr_scale: float = 1.0,
     what: str = "fine-tuning",
-    after_epoch: Callable[[nn.Module, dict[str, Any]], None] = lambda model, row: None,
+    after_epoch: AfterEpoch = lambda model, row: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[nn.Module, History]:
     """A trained copy of ``model`` in eval mode, and a row an epoch (epoch, loss, lr, seconds).
 
@@ -35,10 +38,12 @@ def finetune(
     ``FinetuneSection`` with ``distill`` also learns from ``teacher``, which stays as it is and sees the same images,
     turned by ``teacher_sees`` into what it wants (:func:`slimvit.data.preprocessing.converter`).
     ``lr``: peak learning rate when the section names none. ``mix_lr_scale``: learning rate of the mixes of dense
-    attention, in units of the others'.
+    attention, in units of the others'. ``engine``: where to compute, instead of one process on ``device`` in fp32.
+    ``checkpoints``: where the state of the training is kept, and gone on from.
     """
+    engine = engine or open_engine(Options(device=str(device)))
     if teacher is not None:
-        teacher = teacher.to(device).eval()
+        teacher = teacher.to(engine.device).eval()
     loss = training_loss(section, teacher, labelled, bool(model.num_classes), teacher_sees)
     return train(
         model,
@@ -46,9 +51,10 @@ def finetune(
         loss,
         section,
         lr=lr,
-        device=device,
+        engine=engine,
         seed=seed,
         mix_lr_scale=mix_lr_scale,
         what=what,
         after_epoch=after_epoch,
+        checkpoints=checkpoints,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from timm.layers import DropPath
@@ -15,10 +16,17 @@ from slimvit.models.family import TimmModule, attention_blocks
 from slimvit.train.optimizer import build_optimizer, cosine_schedule, parameter_groups
 from slimvit.training import TrainSection
 
+History = list[dict[str, Any]]
+"""A row an epoch: epoch (from 1), loss (mean over batches), lr (at the epoch's end), batch (images a step of the
+optimizer, where it is not the loader's), seconds, and what was measured."""
+
 
 @dataclass
 class TrainState:
-    """``model`` is trained in place; ``result`` is what a user gets."""
+    """``model`` is trained in place; ``result`` is what a user gets.
+
+    Nothing random is part of it: every step draws from a seed of its own (:mod:`slimvit.train.loop`).
+    """
 
     model: TimmModule
     optimizer: torch.optim.Optimizer
@@ -26,19 +34,44 @@ class TrainState:
     ema: ModelEmaV3 | None
     epoch: int = 0
     """Epochs that are done."""
+    batch: int = 0
+    """Batches of the epoch under way that are done."""
     updates: int = 0
     """Steps of the optimizer that are done."""
+    total: float = 0.0
+    """Sum of the losses of the epoch under way."""
+    seconds: float = 0.0
+    """Time that the epoch under way took before it was interrupted."""
+    history: History = field(default_factory=list)
 
     @property
     def result(self) -> TimmModule:
         """The moving average where there is one, otherwise the model itself."""
         return self.model if self.ema is None else self.ema.module
 
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, from which :meth:`restore` goes on bit for bit."""
+        counts = {name: getattr(self, name) for name in COUNTS}
+        ema = None if self.ema is None else self.ema.module.state_dict()
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema, **counts}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Become the state that was saved."""
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved["ema"])
+        for name in COUNTS:
+            setattr(self, name, saved[name])
+
     def update(self) -> None:
         """Count one step of the optimizer, and let the average follow."""
         self.updates += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.updates)
+
+
+COUNTS = ("epoch", "batch", "updates", "total", "seconds", "history")
 
 
 def begin(

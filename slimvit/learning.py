@@ -1,0 +1,115 @@
+"""The trainings of a run: what it starts from is adapted to the data, what is left of it is fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+from torch import nn
+
+from slimvit import rundir, unfinished
+from slimvit.data.loaders import preprocessing_of, train_loader
+from slimvit.data.preprocessing import converter
+from slimvit.measure.accuracy import compare
+from slimvit.models.family import is_uncut_form
+from slimvit.progress import epoch_line, say
+from slimvit.recipe import TrainSection
+from slimvit.runstate import Run
+from slimvit.seeds import seeded
+from slimvit.sources import random_weights
+from slimvit.train.adapt import fit_head
+from slimvit.train.checkpoint import Checkpoints
+from slimvit.train.finetune import finetune
+
+ADAPT_LR = 1e-5
+HEAD_EPOCHS = 30
+"""Epochs on the frozen features before the whole network is trained (`adapt: mode: all`)."""
+
+
+def adapt(now: Run) -> None:
+    """Train what the run starts from, where that is asked for; this is the original from now on."""
+    if now.recipe.adapt.epochs:
+        _adapt(now)
+    now.original = now.model
+    seat_teacher(now)
+
+
+def _adapt(now: Run) -> None:
+    """Train a classifier on the frozen features, then (mode `all`) the whole network."""
+    section, data, started = now.recipe.adapt, now.data, time.perf_counter()
+    if now.interrupted == "adapt":
+        learn(now, "adapt", section, None, ADAPT_LR)
+        _adapted(now, started)
+        return
+    say(f"training a classifier for the {data.num_classes} classes of {data.name}")
+    if random_weights(now.recipe.model) and section.mode == "all":  # features that mean nothing: no head start in them
+        with seeded(now.recipe.seed):
+            now.model.reset_classifier(data.num_classes)
+    else:
+        _fit_head(now, section.epochs if section.mode == "head" else HEAD_EPOCHS)
+    if section.mode == "all":
+        learn(now, "adapt", section, None, ADAPT_LR)
+    _adapted(now, started)
+
+
+def _adapted(now: Run, started: float) -> None:
+    section, data = now.recipe.adapt, now.data
+    now.model.class_names = data.class_names
+    now.adapted, now.adapting = True, time.perf_counter() - started
+    what = "classifier" if section.mode == "head" else "classifier, then the whole network,"
+    now.notes.append(f"before the cut: {what} trained for {section.epochs} epochs on {len(data.train)} images")
+
+
+def _fit_head(now: Run, epochs: int) -> None:
+    bare = copy.deepcopy(now.model)
+    bare.reset_classifier(0)
+    outputs = now.outputs(bare, now.data.train)
+    assert outputs.labels is not None
+    balanced, seed = now.recipe.adapt.sampler == "balanced", now.recipe.seed
+    now.model = fit_head(now.model, outputs.features, outputs.labels, now.data.num_classes, epochs, seed, balanced)
+
+
+def seat_teacher(now: Run) -> None:
+    """Where the run does not cut, a teacher that is the model's uncut form is the original too."""
+    if now.teacher is not None and not now.recipe.changes_the_model and is_uncut_form(now.teacher, now.model):
+        now.original, now.teacher = now.teacher, None
+
+
+def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None, lr: float) -> None:
+    """Train the run's model: `adapt` or `finetune`, from its last saved state if it was interrupted."""
+    prep, seed = preprocessing_of(now.model), now.recipe.seed
+    loader = train_loader(now.data.train, prep, section, now.recipe.data.batch_size, now.options.workers, seed)
+    states = unfinished.checkpoints(now, name)
+    rows = [] if states is None else states.history()
+    now.engine.start_log(name)
+
+    def after_epoch(model: nn.Module, row: dict[str, Any]) -> None:
+        found = compare(now.outputs(model, now.data.val), now.reference)
+        row.update(top1=found.top1, agreement=found.agreement, feature_error=found.feature_error)
+        rows.append(row)
+        say(epoch_line(name, row, section.epochs, first=len(rows) == 1))
+        now.engine.log(row, row["epoch"])
+        if states is not None and now.engine.is_main:
+            rundir.write_history(now.histories | {name: rows}, states.folder / "history.csv")
+
+    sees = converter(prep, prep if teacher is None else preprocessing_of(teacher))
+    now.model, now.histories[name] = finetune(
+        now.model, loader, section, teacher=teacher, teacher_sees=sees, labelled=now.data.labelled, lr=lr,
+        engine=now.engine, seed=seed, mix_lr_scale=now.recipe.dense.lr_scale, what=name, after_epoch=after_epoch,
+        checkpoints=states,
+    )  # fmt: skip
+    now.engine.end_log()
+    if name == "finetune" and states is not None:
+        _keep_best(now, states)
+
+
+def _keep_best(now: Run, states: Checkpoints) -> None:
+    """The best epoch's network too, where it is not the last one's."""
+    measured = [row["top1"] for row in now.histories["finetune"] if row["top1"] is not None]
+    if measured and max(measured) > measured[-1]:
+        now.best, now.best_epoch = states.best(), 1 + measured.index(max(measured))
+        now.notes.append(
+            f"best/ holds the network after epoch {now.best_epoch} of the fine-tuning ({max(measured):.1f} top-1 on "
+            f"the validation images, {measured[-1]:.1f} after the last)"
+        )

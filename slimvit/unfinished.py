@@ -1,0 +1,153 @@
+"""The part of a run folder that is there only while a training is under way: what it takes to go on after a stop."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from slimvit import store
+from slimvit.errors import StoreError
+from slimvit.folders import UNFINISHED, disk_error
+from slimvit.models.family import TimmModule
+from slimvit.recipe import Recipe
+from slimvit.report.record import Stage
+from slimvit.runstate import Run
+from slimvit.train.checkpoint import Checkpoints
+
+FORMAT_VERSION = 1
+MODEL, ORIGINAL, RECIPE, PROGRESS, LOGS = "model", "original", "recipe.yaml", "run.json", "logs"
+
+
+class Progress(BaseModel):
+    """run.json: what the run knew when the training began."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format_version: int = FORMAT_VERSION
+    training: str
+    """`adapt` or `finetune`."""
+    stages: list[Stage]
+    notes: list[str]
+    histories: dict[str, list[dict[str, Any]]]
+    scores: list[list[float | None]] | None
+    adapting: float
+    adapted: bool
+
+
+def checkpoints(now: Run, training: str) -> Checkpoints | None:
+    """Where the states of a training go that is about to begin, or to go on; None for a run that writes nothing."""
+    out = now.options.out
+    if out is None:
+        return None
+    if now.interrupted != training and now.engine.is_main:
+        with _disk(out):
+            _write(now, training, out)
+    now.engine.wait()
+    now.interrupted = None
+    return Checkpoints(out / UNFINISHED, command(now), now.options.save_minutes, now.engine.is_main)
+
+
+def command(now: Run) -> str:
+    """The command that goes on with this run."""
+    program = "accelerate launch -m slimvit" if now.engine.processes > 1 else "slimvit"
+    return f"{program} {shlex.join(['run', str(now.options.out), '--resume', *now.options.flags()])}"
+
+
+def recipe_in(folder: str | Path) -> Path | None:
+    """The recipe of an unfinished run in a run folder, if there is one."""
+    path = Path(folder) / UNFINISHED / RECIPE
+    return path if path.is_file() else None
+
+
+def restore(now: Run) -> None:
+    """Put a run that has just started where the interrupted one in its folder was when its training began.
+
+    Raises :class:`StoreError` when that one followed another recipe, or its files are damaged.
+    """
+    assert now.options.out is not None
+    folder = now.options.out / UNFINISHED
+    if (path := recipe_in(now.options.out)) is None:
+        return
+    if changed := _changed(Recipe.read(path), now.recipe):
+        raise StoreError(
+            f"{now.options.out}: the unfinished run in it has other settings ({changed}); go on with them "
+            f"({command(now)}), or begin anew with --force instead of --resume"
+        )
+    found = _progress(folder / PROGRESS)
+    now.stages, now.notes, now.histories = found.stages, found.notes, found.histories
+    now.scores, now.adapting, now.adapted = found.scores, found.adapting, found.adapted
+    now.model = _loaded(folder / MODEL, now)
+    now.original = _loaded(folder / ORIGINAL, now) if store.is_saved(folder / ORIGINAL) else now.model
+    now.interrupted = found.training
+
+
+def _write(now: Run, training: str, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / f".{UNFINISHED}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    models = {MODEL: now.model} | ({} if now.original is now.model else {ORIGINAL: now.original})
+    for name, model in models.items():
+        (partial / name).mkdir(parents=True)
+        store.write_model(model, partial / name, now.data.class_names)
+    (partial / RECIPE).write_text(now.recipe.to_yaml())
+    found = Progress(
+        training=training,
+        stages=now.stages,
+        notes=now.notes,
+        histories=now.histories,
+        scores=now.scores,
+        adapting=now.adapting,
+        adapted=now.adapted,
+    )
+    (partial / PROGRESS).write_text(json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
+    logs = out / UNFINISHED / LOGS
+    if logs.is_dir():  # of the training before this one
+        shutil.copytree(logs, partial / LOGS)
+    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    partial.rename(out / UNFINISHED)
+
+
+def _loaded(folder: Path, now: Run) -> TimmModule:
+    model: TimmModule = store.load(folder)
+    return model.to(now.device)
+
+
+def _progress(path: Path) -> Progress:
+    try:
+        data = json.loads(path.read_text())
+        if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
+            told = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
+            raise StoreError(f"{path}: {told}; go on with the slimvit that wrote it")
+        return Progress.model_validate(data)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+        raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; begin anew with --force") from None
+
+
+def _changed(stored: Recipe, asked: Recipe) -> str:
+    """`finetune.lr: 0.001, now 0.01` for every key that differs."""
+    theirs, mine = dict(_leaves(stored.model_dump(mode="json"))), dict(_leaves(asked.model_dump(mode="json")))
+    keys = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
+    return ", ".join(f"{k}: {theirs.get(k)}, now {mine.get(k)}" for k in keys)
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(out, error) from None
