@@ -6,12 +6,13 @@ Unknown keys are refused with the nearest known one, and every defect of a file 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from slimvit.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, RefitTarget, Scope
-from slimvit.errors import RecipeError, nearest
+from slimvit.defects import defects_of
+from slimvit.errors import RecipeError
 from slimvit.training import Section, TrainSection
 
 __all__ = ["AdaptSection", "DataSection", "FinetuneSection", "ModelSection", "Recipe", "Section", "TrainSection"]
@@ -31,18 +32,16 @@ class ModelSection(Section):
     args: dict[str, Any] = Field(default_factory=dict)
     """More arguments for timm's `create_model`."""
 
-    @model_validator(mode="after")
-    def _narrow_is_untrained(self) -> ModelSection:
+    def contradictions(self) -> list[str]:
         if self.heads is None:
-            return self
-        if any(n < 1 for n in ([self.heads] if isinstance(self.heads, int) else self.heads)):
-            raise ValueError(f"heads is {self.heads}, but a block is built with 1 head or more")
-        if self.pretrained or self.weights is not None:
-            raise ValueError(
-                f"heads {self.heads} builds a network without weights; give pretrained false and no weights, "
-                "or cut a pretrained one with prune"
-            )
-        return self
+            return []
+        counts = [self.heads] if isinstance(self.heads, int) else self.heads
+        rules = {
+            f"heads is {self.heads}, but a block is built with 1 head or more": any(n < 1 for n in counts),
+            f"heads {self.heads} builds a network without weights; give pretrained false and no weights, "
+            "or cut a pretrained one with prune": self.pretrained or self.weights is not None,
+        }
+        return [clause for clause, broken in rules.items() if broken]
 
 
 class DataSection(Section):
@@ -124,19 +123,18 @@ class PruneSection(Section):
     calibration_images: int = Field(512, gt=0)
     """Training images that the scores and the refit see."""
 
-    @model_validator(mode="after")
-    def _one_budget(self) -> PruneSection:
+    def contradictions(self) -> list[str]:
         given = [k for k in ("ratio", "heads", "target_macs", "plan") if getattr(self, k) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} were both given; one of ratio, heads, target_macs, plan decides")
+        told = f"{' and '.join(given)} were both given; one of ratio, heads, target_macs, plan decides"
+        found = [told] * (len(given) > 1)
         for key in ("ratio", "target_macs"):
             value = getattr(self, key)
             if value is not None and not 0 < value < 1:
-                raise ValueError(f"{key} is {value}, but must lie between 0 and 1, both excluded")
+                found.append(f"{key} is {value}, but must lie between 0 and 1, both excluded")
         counts = self.heads if isinstance(self.heads, list) else [] if self.heads is None else [self.heads]
         if any(n < 0 for n in counts):
-            raise ValueError(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
-        return self
+            found.append(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
+        return found
 
     @property
     def wanted(self) -> bool:
@@ -160,12 +158,9 @@ class DenseSection(Section):
     lr_scale: float = Field(10.0, gt=0)
     """Learning rate of the mixes, in units of the others'."""
 
-    @model_validator(mode="after")
-    def _not_idle(self) -> DenseSection:
+    def contradictions(self) -> list[str]:
         idle = [k for k, field in type(self).model_fields.items() if getattr(self, k) != field.default]
-        if self.mix is None and idle:
-            raise ValueError(f"{' and '.join(idle)} without mix; give mix layer or head")
-        return self
+        return [f"{' and '.join(idle)} without mix; give mix layer or head"] if self.mix is None and idle else []
 
 
 class Recipe(Section):
@@ -180,18 +175,17 @@ class Recipe(Section):
     finetune: FinetuneSection = FinetuneSection()
     seed: int = Field(0, ge=0, lt=2**63)
 
-    @model_validator(mode="after")
-    def _mixes_are_trained(self) -> Recipe:
-        if self.dense.mix is not None and self.finetune.epochs and self.finetune.train == "head":
-            raise ValueError("finetune.train is head, but the mixes of dense are in the body; give train all")
-        return self
-
-    @model_validator(mode="after")
-    def _teacher_teaches(self) -> Recipe:
+    def contradictions(self) -> list[str]:
         section = self.finetune
-        if section.teacher is not None and self.changes_the_model and not (section.epochs and section.distill):
-            raise ValueError("finetune.teacher teaches nothing without finetune.epochs and distill; drop it")
-        return self
+        rules = {
+            "finetune.train is head, but the mixes of dense are in the body; give train all": self.dense.mix is not None
+            and section.epochs > 0
+            and section.train == "head",
+            "finetune.teacher teaches nothing without finetune.epochs and distill; drop it": section.teacher is not None
+            and self.changes_the_model
+            and not (section.epochs and section.distill),
+        }
+        return [clause for clause, broken in rules.items() if broken]
 
     @property
     def changes_the_model(self) -> bool:
@@ -205,8 +199,8 @@ class Recipe(Section):
             raise RecipeError(f"{source}: expected a mapping with model: and data:, found {type(data).__name__}")
         try:
             return cls.model_validate(data)
-        except ValidationError as error:
-            raise RecipeError(f"{source}: " + "; ".join(_defects(error))) from None
+        except ValidationError:
+            raise RecipeError(f"{source}: " + "; ".join(defects_of(cls, data))) from None
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -224,30 +218,3 @@ class Recipe(Section):
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-def _defects(error: ValidationError) -> list[str]:
-    """One clause a defect: the key's path, what is wrong, the nearest known key."""
-    clauses = []
-    for item in error.errors():
-        path = [str(p) for p in item["loc"] if p not in ("int", "list[int]")]
-        if item["type"] == "extra_forbidden":
-            known = list(_section_at(path[:-1]).model_fields)
-            hint = nearest(path[-1], known, 1) or f"; known: {', '.join(known)}"
-            clauses.append(f"unknown key {'.'.join(path)}{hint}")
-        elif item["type"] == "value_error":
-            clauses.append(": ".join(filter(None, (".".join(path), str(item["ctx"]["error"])))))
-        elif item["type"] == "missing":
-            clauses.append(f"{'.'.join(path)} is missing")
-        else:
-            reason = item["msg"].replace("Input should be", "must be")
-            clauses.append(f"{'.'.join(path)} is {item['input']!r}, but {reason}")
-    return list(dict.fromkeys(clauses))
-
-
-def _section_at(path: list[str]) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
-    for key in path:
-        found = section.model_fields[key].annotation
-        section = next(t for t in (found, *get_args(found)) if isinstance(t, type) and issubclass(t, BaseModel))
-    return section

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 from slimvit.choices import Sampler, TrainedPart
 from slimvit.errors import nearest
 
+FIELDS_ALONE = "fields alone"
+"""Validation context under which contradictions are let through: the reader of a whole file collects them itself."""
+
 
 class Section(BaseModel):
-    """Part of a recipe. Immutable; unknown keys are errors."""
+    """Part of a recipe. Immutable; unknown keys are errors, and so are settings that contradict each other."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    def contradictions(self) -> list[str]:
+        """Settings that cannot be together, or do nothing without another: one clause each."""
+        return []
+
+    @model_validator(mode="after")
+    def _no_contradictions(self, info: ValidationInfo) -> Section:
+        if info.context != FIELDS_ALONE and (found := self.contradictions()):
+            raise ValueError("; ".join(found))
+        return self
 
 
 class TrainSection(Section):
@@ -66,14 +79,7 @@ class TrainSection(Section):
     """timm's notation, e.g. rand-m9-mstd0.5-inc1."""
     random_erasing: float = Field(0.0, ge=0, le=1)
 
-    @model_validator(mode="after")
-    def _no_contradictions(self) -> TrainSection:
-        if found := [*self.contradictions(), *optimizer_defects(self)]:
-            raise ValueError("; ".join(found))
-        return self
-
     def contradictions(self) -> list[str]:
-        """Settings that cannot be together, or do nothing without another: one clause each."""
         frozen = self.train == "head"
         rules = {
             "min_lr is above lr; give a smaller min_lr": self.lr is not None and self.min_lr > self.lr,
@@ -87,7 +93,7 @@ class TrainSection(Section):
             "train head leaves the body as it is; drop layer_decay": frozen and self.layer_decay is not None,
             "train head leaves the body as it is; drop drop_path": frozen and self.drop_path > 0,
         }
-        return [clause for clause, broken in rules.items() if broken]
+        return [clause for clause, broken in rules.items() if broken] + optimizer_defects(self)
 
 
 def optimizer_defects(section: TrainSection) -> list[str]:

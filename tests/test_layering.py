@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "slimvit"
 LAYERS = (
     {"errors", "choices", "progress", "embedded"},
     {"training"},
+    {"defects"},
     {"options", "recipe", "plan", "folders", "shipped"},
     {"models", "engine", "seeds"},
     {"dense"},

@@ -103,10 +103,61 @@ def test_contradictions_of_all_sections_are_told_at_once():
         "adapt": {"mode": "all", "optimizer": "adamv", "ema_warmup": True},
         "finetune": {"optimizer": "sgd", "betas": [0.9, 0.9], "mixup_prob": 0.5},
     }
-    told = ["adapt: ema_warmup", "; optimizer is 'adamv'", "; finetune: mixup_prob", "; optimizer sgd has no betas"]
+    told = ["adapt: ema_warmup", "; adapt: optimizer is 'adamv'", "; finetune: mixup_prob", "; finetune: optimizer sgd"]
     with refused(*told) as caught:
         recipe(**sections)
     assert "\n" not in str(caught.value)
+
+
+def test_contradictions_are_told_beside_unknown_keys_and_wrong_values():
+    sections = {
+        "model": {"name": "m", "heads": [2, 0], "weights": "w.pth", "sise": 3},
+        "prune": {"ratio": 2, "target_macs": -1, "scop": "x"},
+        "dense": {"mix": "layer", "initial": "zero"},
+        "finetune": {"train": "head", "epochs": 1, "drop_path": 0.1, "clip_grad": "no", "teacher": {"heads": 2}},
+    }
+    told = [
+        "unknown key model.sise",
+        "; unknown key prune.scop (did you mean scope?)",
+        "; unknown key dense.initial (did you mean init?)",
+        "; finetune.teacher.name is missing",
+        "; finetune.clip_grad is 'no', but must be",
+        "; unknown key sede (did you mean seed?)",
+        "; model: heads is [2, 0], but a block",
+        "; model: heads [2, 0] builds a network without weights",
+        "; prune: ratio and target_macs were both given",
+        "; prune: ratio is 2.0, but",
+        "; prune: target_macs is -1.0, but",
+        "; finetune.teacher: heads 2 builds a network without weights",
+        "; finetune: train head leaves the body as it is; drop drop_path",
+        "; finetune.train is head, but the mixes of dense are in the body",
+    ]
+    with pytest.raises(RecipeError) as caught:
+        recipe(sede=1, **sections)
+    assert "\n" not in str(caught.value)
+    assert [clause for clause in told if clause not in "; " + str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("finetune", "told"),
+    [
+        ({"ema_warmup": True, "ema_deca": 0.9}, "unknown key finetune.ema_deca (did you mean ema_decay?)"),
+        ({"mixup_prob": 0.5, "mixup": "much"}, "finetune.mixup is 'much', but must be a valid number"),
+        ({"betas": [0.9, "x"], "optimizer": "sgd"}, "finetune.betas.1 is 'x', but must be a valid number"),
+    ],
+)
+def test_what_may_contradict_nothing_but_a_slip_is_not_told(finetune, told):
+    with pytest.raises(RecipeError) as caught:
+        recipe(finetune=finetune)
+    assert str(caught.value).startswith(f"r.yaml: {told}") and "finetune: " not in str(caught.value)
+
+
+@pytest.mark.parametrize("tree", [{}, {"model": 3, "data": None}, {"model": {}, "data": {}}, {1: 2, "data": []}])
+def test_the_rest_of_a_file_without_model_and_data_is_judged_too(tree):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.parse(tree | {"finetune": {"ema_warmup": True}}, "r.yaml")
+    for told in ("model", "data", "finetune: ema_warmup without ema_decay"):
+        assert told in str(caught.value)
 
 
 def test_every_optimizer_of_timm_is_known():
