@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import slimvit.pipeline
+import slimvit.runstate
 from slimvit.commands import main
 from slimvit.embedded import EMBEDDED
 
@@ -39,7 +40,7 @@ def refused(slimvit_: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     def too_late(*args: object, **kwargs: object) -> None:
         raise AssertionError("the long part began")
 
-    monkeypatch.setattr(slimvit.pipeline, "outputs_of", too_late)
+    monkeypatch.setattr(slimvit.runstate, "outputs_of", too_late)
 
     def run(*words: object, out: bool = True) -> str:
         before = {f: f.read_bytes() for f in work.rglob("*") if f.is_file()}

@@ -252,7 +252,7 @@ def test_finetuning_learns_from_the_uncut_network(half: Path, slimvit_: Invoke, 
     assert without_times({"stages": [after["original"]]}) == without_times({"stages": [before["original"]]})
     assert after["pruned"]["loss"] == pytest.approx(before["finetuned"]["loss"], rel=1e-4)
     assert kept(tmp_path / "tuned") == kept(half)
-    assert "finetune epoch 1/1" in result.stderr
+    assert "finetune epoch" in result.stderr and " 1/1 " in result.stderr
     slimvit_("run", tmp_path / "tuned" / "recipe.yaml", "--out", tmp_path / "again")
     assert without_times(read(tmp_path / "again")) == without_times(read(tmp_path / "tuned"))
     slimvit_("finetune", tmp_path / "tuned", "--epochs", 1, "--no-distill", "--out", tmp_path / "more")

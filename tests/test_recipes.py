@@ -28,10 +28,11 @@ from slimvit.data.loaders import TrainLoader
 from slimvit.dense.insert import mixes_of
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import RecipeError
+from slimvit.learning import ADAPT_LR
 from slimvit.measure.macs import MacCount
 from slimvit.models.family import plan_of
 from slimvit.options import Options
-from slimvit.pipeline import ADAPT_LR, FINETUNE_LR
+from slimvit.pipeline import FINETUNE_LR
 from slimvit.recipe import AdaptSection, FinetuneSection, ModelSection, Recipe
 from slimvit.shipped import header, recipe_files
 from slimvit.training import TrainSection
@@ -47,7 +48,7 @@ GPU = 30e12
 @pytest.fixture(autouse=True)
 def no_side_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures and the three counts of MACs cost more than the small runs here; test_pipeline.py looks at them."""
-    for name in ("head_map", "stage_accuracy", "mix_map"):
+    for name in ("head_map", "stage_accuracy", "curves", "mix_map"):
         monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
     one = MacCount(1, {"norm": 0}, (), None, None)
     monkeypatch.setattr("slimvit.pipeline.count_macs", lambda model: one)

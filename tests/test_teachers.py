@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import slimvit
-from slimvit import pipeline
+from slimvit import learning, pipeline
 from slimvit.errors import SlimvitError
 from slimvit.models.family import model_name, plan_of
 from slimvit.options import Options
@@ -35,14 +35,14 @@ def recipe(teacher: Tree | None = None, model: Tree | None = None, **sections: T
 def taught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The teacher of every training, and what its images look like beside the student's."""
     found: list[Any] = []
-    real = pipeline.finetune
+    real = learning.finetune
 
     def spy(model: Any, loader: Any, section: Any, **given: Any) -> Any:
         batch = next(iter(loader))[0]
         found.append((given["teacher"], batch, given["teacher_sees"](batch)))
         return real(model, loader, section, **given)
 
-    monkeypatch.setattr(pipeline, "finetune", spy)
+    monkeypatch.setattr(learning, "finetune", spy)
     return found
 
 

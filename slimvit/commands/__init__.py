@@ -22,6 +22,14 @@ COMMANDS = {
 """Name -> one line for the overview. The command itself is `command` in the module of that name."""
 
 
+class _Told(click.ClickException):
+    """A user's error as one line, with its own exit code."""
+
+    def __init__(self, error: SlimvitError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]
+
+
 class Commands(click.Group):
     """Finds a command's module only when the command is wanted, and turns user errors into one line."""
 
@@ -41,9 +49,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SlimvitError as error:
-            told = click.ClickException(str(error))
-            told.exit_code = error.exit_code
-            raise told from None
+            raise _Told(error) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

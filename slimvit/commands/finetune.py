@@ -16,27 +16,33 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("folder", metavar="RUN")
 @shared.data_options
-@click.option("--epochs", type=int, required=True, metavar="N", help="Epochs to train.")
+@click.option("--recipe", metavar="RECIPE", help="Train as the finetune: section of this recipe says.")
+@click.option("--epochs", type=int, metavar="N", help="Epochs to train; needed without --recipe.")
 @click.option("--lr", type=float, metavar="LR", help="Peak learning rate. [default: 2e-5]")
 @click.option("--distill/--no-distill", default=None, help="Learn from the uncut network too. [default: on]")
 @shared.no_augment
 @shared.how_options
 @shared.training_how
 @shared.out_options
-def command(folder: str, epochs: int, **given: Any) -> None:
+def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -> None:
     """Fine-tune the slimmed model of the folder RUN, on the data of its run unless --data names other.
 
     The uncut network is the teacher: RUN/original where the run trained its classifier, otherwise the model that the
     run started from.
 
+    On several GPUs: accelerate launch -m slimvit finetune ...
+
     \b
-    Example:
+    Examples:
       slimvit finetune runs/digits --epochs 5 --out runs/digits_tuned
+      slimvit finetune runs/digits --recipe digits_vit_dense --out runs/digits_tuned
     """
     from slimvit.errors import StoreError
     from slimvit.recipe import Recipe
     from slimvit.rundir import recipe_of
 
+    if recipe is None and epochs is None:
+        raise click.UsageError("Missing option '--epochs' (or '--recipe', whose finetune: section names them)")
     made_by = recipe_of(folder)
     if made_by is None:
         raise StoreError(f"{folder}: no folder of an earlier run; make one with slimvit prune --out")
@@ -44,8 +50,23 @@ def command(folder: str, epochs: int, **given: Any) -> None:
     tree["data"] = shared.data_of(made_by, tree.get("data", {}))
     training = {"epochs": epochs, "lr": given["lr"], "distill": given["distill"]}
     training |= shared.AS_THEY_ARE if given["no_augment"] else {}
-    tree["finetune"] = shared.dropped_none(training) | {"teacher": _teacher(Path(folder), made_by)}
-    shared.carry_out(Recipe.parse(tree, "command line"), given)
+    written = {} if recipe is None else _written(recipe)
+    tree["finetune"] = written | shared.dropped_none(training)
+    if tree["finetune"].get("teacher") is None:
+        tree["finetune"]["teacher"] = _teacher(Path(folder), made_by)
+    shared.carry_out(Recipe.parse(tree, "command line" if recipe is None else f"{recipe} and command line"), given)
+
+
+def _written(recipe: str) -> dict[str, Any]:
+    """What the finetune: section of a recipe says."""
+    from slimvit.errors import RecipeError
+    from slimvit.recipe import Recipe
+    from slimvit.shipped import recipe_path
+
+    read = Recipe.read(recipe_path(recipe))
+    if not read.finetune.epochs:
+        raise RecipeError(f"{recipe}: its finetune: section trains nothing; name another recipe, or give --epochs")
+    return read.finetune.model_dump(mode="json", exclude_unset=True)
 
 
 def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:

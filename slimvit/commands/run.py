@@ -24,7 +24,7 @@ def command(recipe: str, **given: Any) -> None:
     \b
     Examples:
       slimvit run digits_half --out runs/digits_half
-      slimvit run runs/digits_half --resume
+      slimvit run runs/digits --resume
     """
     from slimvit.recipe import Recipe
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import auto_augment, create_transform, resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
 
@@ -148,7 +149,20 @@ def train_transform(prep: Preprocessing, section: TrainSection) -> Transform:
         raise RecipeError(
             f"auto_augment is {section.auto_augment!r}, which timm cannot read; e.g. rand-m9-mstd0.5-inc1, original, 3a"
         ) from None
+    _keep_a_bit(augment)
     return Preprocess(prep.input_size[0], augment)
+
+
+def _keep_a_bit(augment: Any) -> None:
+    """In place: posterize keeps one bit at least. At its largest magnitudes timm asks for none, and Pillow refuses."""
+    for transform in augment.transforms:
+        for op in (*getattr(transform, "ops", ()), *chain.from_iterable(getattr(transform, "policy", ()))):
+            if getattr(op, "aug_fn", None) is auto_augment.posterize:
+                op.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+    return auto_augment.posterize(image, max(1, bits), **kwargs)
 
 
 def _augments(section: TrainSection) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,6 +19,7 @@ from slimvit.data.preprocessing import (
 )
 from slimvit.errors import DataError, RecipeError
 from slimvit.recipe import TrainSection
+from slimvit.seeds import seeded
 
 GREY = Preprocessing((1, 16, 16), (0.5,), (0.25,), "bicubic", 1.0, "center")
 RGB = Preprocessing((3, 16, 24), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), "bilinear", 0.9, "center")
@@ -115,6 +117,18 @@ def test_deits_augmentation_reaches_timm() -> None:
     assert {op.kwargs["resample"] for op in ops.ops} == {Image.Resampling.BICUBIC}
     assert "PosterizeIncreasing" in {op.name for op in ops.ops}
     assert (erase.probability, erase.per_pixel, erase.max_count) == (0.25, True, 1)
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m10-inc1", "original", "augmix-m10-w3"])
+def test_the_strongest_augmentation_leaves_an_image(policy: str) -> None:
+    transform = train_transform(RGB, TrainSection(epochs=1, auto_augment=policy))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    for seed in range(150):
+        with seeded(seed):
+            assert transform(image).isfinite().all()
+    ops = [op for t in transform.transform.transforms for op in getattr(t, "ops", ()) if "Posterize" in op.name]
+    for op in ops:
+        assert np.asarray(op.aug_fn(image, 0)).any()
 
 
 def test_colour_jitter_reaches_timm_where_nothing_overrules_it() -> None:

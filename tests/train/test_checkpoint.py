@@ -206,7 +206,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_the_state_before(small_disk: Path) -> None:
     states = Checkpoints(small_disk, "slimvit run here --resume")
     states.save({"epoch": 1, "batch": 0, "weights": torch.ones(100_000)})
-    with pytest.raises(StoreError, match=r"the disk is full.*the state before it is intact.*slimvit run here --resume"):
+    with pytest.raises(StoreError, match=r"the disk is full.*The state before it is intact.*slimvit run here --resume"):
         states.save({"epoch": 2, "batch": 0, "weights": torch.ones(400_000)})
     found = states.last()
     assert found is not None and found["epoch"] == 1
