@@ -97,7 +97,7 @@ def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None,
     now.model, now.histories[name] = finetune(
         now.model, loader, section, teacher=teacher, teacher_sees=sees, labelled=now.data.labelled, lr=lr,
         engine=now.engine, seed=seed, mix_lr_scale=now.recipe.dense.lr_scale, what=name, after_epoch=after_epoch,
-        checkpoints=states,
+        checkpoints=states, in_order=now.in_order(now.data.train),
     )  # fmt: skip
     now.engine.end_log()
     if name == "finetune" and states is not None:

@@ -93,9 +93,18 @@ class FinetuneSection(TrainSection):
     """Share of the distillation term in the loss."""
     temperature: float = Field(2.0, gt=0)
     """Of soft distillation."""
+    cache_teacher: bool = False
+    """Ask the teacher once what it says of every training image, not again in every epoch; for images as they are."""
 
     def contradictions(self) -> list[str]:
         found = super().contradictions()
+        if self.cache_teacher:
+            taught = self.distill and self.distill_kind != "features"
+            found += ["cache_teacher keeps a teacher's predictions; give distill, soft or hard"] * (not taught)
+            changed = ("color_jitter", "auto_augment", "random_erasing", "mixup", "cutmix", "hflip")
+            idle = [name for name in changed if getattr(self, name)] + ["crop_scale"] * (self.crop_scale < 1)
+            told = f"cache_teacher wants images as they are, but {', '.join(idle)} changes them; drop one of them"
+            found += [told] * bool(idle)
         if self.distill_kind != "soft":
             rules = {
                 f"distill_kind {self.distill_kind} without distill; give both or neither": not self.distill,

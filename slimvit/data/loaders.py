@@ -36,24 +36,26 @@ class EvalInputs(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(image), label
 
 
-class TrainInputs(Dataset[tuple[torch.Tensor, int]]):
-    """(float32 [C, H, W], label) of an image, augmented as (seed, epoch, index) decide."""
+class TrainInputs(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
+    """(float32 [C, H, W], label) of an image, augmented as (seed, epoch, index) decide; ``numbered``: (label, index)
+    in the label's place."""
 
-    def __init__(self, images: Images, transform: Transform, seed: int) -> None:
+    def __init__(self, images: Images, transform: Transform, seed: int, numbered: bool = False) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
+        self.numbered = numbered
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, key: Key) -> tuple[torch.Tensor, int | torch.Tensor]:
         image, label = self.images[key[1]]
         with seeded(self.seed, *key):
-            return self.transform(image), label
+            return self.transform(image), (torch.tensor((label, key[1])) if self.numbered else label)
 
 
-class TrainLoader(DataLoader[tuple[torch.Tensor, int]]):
+class TrainLoader(DataLoader[tuple[torch.Tensor, int | torch.Tensor]]):
     """A DataLoader whose next pass is the one of the epoch set last (0 at first)."""
 
     def set_epoch(self, epoch: int) -> None:
@@ -80,6 +82,7 @@ def train_loader(
 ) -> TrainLoader:
     """Augmented batches (float32 [B, C, H, W], int64 [B]) in random order, decided by ``seed`` and the epoch alone.
 
+    Where a section has ``cache_teacher``, the labels are int64 [B, 2]: each with the number of its image.
     Call ``set_epoch`` before each pass. The last, smaller batch is left out, unless it is the only one.
 
     Raises:
@@ -88,7 +91,7 @@ def train_loader(
         DataError: while iterating, when an image cannot be read.
     """
     return TrainLoader(
-        TrainInputs(dataset, train_transform(prep, section), seed),
+        TrainInputs(dataset, train_transform(prep, section), seed, getattr(section, "cache_teacher", False)),
         batch_size,
         sampler=_sampler(dataset, section, seed),
         num_workers=workers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -11,14 +11,17 @@ from torch.nn import functional as F
 
 from slimvit.errors import DataError
 from slimvit.models.family import TimmModule
+from slimvit.progress import track
 from slimvit.recipe import FinetuneSection
 from slimvit.train.streams import run_with_streams
 from slimvit.training import TrainSection
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(student, images [B, C, H, W], targets [B] or soft [B, K]) -> mean loss."""
-Lesson = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
-"""(student, images) -> what the student gives, mean loss against what the teacher gives."""
+Lesson = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+"""(student, images, their numbers where the answers are cached) -> what the student gives, mean loss against what the
+teacher gives."""
+Batches = Iterable[tuple[Tensor, Tensor]]
 View = Callable[[Tensor], Tensor]
 
 T = TypeVar("T")
@@ -43,57 +46,80 @@ def stream_gap(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     return torch.stack(gaps).mean()
 
 
+@torch.no_grad()
+def answers_of(teacher: nn.Module, batches: Batches, see: View, device: torch.device) -> Tensor:
+    """What the teacher predicts [n, K] for images [B, C, H, W] in order, on ``device``."""
+    found = [teacher(see(images.to(device))) for images, _ in track(batches, "asking the teacher")]
+    return torch.cat(found)
+
+
 def training_loss(
     section: TrainSection,
     teacher: nn.Module | None,
     labelled: bool,
     has_classifier: bool,
     see: View = lambda images: images,
+    answers: Tensor | None = None,
 ) -> Loss:
     """The loss that a section asks for.
 
-    ``see``: a batch of the student's as the teacher wants it. Without labels the teacher is all there is to learn
-    from; without a classifier, its features. Raises :class:`DataError` when there is nothing to learn from.
+    ``see``: a batch of the student's as the teacher wants it. ``answers``: what the teacher predicts [n, K] for the
+    training images, where it need not be asked again; the loss then wants labels with the numbers of the images,
+    [B, 2]. Without labels the teacher is all there is to learn from; without a classifier, its features. Raises
+    :class:`DataError` when there is nothing to learn from.
     """
     if isinstance(section, FinetuneSection) and section.distill and teacher is not None:
-        return _distillation(section, _lesson(section, teacher, has_classifier, see), labelled and has_classifier)
+        return _distillation(section, _lesson(section, teacher, has_classifier, see, answers), labelled, has_classifier)
     if not (labelled and has_classifier):
         lacking = "the data has no labels" if has_classifier else "the model has no classifier"
         raise DataError(
             f"{lacking}, so only an uncut network can teach: fine-tune a model that is or was cut, without --no-distill"
         )
-    return lambda model, images, targets: F.cross_entropy(model(images), targets, label_smoothing=section.smoothing)
+    return lambda model, images, targets: F.cross_entropy(
+        model(images), _without_numbers(targets, section), label_smoothing=section.smoothing
+    )
 
 
-def _distillation(section: FinetuneSection, lesson: Lesson, by_labels: bool) -> Loss:
+def _without_numbers(targets: Tensor, section: TrainSection) -> Tensor:
+    return targets[:, 0] if getattr(section, "cache_teacher", False) else targets
+
+
+def _distillation(section: FinetuneSection, lesson: Lesson, labelled: bool, has_classifier: bool) -> Loss:
     """The lesson, and the labels where there are any."""
 
     def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        output, learnt = lesson(model, images)
-        if not by_labels:
+        numbers = targets[:, 1] if section.cache_teacher else None
+        output, learnt = lesson(model, images, numbers)
+        if not (labelled and has_classifier):
             return learnt
-        labels = F.cross_entropy(output, targets, label_smoothing=section.smoothing)
+        wanted = _without_numbers(targets, section)
+        labels = F.cross_entropy(output, wanted, label_smoothing=section.smoothing)
         return (1 - section.distill_weight) * labels + section.distill_weight * learnt
 
     return loss
 
 
-def _lesson(section: FinetuneSection, teacher: nn.Module, has_classifier: bool, see: View) -> Lesson:
+def _lesson(
+    section: FinetuneSection, teacher: nn.Module, has_classifier: bool, see: View, answers: Tensor | None
+) -> Lesson:
     """What the teacher has to say, by ``distill_kind``."""
 
-    def soft(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(images)
-        return logits, soft_kl(logits, _ask(_predict, teacher, see(images)), section.temperature)
+    def predictions(images: Tensor, numbers: Tensor | None) -> Tensor:
+        return _ask(_predict, teacher, see(images)) if answers is None or numbers is None else answers[numbers]
 
-    def hard(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def soft(model: nn.Module, images: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor]:
         logits = model(images)
-        return logits, F.cross_entropy(logits, _ask(_predict, teacher, see(images)).argmax(-1))
+        return logits, soft_kl(logits, predictions(images, numbers), section.temperature)
 
-    def streams(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def hard(model: nn.Module, images: Tensor, numbers: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = model(images)
+        return logits, F.cross_entropy(logits, predictions(images, numbers).argmax(-1))
+
+    def streams(model: nn.Module, images: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
         logits, mine = run_with_streams(model, images)
         return logits, stream_gap(mine, _ask(run_with_streams, teacher, see(images))[1])
 
-    def last_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    def last_features(model: nn.Module, images: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
         features = _features(model, images)
         return features, feature_gap(features, _ask(_features, teacher, see(images)))
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from slimvit.engine import Engine, open_engine
 from slimvit.options import Options
 from slimvit.train.checkpoint import Checkpoints
-from slimvit.train.distill import View, training_loss
+from slimvit.train.distill import Batches, View, answers_of, training_loss
 from slimvit.train.loop import AfterEpoch, train
 from slimvit.train.state import History
 from slimvit.training import TrainSection
@@ -31,6 +31,7 @@ def finetune(
     what: str = "fine-tuning",
     after_epoch: AfterEpoch = lambda model, row: None,
     checkpoints: Checkpoints | None = None,
+    in_order: Batches = (),
 ) -> tuple[nn.Module, History]:
     """A trained copy of ``model`` in eval mode, and a row an epoch (epoch, loss, lr, seconds).
 
@@ -39,12 +40,16 @@ def finetune(
     turned by ``teacher_sees`` into what it wants (:func:`slimvit.data.preprocessing.converter`).
     ``lr``: peak learning rate when the section names none. ``mix_lr_scale``: learning rate of the mixes of dense
     attention, in units of the others'. ``engine``: where to compute, instead of one process on ``device`` in fp32.
-    ``checkpoints``: where the state of the training is kept, and gone on from.
+    ``checkpoints``: where the state of the training is kept, and gone on from. ``in_order``: batches of the training
+    images as they lie, for a section with ``cache_teacher``.
     """
     engine = engine or open_engine(Options(device=str(device)))
     if teacher is not None:
         teacher = teacher.to(engine.device).eval()
-    loss = training_loss(section, teacher, labelled, bool(model.num_classes), teacher_sees)
+    answers = None
+    if teacher is not None and model.num_classes and getattr(section, "cache_teacher", False):
+        answers = answers_of(teacher, in_order, teacher_sees, engine.device)
+    loss = training_loss(section, teacher, labelled, bool(model.num_classes), teacher_sees, answers)
     return train(
         model,
         loader,

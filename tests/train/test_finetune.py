@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import slimvit
-from slimvit.data.loaders import eval_loader, preprocessing_of, train_loader
+from slimvit.data.loaders import draw, eval_loader, preprocessing_of, train_loader
 from slimvit.data.sources import Data, open_data
 from slimvit.measure.accuracy import Accuracy, outputs_of
 from slimvit.recipe import DataSection
@@ -70,3 +71,27 @@ def test_the_defaults_do_no_harm(trained: Any, cut: Any, section: Build, loader:
     tuned, _ = finetune(cut, loader(cut, section()), section(), teacher=trained)
     assert closeness(tuned, trained, digits).loss < closeness(cut, trained, digits).loss
     assert tuned.slim_plan == cut.slim_plan
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("more", [{}, {"sampler": "balanced"}, {"repeated_aug": 2}])
+def test_a_teacher_that_is_asked_once_says_the_same(
+    trained: Any, cut: Any, section: Build, loader: Build, digits: Data, kind: str, more: dict[str, Any]
+) -> None:
+    asked: list[int] = []
+    trained = copy.deepcopy(trained)
+    trained.register_forward_hook(lambda *_: asked.append(1))
+    live = section(epochs=2, distill_kind=kind, **more)
+    once = section(epochs=2, distill_kind=kind, cache_teacher=True, **more)
+    in_order = eval_loader(draw(digits.train, 64, 0), preprocessing_of(cut), 64)
+    wanted, rows = finetune(cut, loader(cut, live, images=64), live, teacher=trained, lr=1e-4)
+    before = len(asked)
+    model, history = finetune(cut, loader(cut, once, images=64), once, teacher=trained, lr=1e-4, in_order=in_order)
+    assert len(asked) == before + 1 and before == 4
+    assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"hflip": 0.5}, {"crop_scale": 0.7}, {"mixup": 0.8}, {"distill": False}])
+def test_only_images_as_they_are_have_one_answer(section: Build, change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="cache_teacher"):
+        section(cache_teacher=True, **change)
