@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from torch import Tensor
 
 from slimvit.errors import SlimvitError
@@ -91,6 +91,7 @@ def open_engine(options: Options) -> Engine:
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision={"fp32": "no", "bf16": "bf16"}[options.precision],
+        dataloader_config=DataLoaderConfiguration(non_blocking=device.type == "cuda"),
         log_with=options.log_with,
         project_dir=None if options.log_with is None or options.out is None else str(_logs(options.out)),
     )

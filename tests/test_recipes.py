@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from accelerate.data_loader import DataLoaderShard
 from timm.data import Mixup
 from timm.data.auto_augment import rand_augment_transform
 from timm.optim import get_optimizer_info
@@ -24,7 +25,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import slimvit
 from slimvit.commands.run import command
-from slimvit.data.loaders import TrainLoader
 from slimvit.dense.insert import mixes_of
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import RecipeError
@@ -152,7 +152,7 @@ def test_it_runs(name: str, digit_folder: Any, tmp_path: Path, watch: Watch) -> 
         has_the_optimizer(recipe, what, training.optimizer)
         assert set(training.events) == events_of(section, recipe)
         assert augmentation_in(loader) == augmentation_of(section)
-        assert max(Counter(key[1] for key in loader.sampler).values()) == section.repeated_aug
+        assert max(Counter(key[1] for key in loader.batch_sampler.sampler).values()) == section.repeated_aug
     assert all(torch.isfinite(p).all() for p in now.model.parameters())
     has_the_heads(recipe, now.model)
     if recipe.dense.mix:
@@ -212,7 +212,7 @@ def augmentation_of(section: TrainSection) -> dict[str, Any]:
     return found | ({"crop": section.crop_scale} if found or section.crop_scale < 1 else {})
 
 
-def augmentation_in(loader: TrainLoader) -> dict[str, Any]:
+def augmentation_in(loader: DataLoaderShard) -> dict[str, Any]:
     """What the steps of a loader's transform do at random."""
     steps = {type(step).__name__: step for step in loader.dataset.transform.transform.transforms}  # type: ignore
     known = {
@@ -238,7 +238,7 @@ class Watch:
     """Looks over torch's and timm's shoulders; the linear classifier on stored features is not looked at."""
 
     trainings: list[Training] = field(default_factory=list)
-    loaders: list[TrainLoader] = field(default_factory=list)
+    loaders: list[DataLoaderShard] = field(default_factory=list)
     decays: list[float] = field(default_factory=list)
     since: list[tuple[Any, ...]] = field(default_factory=list)
     """Since the last step of an optimizer: before the first one, scores and evaluations too."""
@@ -269,7 +269,7 @@ class Watch:
         self.decays.append(decay)
         real(ema, model, decay, *args, **kwargs)
 
-    def batches(self, real: Any, loader: TrainLoader) -> Any:
+    def batches(self, real: Any, loader: DataLoaderShard) -> Any:
         self.loaders.append(loader)
         return real(loader)
 
@@ -282,7 +282,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
         (F, "kl_div", found.kl_div),
         (Mixup, "__call__", found.mixup),
         (ModelEmaV3, "__init__", found.average),
-        (TrainLoader, "__iter__", found.batches),
+        (DataLoaderShard, "__iter__", found.batches),
     )
     for owner, name, spy in places:
         real = getattr(owner, name)

@@ -98,6 +98,7 @@ def train_loader(
         drop_last=len(dataset) > batch_size,
         generator=_own_generator(seed),
         persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
