@@ -1,0 +1,96 @@
+"""The table and the picture of dense_ablation.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from slimvit.report.plots import mix_map
+
+TUNING_SEED = 100
+CONTROLS = {"scratch": "2 heads"}
+"""What the arms of a cut are compared with, where it is not `none`."""
+INTRO = """# What dense attention gives
+
+{versions}, one core; Fashion-MNIST, {test:,} test images; the settings are those at the top of `dense_ablation.py`.
+±: standard deviation over seeds. Difference: paired by seed, with its 95 % interval (Student's t over the seeds).
+Last gain: what the last eighth of the training gave on the 2,500 held-out images, mean over seeds; above 0 the curve
+still rose. Mixes: learnable ones (mean over seeds). The learning rate of each arm is the best of {rates} on a seed of
+its own; variants take that of `layer`. Images: how many the training saw.
+"""
+COLUMNS = {
+    "arm": "arm", "lr": "lr", "seeds": "seeds", "images": "images", "start": "before training", "top1": "top-1",
+    "difference": "against {control}", "loss": "loss against {control}", "agreement": "agreement", "gain": "last gain",
+}  # fmt: skip
+
+
+def interval(differences: np.ndarray, digits: int) -> str:
+    """Mean, and its 95 % interval."""
+    n, mean = len(differences), differences.mean()
+    if n < 2:
+        return f"{mean:+.{digits}f}" if n else "-"
+    reach = student.ppf(0.975, n - 1) * differences.std(ddof=1) / n**0.5
+    return f"{mean:+.{digits}f} ({mean - reach:+.{digits}f} to {mean + reach:+.{digits}f})"
+
+
+def last_gain(curve: list[float]) -> float:
+    return curve[-1] - curve[-1 - len(curve) // 8]
+
+
+def _line(name: Any, runs: pd.DataFrame, control: pd.DataFrame) -> dict[str, str]:
+    runs = runs.set_index("seed")
+    paired = runs.join(control.set_index("seed"), rsuffix="_control", how="inner")
+    same = name == control["arm"].iloc[0]
+
+    def against(column: str, digits: int) -> str:
+        return "-" if same else interval((paired[column] - paired[f"{column}_control"]).to_numpy(), digits)
+
+    def mean(column: str, digits: int) -> str:
+        return f"{runs[column].mean():.{digits}f}" if runs[column].notna().all() else "-"
+
+    return {
+        "arm": name, "lr": f"{runs['lr'].iloc[0]:g}", "seeds": str(len(runs)), "images": f"{runs['images'].iloc[0]:,}",
+        "start": mean("start", 2), "top1": f"{mean('top1', 2)} ± {runs['top1'].std():.2f}",
+        "difference": against("top1", 2), "loss": against("loss", 4), "agreement": mean("agreement", 1),
+        "gain": f"{runs['curve'].map(last_gain).mean():+.2f}",
+    }  # fmt: skip
+
+
+def _table(rows: pd.DataFrame, control: str) -> list[str]:
+    """One line an arm, those of each budget under one another."""
+    lines = []
+    for _, budget in rows.groupby("epochs"):
+        against = budget[budget["arm"] == control]
+        lines += [_line(arm, runs, against) for arm, runs in budget.groupby("arm", sort=False)]
+    used = {k: v.format(control=control) for k, v in COLUMNS.items() if any(line[k] != "-" for line in lines)}
+    found = ["| " + " | ".join(used.values()) + " |", "|" + " --- |" * len(used)]
+    return found + ["| " + " | ".join(line[k] for k in used) + " |" for line in lines]
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """All rows as Markdown, a table a cut."""
+    frame = pd.DataFrame(rows)
+    tuned = " / ".join(f"{lr:g}" for lr in sorted(frame.loc[frame["seed"] == TUNING_SEED, "lr"].unique()))
+    frame = frame[frame["seed"] != TUNING_SEED]
+    parts = [INTRO.format(versions=frame["versions"].iloc[-1], test=10_000, rates=tuned)]
+    for cut, group in frame.groupby("cut", sort=False):
+        title = "From scratch" if cut == "scratch" else f"Pretrained, heads cut: {cut}"
+        note = [] if cut == "scratch" else [f"The uncut network: {group['original'].iloc[0]:.2f}.", ""]
+        parts += [f"## {title}", "", *note, *_table(group, CONTROLS.get(str(cut), "none")), ""]
+    return "\n".join(parts)
+
+
+def draw(rows: list[dict[str, Any]], cut: str, arm: str, path: Path) -> None:
+    """The triangle of learned mixes, mean over the seeds."""
+    found: dict[tuple[str, str, int], float] = {}
+    runs = [r["mixes"] for r in rows if (r["cut"], r["arm"]) == (cut, arm) and r["seed"] != TUNING_SEED]
+    pairs = {pair for mixes in runs for pair in mixes}
+    for pair in pairs:
+        block, earlier = pair.split(" < ")
+        found[block, earlier, 0] = float(np.mean([mixes[pair] for mixes in runs if pair in mixes]))
+    names = sorted({name for block, earlier, _ in found for name in (block, earlier)}, key=lambda n: int(n[7:]))
+    mix_map(names, found, path)
