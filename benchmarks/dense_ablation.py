@@ -55,22 +55,25 @@ WHERE = {"one a block": tuple(v for v in VARIANTS if v != "map"), "two thirds": 
 """Which variants each cut is tried with. With one head a block, `map` is the same network as `slot`."""
 LONG = {"one a block": ("none", "slot")}
 """Which arms are trained with a larger budget."""
-DEIT = {"patch_size": 7, "embed_dim": 48, "depth": 12, "num_heads": 3}
+DEIT = {"patch_size": 7, "embed_dim": 48, "depth": 8, "num_heads": 3}
+"""DeiT-T's widths over 4, and 8 of its 12 blocks."""
 SCRATCH: dict[str, dict[str, Any]] = {
     "3 heads": {}, "2 heads": {"heads": 2}, "2 heads, dense, zero": {"heads": 2, "dense": "layer"},
     "2 heads, dense, normal": {"heads": 2, "dense": "layer", "init": "normal"},
 }  # fmt: skip
 
 COMPARED = {"one a block": ("none", "layer"), "two thirds": tuple(ARMS), "half": tuple(ARMS), "scratch": tuple(SCRATCH)}
-"""Arms with a learning rate of their own. With one head a block, `head` is the same network as `layer`."""
+"""Compared over all seeds. With one head a block, `head` is the same network as `layer`."""
 
-RATES = {"pruned": (4e-4, 1e-3, 2.5e-3), "scratch": (1e-3, 2.5e-3)}
-EPOCHS, LENGTH = 8, 5_120
-"""Of every fine-tuning: epochs, images an epoch (others each time, until all 57,500 have been seen)."""
-SCRATCH_LENGTH = 5_120
+RATES: dict[str, tuple[float, ...]] = dict.fromkeys(CUTS, (4e-4, 1e-3, 2.5e-3)) | {"scratch": (1e-3, 2.5e-3)}
+TUNED = ("pruned", "scratch")
+"""Parts whose arms have a learning rate of their own."""
+EPOCHS = 8
+LENGTH = {"one a block": 5_120, "two thirds": 2_560, "half": 2_560, "scratch": 5_120}
+"""Images an epoch: others each time, until all 57,500 have been seen. The less is cut, the less there is to learn."""
 LONGER = 4
 """Times the budget in part `longer`."""
-PICTURE = ("half", "layer")
+PICTURE = ("one a block", "slot")
 """Cut and arm whose mixes are drawn."""
 
 
@@ -93,11 +96,12 @@ def from_cut(row: dict[str, Any]) -> dict[str, Any]:
     arm, seed = (ARMS | VARIANTS)[row["arm"]], row["seed"]
     model = arm.insert(refitted(row["cut"], seed), pretrained(), calibration(512, seed), seed)
     before = refit_accuracy(row["cut"], seed) if arm.start == "zero" else compare(outputs(model, "test"), original())
-    tuned, curve = train(model, soft_targets(), row["epochs"], LENGTH, row["lr"], seed, arm.lr_scale)
+    tuned, curve = train(model, soft_targets(), row["epochs"], LENGTH[row["cut"]], row["lr"], seed, arm.lr_scale)
     after = compare(outputs(tuned, "test"), original())
     started = {"original": compare(original()).top1, "start": before.top1, "start_error": before.feature_error}
     ended = {"top1": after.top1, "loss": after.loss, "agreement": after.agreement, "curve": curve}
-    return {"images": row["epochs"] * LENGTH} | started | ended | weights(tuned)
+    learnt = weights(tuned) if arm.align in ("id", "slot") else {}  # the others have more than a weight a head and pair
+    return {"images": row["epochs"] * LENGTH[row["cut"]]} | started | ended | learnt
 
 
 @cache
@@ -107,10 +111,10 @@ def refit_accuracy(cut: str, seed: int) -> Accuracy:
 
 
 def from_scratch(row: dict[str, Any]) -> dict[str, Any]:
-    model = build(row["seed"], DEIT, **SCRATCH[row["arm"]], **({"seed": row["seed"]} if "dense" in row["arm"] else {}))
-    tuned, curve = train(model, images("train")[1], row["epochs"], SCRATCH_LENGTH, row["lr"], row["seed"])
+    model = build(row["seed"], DEIT, **SCRATCH[row["arm"]])
+    tuned, curve = train(model, images("train")[1], row["epochs"], LENGTH["scratch"], row["lr"], row["seed"])
     after = compare(outputs(tuned, "test"))
-    seen = row["epochs"] * SCRATCH_LENGTH
+    seen = row["epochs"] * LENGTH["scratch"]
     return {"images": seen, "top1": after.top1, "loss": after.loss, "curve": curve} | weights(tuned)
 
 
@@ -132,10 +136,10 @@ def best_rate(cut: str, arm: str, done: list[dict[str, Any]]) -> float:
 def wanted(part: str, cuts: list[str], seeds: int, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The runs of one part, the tuning of an arm before its seeds."""
     for cut in ["scratch"] if part == "scratch" else cuts:
-        if part in RATES:
+        if part in TUNED:
             for arm in COMPARED[cut]:
                 runs = {"cut": cut, "arm": arm, "epochs": EPOCHS, "seed": TUNING_SEED}
-                yield from (runs | {"lr": lr} for lr in RATES[part])
+                yield from (runs | {"lr": lr} for lr in RATES[cut])
         arms = {"variants": WHERE.get(cut, ()), "longer": LONG.get(cut, ())}.get(part, COMPARED[cut])
         epochs = EPOCHS * (LONGER if part == "longer" else 1)
         for seed in range(seeds):

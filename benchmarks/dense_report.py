@@ -16,15 +16,16 @@ CONTROLS = {"scratch": "2 heads"}
 """What the arms of a cut are compared with, where it is not `none`."""
 INTRO = """# What dense attention gives
 
-{versions}, one core; Fashion-MNIST, {test:,} test images; the settings are those at the top of `dense_ablation.py`.
-±: standard deviation over seeds. Difference: paired by seed, with its 95 % interval (Student's t over the seeds).
-Last gain: what the last eighth of the training gave on the 2,500 held-out images, mean over seeds; above 0 the curve
-still rose. Mixes: learnable ones (mean over seeds). The learning rate of each arm is the best of {rates} on a seed of
-its own; variants take that of `layer`. Images: how many the training saw.
+{versions}, one core; Fashion-MNIST, {test:,} test images; settings, cuts and arms are those at the top of
+`dense_ablation.py` and `dense_variants.py`. Images: how many the training saw, repeats included. Pairs: blocks that
+mix with an earlier one. ±: standard deviation over seeds. Differences: paired by seed, with their 95 % interval
+(Student's t over the seeds: of calibration images, order of the batches and, from scratch, weights). Last gain: what
+the last eighth of the training gave on the 2,500 held-out images; above 0, the curve still rose.
 """
 COLUMNS = {
-    "arm": "arm", "lr": "lr", "seeds": "seeds", "images": "images", "start": "before training", "top1": "top-1",
-    "difference": "against {control}", "loss": "loss against {control}", "agreement": "agreement", "gain": "last gain",
+    "arm": "arm", "lr": "lr", "seeds": "seeds", "images": "images", "pairs": "pairs", "start": "before training",
+    "top1": "top-1", "difference": "against {control}", "loss": "loss against {control}", "agreement": "agreement",
+    "gain": "last gain",
 }  # fmt: skip
 
 
@@ -49,12 +50,15 @@ def _line(name: Any, runs: pd.DataFrame, control: pd.DataFrame) -> dict[str, str
     def against(column: str, digits: int) -> str:
         return "-" if same else interval((paired[column] - paired[f"{column}_control"]).to_numpy(), digits)
 
-    def mean(column: str, digits: int) -> str:
-        return f"{runs[column].mean():.{digits}f}" if runs[column].notna().all() else "-"
+    def mean(column: str, digits: int, spread: bool = False) -> str:
+        if runs[column].isna().all():
+            return "-"
+        told = f"{runs[column].mean():.{digits}f}"
+        return f"{told} ± {runs[column].std():.{digits}f}" if spread and len(runs) > 1 else told
 
     return {
         "arm": name, "lr": f"{runs['lr'].iloc[0]:g}", "seeds": str(len(runs)), "images": f"{runs['images'].iloc[0]:,}",
-        "start": mean("start", 2), "top1": f"{mean('top1', 2)} ± {runs['top1'].std():.2f}",
+        "pairs": mean("pairs", 0), "start": mean("start", 2), "top1": mean("top1", 2, spread=True),
         "difference": against("top1", 2), "loss": against("loss", 4), "agreement": mean("agreement", 1),
         "gain": f"{runs['curve'].map(last_gain).mean():+.2f}",
     }  # fmt: skip
@@ -74,13 +78,17 @@ def _table(rows: pd.DataFrame, control: str) -> list[str]:
 def render(rows: list[dict[str, Any]]) -> str:
     """All rows as Markdown, a table a cut."""
     frame = pd.DataFrame(rows)
-    tuned = " / ".join(f"{lr:g}" for lr in sorted(frame.loc[frame["seed"] == TUNING_SEED, "lr"].unique()))
-    frame = frame[frame["seed"] != TUNING_SEED]
-    parts = [INTRO.format(versions=frame["versions"].iloc[-1], test=10_000, rates=tuned)]
-    for cut, group in frame.groupby("cut", sort=False):
+    frame["pairs"] = frame["mixes"].map(len, na_action="ignore")
+    tuning = frame["seed"] == TUNING_SEED
+    parts = [INTRO.format(versions=frame["versions"].iloc[-1], test=10_000)]
+    for cut, group in frame[~tuning].groupby("cut", sort=False):
         title = "From scratch" if cut == "scratch" else f"Pretrained, heads cut: {cut}"
-        note = [] if cut == "scratch" else [f"The uncut network: {group['original'].iloc[0]:.2f}.", ""]
-        parts += [f"## {title}", "", *note, *_table(group, CONTROLS.get(str(cut), "none")), ""]
+        rates = sorted(frame.loc[tuning & (frame["cut"] == cut), "lr"].unique())
+        note = f"Learning rates tried for every arm: {', '.join(f'{lr:g}' for lr in rates)}."
+        if cut != "scratch":
+            note = f"The uncut network: {group['original'].iloc[0]:.2f}. {note}"
+            note += " Arms with a name of their own (`slot` ...) take that of `layer`."
+        parts += [f"## {title}", "", note, "", *_table(group, CONTROLS.get(str(cut), "none")), ""]
     return "\n".join(parts)
 
 

@@ -41,8 +41,9 @@ Images = tuple[Tensor, Tensor]
 def build(seed: int, shape: dict[str, Any] = SHAPE, **options: Any) -> Any:
     """With random weights; ``options`` as of :func:`slimvit.create_model`."""
     torch.manual_seed(seed)
+    args = {"in_chans": 1, **shape}
     return slimvit.create_model(
-        "vit_tiny_patch16_224", pretrained=False, img_size=28, num_classes=10, args={"in_chans": 1, **shape}, **options
+        "vit_tiny_patch16_224", pretrained=False, img_size=28, num_classes=10, args=args, seed=seed, **options
     )
 
 
