@@ -65,7 +65,7 @@ SCRATCH: dict[str, dict[str, Any]] = {
 COMPARED = {"one a block": ("none", "layer"), "two thirds": tuple(ARMS), "half": tuple(ARMS), "scratch": tuple(SCRATCH)}
 """Compared over all seeds. With one head a block, `head` is the same network as `layer`."""
 
-RATES: dict[str, tuple[float, ...]] = dict.fromkeys(CUTS, (4e-4, 1e-3, 2.5e-3)) | {"scratch": (1e-3, 2.5e-3)}
+RATES: dict[str, tuple[float, ...]] = dict.fromkeys(CUTS, (4e-4, 1e-3, 2.5e-3)) | {"scratch": (1e-3, 2.5e-3, 5e-3)}
 TUNED = ("pruned", "scratch")
 """Parts whose arms have a learning rate of their own."""
 EPOCHS = 8
