@@ -1,14 +1,14 @@
 """What dense attention gives: the same network, cut, refit and fine-tuned with and without it, and from scratch.
 
     python benchmarks/dense_ablation.py --parts pruned scratch         # the comparison: hours on one CPU core
-    python benchmarks/dense_ablation.py --parts variants longer        # other alignments, starts and rates; more epochs
+    python benchmarks/dense_ablation.py --parts variants --seeds 1     # other alignments, starts and rates
     python benchmarks/dense_ablation.py --render                       # table and picture from all rows so far
 
 `pruned`: for every cut (half of the heads, two thirds, all but one a block) and every seed, one pretrained network
 (small_vit.py) is scored, cut and refit on 512 calibration images drawn with the seed; all arms start from that same
-network and see the same batches. `scratch`: DeiT-T's proportions at width 48: three heads, two, and two with dense
-attention that starts at zero or at N(0, 1). Each arm's learning rate is the best of the same grid on a seed of its own,
-by held-out images of the training split; the 10,000 test images are seen once a run, at its end. `variants`
+network and see the same batches. `scratch`: DeiT-T's proportions at width 48 with 8 blocks: three heads, two, and two
+with dense attention that starts at zero or at N(0, 1). Each arm's learning rate is the best of the same grid on a seed
+of its own, by held-out images of the training split; the 10,000 test images choose nothing. `variants`
 (dense_variants.py) take the rate of `layer`. A row a run goes to results/dense_ablation.jsonl; a row that is there is
 not measured again.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 import timm
 import torch
-from dense_report import TUNING_SEED, draw, render
+from dense_report import TUNING_SEED, best_rate, draw, render
 from dense_variants import Arm
 from small_vit import build, calibration, images, outputs, pretrained, soft_targets, train
 
@@ -53,8 +53,6 @@ VARIANTS = {
 }
 WHERE = {"one a block": tuple(v for v in VARIANTS if v != "map"), "two thirds": ("slot", "map")}
 """Which variants each cut is tried with. With one head a block, `map` is the same network as `slot`."""
-LONG = {"one a block": ("none", "slot")}
-"""Which arms are trained with a larger budget."""
 DEIT = {"patch_size": 7, "embed_dim": 48, "depth": 8, "num_heads": 3}
 """DeiT-T's widths over 4, and 8 of its 12 blocks."""
 SCRATCH: dict[str, dict[str, Any]] = {
@@ -71,8 +69,6 @@ TUNED = ("pruned", "scratch")
 EPOCHS = 8
 LENGTH = {"one a block": 5_120, "two thirds": 2_560, "half": 2_560, "scratch": 5_120}
 """Images an epoch: others each time, until all 57,500 have been seen. The less is cut, the less there is to learn."""
-LONGER = 4
-"""Times the budget in part `longer`."""
 PICTURE = ("one a block", "slot")
 """Cut and arm whose mixes are drawn."""
 
@@ -128,11 +124,6 @@ def weights(model: Any) -> dict[str, Any]:
     return {"mixes": {pair: round(sum(values) / len(values), 4) for pair, values in pairs.items()}}
 
 
-def best_rate(cut: str, arm: str, done: list[dict[str, Any]]) -> float:
-    tried = [r for r in done if (r["cut"], r["arm"], r["seed"]) == (cut, arm, TUNING_SEED)]
-    return max(tried, key=lambda r: r["curve"][-1])["lr"]
-
-
 def wanted(part: str, cuts: list[str], seeds: int, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The runs of one part, the tuning of an arm before its seeds."""
     for cut in ["scratch"] if part == "scratch" else cuts:
@@ -140,12 +131,11 @@ def wanted(part: str, cuts: list[str], seeds: int, done: list[dict[str, Any]]) -
             for arm in COMPARED[cut]:
                 runs = {"cut": cut, "arm": arm, "epochs": EPOCHS, "seed": TUNING_SEED}
                 yield from (runs | {"lr": lr} for lr in RATES[cut])
-        arms = {"variants": WHERE.get(cut, ()), "longer": LONG.get(cut, ())}.get(part, COMPARED[cut])
-        epochs = EPOCHS * (LONGER if part == "longer" else 1)
+        arms = WHERE.get(cut, ()) if part == "variants" else COMPARED[cut]
         for seed in range(seeds):
             for arm in arms:
-                rate = best_rate(cut, arm if arm in COMPARED[cut] else "layer", done)
-                yield {"cut": cut, "arm": arm, "epochs": epochs, "seed": seed, "lr": rate}
+                rate = best_rate(done, cut, arm if arm in COMPARED[cut] else "layer")
+                yield {"cut": cut, "arm": arm, "epochs": EPOCHS, "seed": seed, "lr": rate}
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -170,7 +160,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", choices=("pruned", "scratch", "variants", "longer"), default=[])
+    parser.add_argument("--parts", nargs="+", choices=("pruned", "scratch", "variants"), default=[])
     parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", nargs="+", help="only these")
