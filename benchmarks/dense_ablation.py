@@ -1,13 +1,16 @@
-"""What dense attention wins back after a cut: the same network, cut, refit and fine-tuned with and without it.
+"""What dense attention gives: the same network, cut, refit and fine-tuned with and without it, and from scratch.
 
-    python benchmarks/dense_ablation.py --setting digits-vit
-    python benchmarks/dense_ablation.py --setting fashion --epochs 10      # DINOv2 ViT-S at 112 px; wants a GPU
-    python benchmarks/dense_ablation.py --render
+    python benchmarks/dense_ablation.py --parts pruned scratch         # the comparison: hours on one CPU core
+    python benchmarks/dense_ablation.py --parts variants --seeds 1     # other alignments, starts and rates
+    python benchmarks/dense_ablation.py --render                       # table and picture from all rows so far
 
-For every cut (half of the heads, two thirds, all but one a block) and every seed, one network is scored, cut and refit
-on calibration images drawn with the seed; the arms `none`, `layer` and `head` start from that same network and are
-fine-tuned with self-distillation on the same batches. Each arm's learning rate is the best of the same grid on a seed
-of its own. A row a run goes to results/dense_ablation.jsonl; a row that is there already is not measured again.
+`pruned`: for every cut (half of the heads, two thirds, all but one a block) and every seed, one pretrained network
+(small_vit.py) is scored, cut and refit on 512 calibration images drawn with the seed; all arms start from that same
+network and see the same batches. `scratch`: DeiT-T's proportions at width 48 with 8 blocks: three heads, two, and two
+with dense attention that starts at zero or at N(0, 1). Each arm's learning rate is the best of the same grid on a seed
+of its own, by held-out images of the training split; the 10,000 test images choose nothing. `variants`
+(dense_variants.py) take the rate of `layer`. A row a run goes to results/dense_ablation.jsonl; a row that is there is
+not measured again.
 """
 
 from __future__ import annotations
@@ -15,162 +18,161 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import timm
 import torch
+from dense_report import TUNING_SEED, best_rate, draw, render
+from dense_variants import Arm
+from small_vit import build, calibration, images, outputs, pretrained, soft_targets, train
 
 import slimvit
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of, train_loader
-from slimvit.data.sources import open_data
-from slimvit.measure.accuracy import compare, outputs_of
-from slimvit.options import Options
-from slimvit.recipe import DataSection, FinetuneSection, ModelSection
-from slimvit.sources import open_model
-from slimvit.train.adapt import fit_head
+from slimvit.dense.insert import dense_mix, mixes_of
+from slimvit.measure.accuracy import Accuracy, Outputs, compare
 
 HERE = Path(__file__).parent
-REAL = HERE.parent / ".cache" / "real"
 ROWS = HERE / "results" / "dense_ablation.jsonl"
-DINOV2 = ModelSection(name="vit_small_patch14_dinov2", weights=str(REAL / "dinov2/model.safetensors"), img_size=112)
-SETTINGS = {
-    "digits-vit": (ModelSection(name="vit_digits"), DataSection(name="digits"), (1e-4, 3e-4, 1e-3)),
-    "digits-swin": (ModelSection(name="swin_digits"), DataSection(name="digits"), (1e-4, 3e-4, 1e-3)),
-    "fashion": (
-        DINOV2,
-        DataSection(
-            name="torch/fashion_mnist", root=str(REAL / "fashion"), train_images=10_000, eval_images=5_000
-        ),
-        (1e-6, 3e-6, 1e-5),
-    ),
+
+CUTS: dict[str, dict[str, Any]] = {"one a block": {"heads": 1}, "two thirds": {"ratio": 2 / 3}, "half": {"ratio": 0.5}}
+ARMS = {"none": Arm(mix=None), "layer": Arm(), "head": Arm(mix="head")}
+VARIANTS = {
+    "slot": Arm(align="slot"),
+    "map": Arm("head", align="map"),
+    "linear": Arm(align="linear"),
+    "slot, lr x1": Arm(align="slot", lr_scale=1),
+    "slot, lr x100": Arm(align="slot", lr_scale=100),
+    "slot, first block": Arm(align="slot", first=True),
+    "slot, constant": Arm(align="slot", start="constant"),
+    "slot, normal, refit": Arm(align="slot", start="normal, refit"),
+    "slot, solved": Arm(align="slot", start="solved"),
+    "none, refit": Arm(mix=None, start="refit"),
+}
+WHERE = {"one a block": tuple(v for v in VARIANTS if v != "map"), "two thirds": ("slot", "map")}
+"""Which variants each cut is tried with. With one head a block, `map` is the same network as `slot`."""
+DEIT = {"patch_size": 7, "embed_dim": 48, "depth": 8, "num_heads": 3}
+"""DeiT-T's widths over 4, and 8 of its 12 blocks."""
+SCRATCH: dict[str, dict[str, Any]] = {
+    "3 heads": {}, "2 heads": {"heads": 2}, "2 heads, dense, zero": {"heads": 2, "dense": "layer"},
+    "2 heads, dense, normal": {"heads": 2, "dense": "layer", "init": "normal"},
 }  # fmt: skip
-"""Model, data, learning rates tried."""
-ARMS = ("none", "layer", "head")
-CUTS: dict[str, dict[str, Any]] = {"half": {"ratio": 0.5}, "two thirds": {"ratio": 2 / 3}, "one a block": {"heads": 1}}
-TUNING_SEED = 100
+
+COMPARED = {"one a block": ("none", "layer"), "two thirds": tuple(ARMS), "half": tuple(ARMS), "scratch": tuple(SCRATCH)}
+"""Compared over all seeds. With one head a block, `head` is the same network as `layer`."""
+
+RATES: dict[str, tuple[float, ...]] = dict.fromkeys(CUTS, (4e-4, 1e-3, 2.5e-3)) | {"scratch": (1e-3, 2.5e-3, 5e-3)}
+TUNED = ("pruned", "scratch")
+"""Parts whose arms have a learning rate of their own."""
+EPOCHS = 8
+LENGTH = {"one a block": 5_120, "two thirds": 2_560, "half": 2_560, "scratch": 5_120}
+"""Images an epoch: others each time, until all 57,500 have been seen. The less is cut, the less there is to learn."""
+PICTURE = ("one a block", "slot")
+"""Cut and arm whose mixes are drawn."""
 
 
-class Bench:
-    """One setting's model and data, and what its uncut network says of the validation images."""
-
-    def __init__(self, setting: str, epochs: int, lr_scale: float) -> None:
-        section, data_section, self.rates = SETTINGS[setting]
-        self.epochs, self.lr_scale, self.device = epochs, lr_scale, Options().torch_device()
-        self.data = open_data(data_section)
-        model: Any = open_model(section).to(self.device)
-        self.prep = preprocessing_of(model)
-        if model.num_classes == 0:
-            train = outputs_of(model, self.loader(self.data.train), self.device)
-            model = fit_head(model, train.features, train.labels, self.data.num_classes, 100, 0)  # type: ignore[arg-type]
-        self.model = model.to(self.device)
-        self.original = outputs_of(self.model, self.loader(self.data.val), self.device)
-        self.cuts: dict[tuple[str, int], Any] = {}
-
-    def loader(self, images: Any) -> Any:
-        return eval_loader(images, self.prep, 64)
-
-    def refitted(self, cut: str, seed: int) -> Any:
-        """Scored, cut and refit on the calibration images of the seed."""
-        if (cut, seed) not in self.cuts:
-            images = self.loader(draw(self.data.train, 512, seed))
-            plan = slimvit.plan_heads(slimvit.score_heads(self.model, images, "residual", seed), **CUTS[cut])
-            self.cuts[cut, seed] = slimvit.refit(slimvit.prune_heads(self.model, plan), self.model, images)
-        return self.cuts[cut, seed]
-
-    def trained(self, cut: str, seed: int, arm: str, lr: float) -> dict[str, Any]:
-        """Top-1 after every epoch, agreement and the mixes at the end."""
-        model = self.refitted(cut, seed)
-        before = compare(outputs_of(model, self.loader(self.data.val), self.device), self.original)
-        if arm != "none":
-            model = slimvit.insert_dense_attention(model, arm)
-        section = FinetuneSection(epochs=self.epochs, crop_scale=1, hflip=0)
-        batches = train_loader(self.data.train, self.prep, section, 64, 0, seed)
-        curve: list[float] = []
-
-        def look(model: Any, row: dict[str, Any]) -> None:
-            found = compare(outputs_of(model, self.loader(self.data.val), self.device), self.original)
-            curve.append(round(found.top1 or 0.0, 4))
-            row["agreement"] = found.agreement
-
-        tuned, history = slimvit.finetune(
-            model, batches, section, teacher=self.model, lr=lr, device=self.device, seed=seed,
-            mix_lr_scale=self.lr_scale, after_epoch=look,
-        )  # fmt: skip
-        mixes = [p.detach().flatten().tolist() for name, p in tuned.named_parameters() if name.endswith("attn.mix")]
-        return {
-            "refit": before.top1, "top1": curve[-1], "curve": curve, "agreement": history[-1]["agreement"],
-            "mixes": [[round(w, 4) for w in ws] for ws in mixes],
-        }  # fmt: skip
+@cache
+def refitted(cut: str, seed: int) -> Any:
+    """Scored, cut and refit on the calibration images of the seed."""
+    model, batches = pretrained(), calibration(512, seed)
+    plan = slimvit.plan_heads(slimvit.score_heads(model, batches, "residual", seed), **CUTS[cut])
+    return slimvit.refit(slimvit.prune_heads(model, plan), model, batches)
 
 
-def wanted(
-    cuts: list[str], seeds: int, rates: tuple[float, ...], done: list[dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Tuning runs first; then each arm's seeds at its best learning rate."""
-    for cut in cuts:
-        for arm in ARMS:
-            yield from ({"cut": cut, "arm": arm, "seed": TUNING_SEED, "lr": lr} for lr in rates)
-            tried = [r for r in done if (r["cut"], r["arm"], r["seed"]) == (cut, arm, TUNING_SEED)]
-            best = max(tried, key=lambda r: r["top1"])["lr"]
-            yield from ({"cut": cut, "arm": arm, "seed": seed, "lr": best} for seed in range(seeds))
+@cache
+def original() -> Outputs:
+    """What the uncut network says of the test images."""
+    return outputs(pretrained(), "test")
 
 
-def render() -> str:
-    """Mean top-1 of each arm, and the paired difference to `none` with its 95 % interval (bootstrap over seeds)."""
-    rows = pd.DataFrame([json.loads(line) for line in ROWS.read_text().splitlines()])
-    rows = rows[rows["seed"] != TUNING_SEED]
-    lines = ["# What dense attention wins back", "", str(rows["versions"].iloc[-1]), ""]
-    lines += [
-        "| setting | cut | epochs | lr of mixes | arm | lr | seeds | refit | top-1 | against none (95 %) | agreement |"
-    ]
-    lines += ["|" + " --- |" * 11]
-    for (setting, cut, epochs, scale), group in rows.groupby(["setting", "cut", "epochs", "lr_scale"], sort=False):
-        none = group[group["arm"] == "none"].set_index("seed")["top1"]
-        for arm, runs in group.groupby("arm", sort=False):
-            paired = (runs.set_index("seed")["top1"] - none).dropna().to_numpy()
-            draws = np.random.default_rng(0).choice(paired, (5000, len(paired))).mean(1)
-            low, high = np.quantile(draws, (0.025, 0.975))
-            told = "-" if arm == "none" else f"{paired.mean():+.2f} ({low:+.2f} to {high:+.2f})"
-            cells = [setting, cut, epochs, f"x{scale:g}", arm, f"{runs['lr'].iloc[0]:g}", len(runs)]
-            cells += [f"{runs['refit'].mean():.2f}", f"{runs['top1'].mean():.2f} ± {runs['top1'].std():.2f}", told]
-            lines.append("| " + " | ".join(map(str, [*cells, f"{runs['agreement'].mean():.1f}"])) + " |")
-    return "\n".join(lines) + "\n"
+def from_cut(row: dict[str, Any]) -> dict[str, Any]:
+    """One arm from one cut network: what is measured before and after fine-tuning."""
+    arm, seed = (ARMS | VARIANTS)[row["arm"]], row["seed"]
+    model = arm.insert(refitted(row["cut"], seed), pretrained(), calibration(512, seed), seed)
+    before = refit_accuracy(row["cut"], seed) if arm.start == "zero" else compare(outputs(model, "test"), original())
+    tuned, curve = train(model, soft_targets(), row["epochs"], LENGTH[row["cut"]], row["lr"], seed, arm.lr_scale)
+    after = compare(outputs(tuned, "test"), original())
+    started = {"original": compare(original()).top1, "start": before.top1, "start_error": before.feature_error}
+    ended = {"top1": after.top1, "loss": after.loss, "agreement": after.agreement, "curve": curve}
+    learnt = weights(tuned) if arm.align in ("id", "slot") else {}  # the others have more than a weight a head and pair
+    return {"images": row["epochs"] * LENGTH[row["cut"]]} | started | ended | learnt
+
+
+@cache
+def refit_accuracy(cut: str, seed: int) -> Accuracy:
+    """Of the cut network before it is trained; zero mixes change nothing."""
+    return compare(outputs(refitted(cut, seed), "test"), original())
+
+
+def from_scratch(row: dict[str, Any]) -> dict[str, Any]:
+    model = build(row["seed"], DEIT, **SCRATCH[row["arm"]])
+    tuned, curve = train(model, images("train")[1], row["epochs"], LENGTH["scratch"], row["lr"], row["seed"])
+    after = compare(outputs(tuned, "test"))
+    seen = row["epochs"] * LENGTH["scratch"]
+    return {"images": seen, "top1": after.top1, "loss": after.loss, "curve": curve} | weights(tuned)
+
+
+def weights(model: Any) -> dict[str, Any]:
+    """The learned mix of every pair of blocks, the mean over its heads."""
+    if dense_mix(model) is None:
+        return {}
+    pairs: dict[str, list[float]] = {}
+    for (block, earlier, _), value in mixes_of(model).items():
+        pairs.setdefault(f"{block} < {earlier}", []).append(value)
+    return {"mixes": {pair: round(sum(values) / len(values), 4) for pair, values in pairs.items()}}
+
+
+def wanted(part: str, cuts: list[str], seeds: int, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The runs of one part, the tuning of an arm before its seeds."""
+    for cut in ["scratch"] if part == "scratch" else cuts:
+        if part in TUNED:
+            for arm in COMPARED[cut]:
+                runs = {"cut": cut, "arm": arm, "epochs": EPOCHS, "seed": TUNING_SEED}
+                yield from (runs | {"lr": lr} for lr in RATES[cut])
+        arms = WHERE.get(cut, ()) if part == "variants" else COMPARED[cut]
+        for seed in range(seeds):
+            for arm in arms:
+                rate = best_rate(done, cut, arm if arm in COMPARED[cut] else "layer")
+                yield {"cut": cut, "arm": arm, "epochs": EPOCHS, "seed": seed, "lr": rate}
+
+
+def measure(args: argparse.Namespace) -> None:
+    done = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    versions = f"CPU ({platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"
+    for part in args.parts:
+        for row in wanted(part, args.cuts, args.seeds, done):
+            if (
+                args.arms
+                and row["arm"] not in args.arms
+                or any(row.items() <= r.items() for r in done if r["cut"] == row["cut"])
+            ):
+                continue
+            started = time.perf_counter()
+            found = row | (from_scratch(row) if part == "scratch" else from_cut(row))
+            found |= {"seconds": round(time.perf_counter() - started, 1), "versions": versions}
+            done.append(found)
+            with ROWS.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+            print(json.dumps({k: v for k, v in found.items() if k not in ("versions", "mixes")}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--setting", choices=SETTINGS)
+    parser.add_argument("--parts", nargs="+", choices=("pruned", "scratch", "variants"), default=[])
     parser.add_argument("--cuts", nargs="+", choices=CUTS, default=list(CUTS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--lr-scale", type=float, default=10.0, help="learning rate of the mixes, times the others'")
-    parser.add_argument("--render", action="store_true", help="only write the table")
+    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--render", action="store_true", help="write results/dense_ablation.md and docs/mixes.png")
     args = parser.parse_args()
-    ROWS.parent.mkdir(exist_ok=True)
+    torch.set_num_threads(1)
     ROWS.touch()
-    if args.setting and not args.render:
-        measure(args)
-    (HERE / "results" / "dense_ablation.md").write_text(render())
-
-
-def measure(args: argparse.Namespace) -> None:
-    bench = Bench(args.setting, args.epochs, args.lr_scale)
-    same = {"setting": args.setting, "epochs": args.epochs, "lr_scale": args.lr_scale}
-    done = [r for r in map(json.loads, ROWS.read_text().splitlines()) if all(r[k] == v for k, v in same.items())]
-    where = torch.cuda.get_device_name() if bench.device.type == "cuda" else f"CPU ({platform.machine()})"
-    versions = f"{where}, torch {torch.__version__}, timm {timm.__version__}"
-    for row in wanted(args.cuts, args.seeds, bench.rates, done):
-        if any(all(r[k] == v for k, v in row.items()) for r in done):
-            continue
-        found = same | row | bench.trained(row["cut"], row["seed"], row["arm"], row["lr"]) | {"versions": versions}
-        done.append(found)
-        with ROWS.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(json.dumps({k: v for k, v in found.items() if k not in ("versions", "mixes")}), flush=True)
+    measure(args)
+    if args.render:
+        rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+        (HERE / "results" / "dense_ablation.md").write_text(render(rows))
+        draw(rows, *PICTURE, HERE.parent / "docs" / "mixes.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,138 @@
+"""A ViT on Fashion-MNIST small enough for many trainings on one CPU core: its data in memory, its pretraining, and the
+one place that trains.
+
+    python benchmarks/small_vit.py      # pretrains (about ten minutes) and prints the accuracy; kept in .cache/bench
+
+28 px in patches of 7 (17 tokens), 8 blocks, 96 channels, 6 heads of 16, MLP ratio 2: attention is half of the network,
+so heads are worth something. Fashion-MNIST lies at .cache/real/fashion.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import FashionMNIST
+
+import slimvit
+from slimvit.data.loaders import TrainLoader
+from slimvit.data.samplers import Shuffle
+from slimvit.measure.accuracy import Outputs, outputs_of
+from slimvit.recipe import FinetuneSection
+
+CACHE = Path(__file__).parent.parent / ".cache"
+PRETRAINED = CACHE / "bench" / "small_vit.safetensors"
+TAUGHT = CACHE / "bench" / "small_vit_says.safetensors"
+SHAPE = {"patch_size": 7, "embed_dim": 96, "depth": 8, "num_heads": 6, "mlp_ratio": 2.0}
+BATCH = 128
+CURVE_IMAGES = 2_500
+"""Images of the training split that nothing is trained on: they choose learning rates and draw the curves."""
+
+Images = tuple[Tensor, Tensor]
+"""Images [n, 1, 28, 28], and labels [n] or soft targets [n, 10]."""
+
+
+def build(seed: int, shape: dict[str, Any] = SHAPE, **options: Any) -> Any:
+    """With random weights; ``options`` as of :func:`slimvit.create_model`."""
+    torch.manual_seed(seed)
+    args = {"in_chans": 1, **shape}
+    return slimvit.create_model(
+        "vit_tiny_patch16_224", pretrained=False, img_size=28, num_classes=10, args=args, seed=seed, **options
+    )
+
+
+@cache
+def images(part: str) -> Images:
+    """``train`` (57,500), ``curve`` (2,500 held out of the training split) or ``test`` (10,000)."""
+    source = FashionMNIST(str(CACHE / "real" / "fashion"), train=part != "test")
+    found = (source.data[:, None].float() / 255 - 0.286) / 0.353, source.targets
+    kept = {"train": slice(CURVE_IMAGES, None), "curve": slice(CURVE_IMAGES), "test": slice(None)}[part]
+    return found[0][kept], found[1][kept]
+
+
+def batches(part: Images) -> list[Images]:
+    """In order, for evaluation and calibration."""
+    return list(zip(part[0].split(500), part[1].split(500), strict=True))
+
+
+def calibration(count: int, seed: int) -> list[Images]:
+    """Training images drawn with the seed."""
+    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(images("train")[0]))[:count])
+    return batches((images("train")[0][chosen], images("train")[1][chosen]))
+
+
+def outputs(model: Any, part: str) -> Outputs:
+    return outputs_of(model, batches(images(part)))
+
+
+class Passing(Dataset[Images]):
+    """The training images in an order of the seed's; an epoch is the next ``length`` of them, so that a short training
+    need not see an image twice."""
+
+    def __init__(self, source: Images, length: int, seed: int) -> None:
+        self.source, self.length = source, length
+        self.order = np.random.default_rng(seed).permutation(len(source[0]))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: Any) -> Images:
+        epoch, index = key
+        at = self.order[(epoch * self.length + index) % len(self.order)]
+        return self.source[0][at], self.source[1][at]
+
+
+def train(
+    model: Any, targets: Tensor, epochs: int, length: int, lr: float, seed: int, mix_lr_scale: float = 10.0
+) -> tuple[Any, list[float]]:
+    """A trained copy, and its top-1 on the ``curve`` images after every epoch of ``length`` images."""
+    source = Passing((images("train")[0], targets), length, seed)
+    loader = TrainLoader(source, BATCH, sampler=Shuffle(length, seed), drop_last=True)  # type: ignore[arg-type]
+    curve: list[float] = []
+    wanted = images("curve")[1]
+
+    def look(model: Any, row: dict[str, Any]) -> None:
+        logits = outputs(model, "curve").logits
+        assert logits is not None
+        curve.append(round(100 * (logits.argmax(1) == wanted).float().mean().item(), 2))
+
+    section = FinetuneSection(epochs=epochs, lr=lr, distill=False)
+    tuned, _ = slimvit.finetune(model, loader, section, seed=seed, mix_lr_scale=mix_lr_scale, after_epoch=look)
+    return tuned, curve
+
+
+@cache
+def pretrained() -> Any:
+    """The network that all cuts start from: trained once, then kept."""
+    model = build(seed=0)
+    if not PRETRAINED.exists():
+        tuned, curve = train(model, images("train")[1], 11, len(images("train")[0]), 1e-3, seed=0)
+        print(f"pretrained; curve {curve}", flush=True)
+        PRETRAINED.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tuned.state_dict(), PRETRAINED)
+    model.load_state_dict(load_file(PRETRAINED))
+    return model
+
+
+@cache
+def soft_targets() -> Tensor:
+    """[57,500, 10]: half the label, half what the pretrained network says. As targets of the cross-entropy they are
+    self-distillation at temperature 1, for the price of one pass."""
+    if not TAUGHT.exists():
+        logits = outputs(pretrained(), "train").logits
+        assert logits is not None
+        save_file({"probabilities": logits.softmax(1)}, TAUGHT)
+    return (load_file(TAUGHT)["probabilities"] + torch.nn.functional.one_hot(images("train")[1], 10)) / 2
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    logits = outputs(pretrained(), "test").logits
+    assert logits is not None
+    print(f"top-1 on 10,000 test images: {100 * (logits.argmax(1) == images('test')[1]).float().mean():.2f}")
