@@ -68,7 +68,7 @@ BUDGET = ["data", "images", "epochs", "batch", "lr", "augment"]
 
 def parts() -> dict[str, list[dict[str, Any]]]:
     """The rows of each part, as differences from DEFAULT."""
-    tried: list[dict[str, Any]] = [{"lr": 3e-6}, {"lr": 1e-5}, {"lr": 3e-6, "augment": True}]
+    tried: list[dict[str, Any]] = [{"lr": 3e-6}, {"lr": 1e-5}]
     return {
         "tune": [{"on": "held out"} | change for change in tried],
         "default": [{"seed": seed} for seed in range(3)],
@@ -113,7 +113,7 @@ class Bench:
             before = compare(self.before[f"{folder} held out"])
             found = compare(said(tuned, self.held_out(), PRECISION))
             return row | {
-                "top1": found.top1, "test_loss": found.loss, "top1_before": before.top1, "loss_before": before.loss,
+                "top1": found.top1, "loss": found.loss, "top1_before": before.top1, "loss_before": before.loss,
             }  # fmt: skip
         test, n = test_images(self.data), min(row["test"], len(self.original.features))
         if folder not in self.before:
@@ -229,28 +229,37 @@ def render() -> str:
     """A table for every budget, and one of the learning rates that were tried."""
     rows = pd.DataFrame([json.loads(line) for line in ROWS.read_text().splitlines()])
     text = ["# Recovery after two thirds of the heads", str(rows["versions"].iloc[-1]), EXPLAINED]
-    for budget, runs in rows[rows["on"] == "test"].groupby(BUDGET, sort=False):
+    tested = rows[rows["on"] == "test"].sort_values("test", kind="stable")
+    tested = tested.drop_duplicates([*BUDGET, "arm", "seed"], keep="last")  # the most test images
+    for budget, runs in tested.groupby(BUDGET, sort=False):
         data, images, epochs, batch, lr, augment = budget
         text.append(
-            f"## {data}: {images} training images, {epochs} epochs, batch {batch}, lr {lr:g}, "
+            f"## {data}: {images:,} training images, epochs: {epochs}, batch {batch}, lr {lr:g}, "
             f"{'default augmentation' if augment else 'no augmentation'}"
         )
         text.append(table([HEAD, *(told_of(arm, runs) for arm in ARMS if arm in set(runs["arm"]))]))
     tried = rows[rows["on"] == "held out"]
     if len(tried):
         text.append(f"## Learning rates, judged on {HELD_OUT} training images held out")
-        shown = ["arm", "seed", *BUDGET, "losses", "loss_before", "test_loss", "top1_before", "top1"]
-        text.append(table([shown, *tried[shown].round(4).to_numpy().tolist()]))
+        shown = ["seed", *BUDGET, "losses", "loss_before", "loss", "top1_before", "top1", "note"]
+        tried = tried.reindex(columns=shown).fillna("")
+        lines = [[f"{v:.4g}" if isinstance(v, float) else v for v in line] for line in tried.to_numpy().tolist()]
+        named = ["training losses", "loss before", "loss", "top-1 before", "top-1", "note"]
+        text.append(table([shown[: -len(named)] + named, *lines]))
     return "\n\n".join(text)
 
 
-EXPLAINED = f"""DINOv2 ViT-S/14 at 112 px, linear classifier on frozen features (Fashion-MNIST: {SEEN["fashion"]:,}
-images; textile: all of its training images), 48 of 72 heads removed, 512 calibration images. Training and evaluation
-under {PRECISION} autocast, the original's evaluation too; scores and refit in float32. Differences are paired with the
-original (or, `to the default`, with that arm) on the same test images, in points, with 95 % intervals (bootstrap over
-images and seeds). Top-1 after the cut, with its difference, is of the first {BEFORE:,} test images and before training;
-agreement means the same prediction as the original's. Seconds are CPU seconds of one thread; without augmentation the
-teacher is asked once about an image, by the first arm that needs it."""
+EXPLAINED = f"""DINOv2 ViT-S/14 at 112 px, 48 of 72 heads removed, 512 calibration images. The original is the uncut
+network with a linear classifier on frozen features (Fashion-MNIST: {SEEN["fashion"]:,} images; textile: all of its training images). On
+Fashion-MNIST it is weaker than the original of training_free.md, whose classifier saw 20,000 images, and it was never
+trained as a whole, as the cut network is: a difference above zero is no gift of the cut.
+
+Training and evaluation under {PRECISION} autocast (the classifier in float32), the original's too; scores and refit in
+float32. Differences are paired with the original (or, `to the default`, with that arm) on the same test images, in
+points, with 95 % intervals: bootstrap over images and seeds; of one seed, over images alone. Top-1 after the cut, with
+its difference, is of the first {BEFORE:,} test images and before training; agreement means the same prediction as the
+original's. Seconds are CPU seconds of one thread; without augmentation the teacher is asked once about an image, by the
+first arm that needs it."""
 HEAD = [
     "arm", "seeds", "test images", "original", "top-1 after the cut", "difference", "top-1 trained", "difference",
     "to the default", "agreement (%)", "score and refit (s)", "training (s)",
