@@ -250,9 +250,9 @@ def render() -> str:
 
 
 EXPLAINED = f"""DINOv2 ViT-S/14 at 112 px, 48 of 72 heads removed, 512 calibration images. The original is the uncut
-network with a linear classifier on frozen features (Fashion-MNIST: {SEEN["fashion"]:,} images; textile: all of its training images). On
-Fashion-MNIST it is weaker than the original of training_free.md, whose classifier saw 20,000 images, and it was never
-trained as a whole, as the cut network is: a difference above zero is no gift of the cut.
+network with a linear classifier on frozen features (Fashion-MNIST: {SEEN["fashion"]:,} images; textile: all of its
+training images). On Fashion-MNIST it is weaker than the original of training_free.md, whose classifier saw 20,000
+images, and it was never trained as a whole, as the cut network is: a difference above zero is no gift of the cut.
 
 Training and evaluation under {PRECISION} autocast (the classifier in float32), the original's too; scores and refit in
 float32. Differences are paired with the original (or, `to the default`, with that arm) on the same test images, in
