@@ -16,37 +16,25 @@ import argparse
 import json
 import platform
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from setting import TEST, loader, setting, test_images
 
 import slimvit
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of
-from slimvit.data.sources import open_data
+from slimvit.data.loaders import draw
 from slimvit.measure.accuracy import Outputs, compare, outputs_of
 from slimvit.measure.macs import count_macs
 from slimvit.models.family import plan_of
-from slimvit.recipe import DataSection, ModelSection
-from slimvit.sources import open_model
-from slimvit.train.adapt import fit_head
 
 HERE = Path(__file__).parent
-REAL = HERE.parent / ".cache" / "real"
 ROWS = HERE / "results" / "training_free.jsonl"
-DINOV2 = ModelSection(name="vit_small_patch14_dinov2", weights=str(REAL / "dinov2/model.safetensors"), img_size=112)
-SETS = {
-    "fashion": (DINOV2, DataSection(name="torch/fashion_mnist", root=str(REAL / "fashion"), train_images=20_000)),
-    "textile": (DINOV2, DataSection(name=str(REAL / "textile"))),
-    "digits": (ModelSection(name="vit_digits"), DataSection(name="digits")),
-}
 DEFAULT = {
     "data": "fashion", "ratio": 0.5, "criterion": "residual", "target": "stream", "ridge": 0.3, "images": 512,
-    "seed": 0, "test": 5_000, "scope": "global",
+    "seed": 0, "test": TEST, "scope": "global",
 }  # fmt: skip
 
 
@@ -78,34 +66,13 @@ def parts() -> dict[str, list[dict[str, Any]]]:
     }  # fmt: skip
 
 
-@cache
-def setting(name: str) -> tuple[Any, Any, Outputs]:
-    """Model with its classifier, data, and what the uncut model gives on the validation images."""
-    section, data_section = SETS[name]
-    data = open_data(data_section)
-    model = open_model(section)
-    kept = HERE.parent / ".cache" / "bench" / f"{name}.safetensors"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        if model.num_classes == 0:
-            train = outputs_of(model, loader(model, data.train))
-            model = fit_head(model, train.features, train.labels, data.num_classes, 100, 0)
-        found = outputs_of(model, loader(model, draw(data.val, 5_000, 0)))
-        save_file(model.state_dict() | {f"outputs.{k}": v for k, v in vars(found).items()}, kept)
-    stored = load_file(kept)
-    outputs = Outputs(*(stored.pop(f"outputs.{k}") for k in ("logits", "features", "labels")))
-    model.reset_classifier(outputs.logits.shape[1])
-    model.load_state_dict(stored)
-    return model, data, outputs
-
-
-def loader(model: Any, images: Any) -> Any:
-    return eval_loader(images, preprocessing_of(model), 64)
+def of(name: str) -> tuple[Any, Any, Outputs]:
+    return setting(name, 20_000 if name == "fashion" else None)
 
 
 def measure(row: dict[str, Any]) -> dict[str, Any]:
     """One row: score, plan, cut, refit, evaluate."""
-    model, data, original = setting(row["data"])
+    model, data, original = of(row["data"])
     n = min(row["test"], len(original.features))
     original = Outputs(original.logits[:n], original.features[:n], original.labels[:n])
     batches = loader(model, draw(data.train, row["images"], row["seed"]))
@@ -116,7 +83,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     if row["target"] != "none":
         slim = slimvit.refit(slim, model, batches, row["target"], row["ridge"])
     seconds = time.perf_counter() - started
-    val = draw(data.val, 5_000, 0)
+    val = test_images(data)
     got = compare(outputs_of(slim, loader(slim, torch.utils.data.Subset(val, range(n)))), original)
     full, chance = compare(original, original).top1, 100 / model.num_classes
     return {
@@ -167,7 +134,7 @@ def main() -> None:
     for part in args.parts:
         for change in parts()[part]:
             row = DEFAULT | change
-            row["test"] = min(row["test"], len(setting(row["data"])[2].features))
+            row["test"] = min(row["test"], len(of(row["data"])[2].features))
             if key(row) in done:
                 continue
             row |= measure(row) | {"versions": versions}
