@@ -11,7 +11,6 @@ Writes results/cost.md.
 from __future__ import annotations
 
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import timm
 import torch
+from memory import peak_gib
 
 import slimvit
 from slimvit.options import Options
@@ -102,7 +102,7 @@ def peak_here(images: int, cache: bool) -> None:
     scores = slimvit.score_heads(model, stream)
     slim = slimvit.prune_heads(model, slimvit.plan_heads(scores, ratio=0.5))
     slimvit.refit(slim, model, stream, cache=cache)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    print(peak_gib())
 
 
 def main() -> None:

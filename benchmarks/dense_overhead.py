@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from memory import peak_gib
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -164,11 +165,8 @@ def peak(name: str, arm: str, batch: int, training: bool, fused: bool, device: s
 
 
 def peak_here(name: str, arm: str, batch: int, training: bool, fused: bool, device: str) -> None:
-    import resource
-
     once(build(name, arm, fused).to(device), torch.randn(batch, 3, 224, 224, device=device), training)
-    cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else cpu)
+    print(peak_gib())
 
 
 def render() -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from memory import peak_gib
 from PIL import Image
 from timm.data import Mixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
@@ -172,9 +172,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     if args.alone:
         ARMS[args.alone](args.root, args).epoch()
-        cuda = torch.cuda.is_available()
-        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(torch.cuda.max_memory_allocated() / 2**30 if cuda else rss)
+        print(peak_gib())
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
