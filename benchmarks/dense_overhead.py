@@ -184,7 +184,7 @@ def render() -> str:
                   "| pairs | memory plain (GiB) | ours | published |", "|" + " --- |" * 13]  # fmt: skip
         for r in group.to_dict("records"):
             told = {arm: f"{r[arm]:.3f} ({r[arm + '_low']:.3f}-{r[arm + '_high']:.3f})" for arm in ARMS[1:]}
-            memory = [f"{r['memory_' + arm]:.2f}" if r.get("memory_" + arm) else "-" for arm in ARMS]
+            memory = [f"{r['memory_' + arm]:.2f}" if pd.notna(r.get("memory_" + arm)) else "-" for arm in ARMS]
             cells = [r["model"], r["pass"], r["batch"], "fused" if r["fused"] else "unfused"]
             cells += [
                 "yes" if r["compiled"] else "no",
