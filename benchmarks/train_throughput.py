@@ -199,10 +199,11 @@ def render(results: Path) -> str:
               "| peak GiB slimvit | timm | GPU idle slimvit | timm |", "|" + " --- |" * 14]  # fmt: skip
     for r in map(json.loads, results.read_text().splitlines()):
         speed = [f"{r[f'{name}_images_per_second']:.1f}" for name in ARMS]
+        memory = [f"{r[f'{name}_gib']:.2f}" if f"{name}_gib" in r else "-" for name in ARMS]
         idle = [f"{r[f'{name}_idle']:.0%}" if f"{name}_idle" in r else "-" for name in ARMS]
         ratio = f"{r['ratio']:.3f} ({r['low']:.3f}-{r['high']:.3f})"
         cells = [r["versions"], r["model"], r["size"], r["batch"], r["workers"], "yes" if r["bf16"] else "no", *speed]
-        cells += [ratio, r["rounds"], *(f"{r[f'{name}_gib']:.2f}" for name in ARMS), *idle]
+        cells += [ratio, r["rounds"], *memory, *idle]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
