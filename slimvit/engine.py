@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from torch import Tensor
 
 from slimvit.errors import SlimvitError
-from slimvit.folders import UNFINISHED
+from slimvit.folders import LOGS, UNFINISHED
 from slimvit.options import Options
 
 T = TypeVar("T")
@@ -93,13 +92,9 @@ def open_engine(options: Options) -> Engine:
         mixed_precision={"fp32": "no", "bf16": "bf16"}[options.precision],
         dataloader_config=DataLoaderConfiguration(non_blocking=device.type == "cuda"),
         log_with=options.log_with,
-        project_dir=None if options.log_with is None or options.out is None else str(_logs(options.out)),
+        project_dir=None if options.log_with is None or options.out is None else str(options.out / UNFINISHED / LOGS),
     )
     return Engine(accelerator, options.compile)
-
-
-def _logs(out: Path) -> Path:
-    return out / UNFINISHED / "logs"
 
 
 def _check_log(options: Options) -> None:

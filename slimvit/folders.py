@@ -14,6 +14,8 @@ from slimvit.errors import StoreError
 
 UNFINISHED = "unfinished"
 """Subfolder of a run folder in which a training under way keeps what it needs to go on."""
+LOGS = "logs"
+"""Subfolder of either, with what --log-with wrote."""
 MARKERS = {"slim.json", "tradeoff.md", UNFINISHED}
 """Files that tell a folder of ours from anything else; --force replaces only such folders."""
 DRY_RUN = {"plan.json"}
@@ -25,12 +27,12 @@ def check_free(target: Path, force: bool) -> None:
     if target.is_file():
         raise StoreError(f"{target}: is a file; name a folder for --out")
     if target.is_dir() and any(target.iterdir()):
-        if not force and (target / UNFINISHED).is_dir():
-            raise StoreError(
-                f"{target}: holds an unfinished run; go on with slimvit run {target} --resume, or begin anew with "
-                "--force"
-            )
         if not force:
+            if (target / UNFINISHED).is_dir():
+                raise StoreError(
+                    f"{target}: holds an unfinished run; go on with slimvit run {target} --resume, or begin anew with "
+                    "--force"
+                )
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
         found = {entry.name for entry in target.iterdir()}
         if not found & MARKERS and found != DRY_RUN:

@@ -38,27 +38,25 @@ def adapt(now: Run) -> None:
 def _adapt(now: Run) -> None:
     """Train a classifier on the frozen features, then (mode `all`) the whole network."""
     section, data, started = now.recipe.adapt, now.data, time.perf_counter()
-    if now.interrupted == "adapt":
+    if now.interrupted != "adapt":
+        _begin_adapting(now)
+    if section.mode == "all":
         learn(now, "adapt", section, None, ADAPT_LR)
-        _adapted(now, started)
-        return
+    now.model.class_names = data.class_names
+    now.adapted, now.adapting = True, time.perf_counter() - started
+    what = "classifier" if section.mode == "head" else "classifier, then the whole network,"
+    now.notes.append(f"before the cut: {what} trained for {section.epochs} epochs on {len(data.train)} images")
+
+
+def _begin_adapting(now: Run) -> None:
+    """A classifier for the data's classes."""
+    section, data = now.recipe.adapt, now.data
     say(f"training a classifier for the {data.num_classes} classes of {data.name}")
     if random_weights(now.recipe.model) and section.mode == "all":  # features that mean nothing: no head start in them
         with seeded(now.recipe.seed):
             now.model.reset_classifier(data.num_classes)
     else:
         _fit_head(now, section.epochs if section.mode == "head" else HEAD_EPOCHS)
-    if section.mode == "all":
-        learn(now, "adapt", section, None, ADAPT_LR)
-    _adapted(now, started)
-
-
-def _adapted(now: Run, started: float) -> None:
-    section, data = now.recipe.adapt, now.data
-    now.model.class_names = data.class_names
-    now.adapted, now.adapting = True, time.perf_counter() - started
-    what = "classifier" if section.mode == "head" else "classifier, then the whole network,"
-    now.notes.append(f"before the cut: {what} trained for {section.epochs} epochs on {len(data.train)} images")
 
 
 def _fit_head(now: Run, epochs: int) -> None:
@@ -108,8 +106,8 @@ def _keep_best(now: Run, states: Checkpoints) -> None:
     """The best epoch's network too, where it is not the last one's."""
     measured = [row["top1"] for row in now.histories["finetune"] if row["top1"] is not None]
     if measured and max(measured) > measured[-1]:
-        now.best, now.best_epoch = states.best(), 1 + measured.index(max(measured))
+        now.best, epoch = states.best(), 1 + measured.index(max(measured))
         now.notes.append(
-            f"best/ holds the network after epoch {now.best_epoch} of the fine-tuning ({max(measured):.1f} top-1 on "
+            f"best/ holds the network after epoch {epoch} of the fine-tuning ({max(measured):.1f} top-1 on "
             f"the validation images, {measured[-1]:.1f} after the last)"
         )

@@ -96,6 +96,10 @@ class FinetuneSection(TrainSection):
     cache_teacher: bool = False
     """Ask the teacher once what it says of every training image, not again in every epoch; for images as they are."""
 
+    @property
+    def numbered(self) -> bool:
+        return self.cache_teacher
+
     def contradictions(self) -> list[str]:
         found = super().contradictions()
         if self.cache_teacher:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from slimvit import store
 from slimvit.dense.insert import mixes_of
-from slimvit.folders import UNFINISHED, new_folder
+from slimvit.folders import LOGS, UNFINISHED, new_folder
 from slimvit.models.family import plan_of
 from slimvit.plan import SlimPlan
 from slimvit.recipe import Recipe
@@ -21,8 +21,6 @@ from slimvit.train.state import History
 
 ORIGINAL = "original"
 """Subfolder with the uncut network, where its classifier was trained by the run and so exists nowhere else."""
-LOGS = "logs"
-"""Subfolder with what --log-with wrote."""
 BEST = "best"
 """Subfolder with the network after the best epoch of the fine-tuning, where that was not the last."""
 

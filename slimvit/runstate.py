@@ -50,7 +50,6 @@ class Run:
     adapted: bool = False
     best: dict[str, Tensor] | None = None
     """Weights of the fine-tuning's best epoch on the validation images, where that is not the last one."""
-    best_epoch: int | None = None
     interrupted: str | None = None
     """The training (`adapt` or `finetune`) that an earlier process was stopped in, until it goes on."""
 

@@ -79,6 +79,11 @@ class TrainSection(Section):
     """timm's notation, e.g. rand-m9-mstd0.5-inc1."""
     random_erasing: float = Field(0.0, ge=0, le=1)
 
+    @property
+    def numbered(self) -> bool:
+        """Whether the labels of its batches come with the numbers of their images."""
+        return False
+
     def contradictions(self) -> list[str]:
         frozen = self.train == "head"
         rules = {

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimvit import store
 from slimvit.errors import StoreError
-from slimvit.folders import UNFINISHED, disk_error
+from slimvit.folders import LOGS, UNFINISHED, disk_error
 from slimvit.models.family import TimmModule
 from slimvit.recipe import Recipe
 from slimvit.report.record import Stage
@@ -22,7 +22,7 @@ from slimvit.runstate import Run
 from slimvit.train.checkpoint import Checkpoints
 
 FORMAT_VERSION = 1
-MODEL, ORIGINAL, RECIPE, PROGRESS, LOGS = "model", "original", "recipe.yaml", "run.json", "logs"
+MODEL, ORIGINAL, RECIPE, PROGRESS = "model", "original", "recipe.yaml", "run.json"
 
 
 class Progress(BaseModel):
@@ -39,6 +39,10 @@ class Progress(BaseModel):
     scores: list[list[float | None]] | None
     adapting: float
     adapted: bool
+
+
+CARRIED = tuple(Progress.model_fields.keys() - {"format_version", "training"})
+"""What a run and its run.json have in common."""
 
 
 def checkpoints(now: Run, training: str) -> Checkpoints | None:
@@ -81,8 +85,8 @@ def restore(now: Run) -> None:
             f"({command(now)}), or begin anew with --force instead of --resume"
         )
     found = _progress(folder / PROGRESS)
-    now.stages, now.notes, now.histories = found.stages, found.notes, found.histories
-    now.scores, now.adapting, now.adapted = found.scores, found.adapting, found.adapted
+    for name in CARRIED:
+        setattr(now, name, getattr(found, name))
     now.model = _loaded(folder / MODEL, now)
     now.original = _loaded(folder / ORIGINAL, now) if store.is_saved(folder / ORIGINAL) else now.model
     now.interrupted = found.training
@@ -97,15 +101,7 @@ def _write(now: Run, training: str, out: Path) -> None:
         (partial / name).mkdir(parents=True)
         store.write_model(model, partial / name, now.data.class_names)
     (partial / RECIPE).write_text(now.recipe.to_yaml())
-    found = Progress(
-        training=training,
-        stages=now.stages,
-        notes=now.notes,
-        histories=now.histories,
-        scores=now.scores,
-        adapting=now.adapting,
-        adapted=now.adapted,
-    )
+    found = Progress(training=training, **{name: getattr(now, name) for name in CARRIED})
     (partial / PROGRESS).write_text(json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
     logs = out / UNFINISHED / LOGS
     if logs.is_dir():  # of the training before this one

@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +102,27 @@ def test_an_interrupt_ends_with_the_command_that_goes_on(whole: Path, slimvit_: 
     assert weights(out) == weights(whole)
 
 
-@pytest.fixture
-def interrupted(slimvit_: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder whose training stopped in its second epoch."""
+@contextmanager
+def interrupted_after(updates: int) -> Iterator[None]:
+    """Inside, a training is interrupted after so many steps of its optimizer."""
     from slimvit.train.state import TrainState
 
     real = TrainState.update
 
     def update(state: TrainState) -> None:
         real(state)
-        if state.updates == 20:
+        if state.updates == updates:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainState, "update", update)
+        yield
+
+
+@pytest.fixture
+def interrupted(slimvit_: Invoke, tmp_path: Path) -> Path:
+    """A run folder whose training stopped in its second epoch."""
+    with interrupted_after(20):
         result = slimvit_(*WORDS, "--out", tmp_path / "run", code=130)
     assert f"Go on with: slimvit run {tmp_path / 'run'} --resume" in result.output
     return tmp_path / "run"
@@ -165,21 +173,11 @@ def test_an_earlier_run_stays_until_the_new_one_is_done(
     assert weights(out) == weights(whole)
 
 
-def test_an_interrupted_adaptation_goes_on(slimvit_: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from slimvit.train.state import TrainState
-
+def test_an_interrupted_adaptation_goes_on(slimvit_: Invoke, tmp_path: Path) -> None:
     words = ["prune", "vit_digits", "--data", "digits", "--heads", 3, "--train-images", 64, "--eval-images", 40]
     words += ["--adapt", "all", "--adapt-epochs", 2, "--adapt-lr", "1e-4", "--batch-size", 16, "--finetune-epochs", 1]
     slimvit_(*words, "--out", tmp_path / "whole")
-    real = TrainState.update
-
-    def update(state: TrainState) -> None:
-        real(state)
-        if state.updates == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainState, "update", update)
+    with interrupted_after(6):
         slimvit_(*words, "--out", tmp_path / "run", code=130)
     slimvit_("run", tmp_path / "run", "--resume")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")

@@ -38,13 +38,14 @@ def command(recipe: str, **given: Any) -> None:
 
 def _file(recipe: str, given: dict[str, Any]) -> Path:
     """The recipe's file; with --resume, that of the run in the folder that was named."""
-    from slimvit.errors import StoreError
     from slimvit.shipped import recipe_path
-    from slimvit.unfinished import recipe_in
 
     folder = Path(recipe)
     if not (given["resume"] and folder.is_dir()):
         return recipe_path(recipe)
+    from slimvit.errors import StoreError
+    from slimvit.unfinished import recipe_in  # brings torch, which a wrong recipe's name need not wait for
+
     given["out"] = given["out"] or folder
     path = recipe_in(folder) or folder / "recipe.yaml"
     if not path.is_file():

@@ -91,7 +91,7 @@ def train_loader(
         DataError: while iterating, when an image cannot be read.
     """
     return TrainLoader(
-        TrainInputs(dataset, train_transform(prep, section), seed, getattr(section, "cache_teacher", False)),
+        TrainInputs(dataset, train_transform(prep, section), seed, section.numbered),
         batch_size,
         sampler=_sampler(dataset, section, seed),
         num_workers=workers,

@@ -81,14 +81,14 @@ def training_loss(
 
 
 def _without_numbers(targets: Tensor, section: TrainSection) -> Tensor:
-    return targets[:, 0] if getattr(section, "cache_teacher", False) else targets
+    return targets[:, 0] if section.numbered else targets
 
 
 def _distillation(section: FinetuneSection, lesson: Lesson, labelled: bool, has_classifier: bool) -> Loss:
     """The lesson, and the labels where there are any."""
 
     def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        numbers = targets[:, 1] if section.cache_teacher else None
+        numbers = targets[:, 1] if section.numbered else None
         output, learnt = lesson(model, images, numbers)
         if not (labelled and has_classifier):
             return learnt

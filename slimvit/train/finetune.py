@@ -47,7 +47,7 @@ def finetune(
     if teacher is not None:
         teacher = teacher.to(engine.device).eval()
     answers = None
-    if teacher is not None and model.num_classes and getattr(section, "cache_teacher", False):
+    if teacher is not None and model.num_classes and section.numbered:
         answers = answers_of(teacher, in_order, teacher_sees, engine.device)
     loss = training_loss(section, teacher, labelled, bool(model.num_classes), teacher_sees, answers)
     return train(
