@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 CHUNK = 1 << 18
@@ -71,40 +71,55 @@ def mix_values(
     ``own`` [..., k], ``earlier``: one tensor [..., k_i] a pair, in the order of ``pairs``; channels are heads of
     ``head_dim``. ``mix``: one scalar a pair, or with ``per_head`` one a pair and shared head, pair after pair.
     """
-    weights = _channel_weights(mix.to(own.dtype), pairs, per_head, head_dim)
+    weights = mix.to(own.dtype)
+    if per_head:
+        weights = weights.repeat_interleave(head_dim)
     slices = [[(a * head_dim, b * head_dim, n * head_dim) for a, b, n in pair.runs] for pair in pairs]
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compilers fuse the plain form better than we can
         out = own.clone()
-        _add(out, earlier, slices, weights)
+        _add(out, earlier, slices, _by_pair(weights, slices))
         return out
     if not torch.is_grad_enabled():
         return _sum(own, earlier, slices, weights)
-    return _Mix.apply(own, slices, len(pairs), *earlier, *weights)
-
-
-def _channel_weights(mix: Tensor, pairs: Sequence[Pair], per_head: bool, head_dim: int) -> Sequence[Tensor]:
-    """One weight tensor a pair: a scalar [1], or [channels of the shared heads]."""
-    if not per_head:
-        return mix.split(1)
-    return [part.repeat_interleave(head_dim) for part in mix.split([len(p.heads) for p in pairs])]
+    return _Mix.apply(own, slices, weights, *earlier)
 
 
 Slices = list[list[tuple[int, int, int]]]
 
 
-def _sum(own: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Sequence[Tensor]) -> Tensor:
+def _by_pair(weights: Tensor, slices: Slices) -> Sequence[Tensor]:
+    """Each pair's part of ``weights``: a scalar [1], or [channels of the shared heads]."""
+    if len(weights) == len(slices):
+        return weights.split(1)
+    return weights.split([sum(n for _, _, n in runs) for runs in slices])
+
+
+def _factors(weights: Tensor, slices: Slices) -> Sequence[Tensor | float]:
+    """The same, with plain numbers for scalars where reading them does not have to wait for a GPU: adding a multiple
+    is much faster than adding a product with a tensor of one element."""
+    if weights.device.type == "cpu" and len(weights) == len(slices) and type(weights) in (Tensor, nn.Parameter):
+        return [float(w) for w in weights.tolist()]
+    return _by_pair(weights, slices)
+
+
+def _sum(own: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Tensor) -> Tensor:
     out = own.clone(memory_format=torch.contiguous_format)
+    factors = _factors(weights, slices)
     for mine, *theirs in _chunks(out, *earlier):
-        _add(mine, theirs, slices, weights)
+        _add(mine, theirs, slices, factors)
     return out
 
 
-def _add(out: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Sequence[Tensor]) -> None:
+def _add(out: Tensor, earlier: Sequence[Tensor], slices: Slices, factors: Sequence[Tensor | float]) -> None:
     """In place: the weighted channels of each earlier block onto theirs in ``out``."""
-    for values, runs, weight in zip(earlier, slices, weights, strict=True):
+    for values, runs, factor in zip(earlier, slices, factors, strict=True):
         done = 0
         for here, there, n in runs:
-            _channels(out, here, n).addcmul_(_channels(values, there, n), _part(weight, done, n))
+            mine, theirs = _channels(out, here, n), _channels(values, there, n)
+            if isinstance(factor, float):
+                mine.add_(theirs, alpha=factor)
+            else:
+                mine.addcmul_(theirs, _part(factor, done, n))
             done += n
 
 
@@ -123,30 +138,32 @@ class _Mix(torch.autograd.Function):
     chunks that fit the cache."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, slices: Slices, count: int, *tensors: Tensor) -> Tensor:
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, own: Tensor, slices: Slices, weights: Tensor, *earlier: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *earlier)
         ctx.slices = slices
-        return _sum(own, tensors[:count], slices, tensors[count:])
+        return _sum(own, earlier, slices, weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        tensors, count = ctx.saved_tensors, len(ctx.slices)  # checkpointing lets them be read only once
-        earlier, weights = tensors[:count], tensors[count:]
-        grads = [_value_grad(grad, v, *rest) for v, *rest in zip(earlier, ctx.slices, weights, strict=True)]
-        weight_grads = [torch.zeros_like(w, dtype=_exact(w)) for w in weights]
+        weights, *earlier = ctx.saved_tensors  # checkpointing lets them be read only once
+        factors = _factors(weights, ctx.slices)
+        grads = [_value_grad(grad, v, *rest) for v, *rest in zip(earlier, ctx.slices, factors, strict=True)]
+        found = torch.zeros_like(weights, dtype=torch.promote_types(weights.dtype, torch.float32))  # many small terms
+        into = _by_pair(found, ctx.slices)
         for g, *values in _chunks(grad, *earlier):
-            _add_weight_grads(g, values, ctx.slices, weight_grads)
-        return grad, None, None, *grads, *(g.to(w.dtype) for g, w in zip(weight_grads, weights, strict=True))
+            _add_weight_grads(g, values, ctx.slices, into)
+        return grad, None, found.to(weights.dtype), *grads
 
 
-def _value_grad(grad: Tensor, values: Tensor, runs: list[tuple[int, int, int]], weight: Tensor) -> Tensor:
+def _value_grad(grad: Tensor, values: Tensor, runs: list[tuple[int, int, int]], factor: Tensor | float) -> Tensor:
     """A tensor of its own for each earlier block, so that autograd can add up in place."""
     if runs == [(0, 0, values.shape[-1])] and grad.shape == values.shape:
-        return grad * weight
+        return grad * factor
     into, done = torch.zeros_like(values, memory_format=torch.contiguous_format), 0
     for here, there, n in runs:
-        torch.mul(_channels(grad, here, n), _part(weight, done, n), out=_channels(into, there, n))
+        weight = factor if isinstance(factor, float) else _part(factor, done, n)
+        torch.mul(_channels(grad, here, n), weight, out=_channels(into, there, n))
         done += n
     return into
 
@@ -160,11 +177,6 @@ def _add_weight_grads(grad: Tensor, earlier: Sequence[Tensor], slices: Slices, i
             found = product.sum(dtype=weight_grad.dtype) if scalar else product.sum(0, dtype=weight_grad.dtype)
             _part(weight_grad, done, n).add_(found)
             done += n
-
-
-def _exact(like: Tensor) -> torch.dtype:
-    """Half precision is too coarse to add up many chunks in."""
-    return torch.promote_types(like.dtype, torch.float32)
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -30,11 +30,9 @@ class DenseWindowAttention(MixesValues, WindowAttention):
         """Windows [B * windows, area, C], ``mixed`` [B * windows, area, k] to add to the values -> output
         [B * windows, area, C] and own unmixed values [B * windows, area, k]."""
         windows, area, _ = x.shape
-        qkv = self.qkv(x)
-        width = qkv.shape[-1] // 3
-        own = qkv[..., 2 * width :]
+        q, k, own = self.qkv(x).chunk(3, -1)
         v = own if mixed is None else own + mixed
-        q, k, v = (t.reshape(windows, area, self.num_heads, -1).transpose(1, 2) for t in (*qkv.split(width, -1)[:2], v))
+        q, k, v = (t.view(windows, area, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
         bias = self._get_rel_pos_bias()
         if self.fused_attn:
             if mask is not None:

@@ -24,15 +24,12 @@ class DenseAttention(MixesValues, Attention):
         b, n, _ = x.shape
         gate_layer = getattr(self, "gate", None)  # timm 1.0.23 has none
         gate = None if gate_layer is None else gate_layer(x).sigmoid()
-        qkv = self.qkv(x)
-        own = qkv[..., 2 * self.attn_dim :]
-        mixed = own
+        q, k, own = self.qkv(x).split(self.attn_dim, -1)
+        v = own
         if self.mix is not None:
-            mixed = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, self.head_dim)
-        heads = (b, n, self.num_heads, self.head_dim)
-        q = self.q_norm(qkv[..., : self.attn_dim].reshape(heads).transpose(1, 2))
-        k = self.k_norm(qkv[..., self.attn_dim : 2 * self.attn_dim].reshape(heads).transpose(1, 2))
-        x = self._attend(q, k, mixed.reshape(heads).transpose(1, 2), attn_mask, is_causal)
+            v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, self.head_dim)
+        q, k, v = (t.view(b, n, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        x = self._attend(self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
         x = self.norm(x.transpose(1, 2).reshape(b, n, self.attn_dim))
         if gate is not None:
             x = x * gate
