@@ -5,14 +5,12 @@ Unknown keys are refused with the nearest known one, and every defect of a file 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from slimvit.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, RefitTarget, Scope
-from slimvit.defects import defects_of
-from slimvit.errors import RecipeError
+from slimvit.document import Document
 from slimvit.training import Section, TrainSection
 
 __all__ = ["AdaptSection", "DataSection", "FinetuneSection", "ModelSection", "Recipe", "Section", "TrainSection"]
@@ -176,8 +174,11 @@ class DenseSection(Section):
         return [f"{' and '.join(idle)} without mix; give mix layer or head"] if self.mix is None and idle else []
 
 
-class Recipe(Section):
+class Recipe(Document):
     """One run: which model, which data, what to cut, how to repair and train it."""
+
+    kind = "recipe"
+    begins_with = "model: and data:"
 
     model: ModelSection
     data: DataSection
@@ -204,30 +205,3 @@ class Recipe(Section):
     def changes_the_model(self) -> bool:
         """Whether heads go or dense attention comes: then the model it starts from can teach the one it ends with."""
         return self.prune.wanted or self.dense.mix is not None
-
-    @classmethod
-    def parse(cls, data: Any, source: str = "recipe") -> Recipe:
-        """A checked recipe from plain data; raises :class:`RecipeError` with every defect in one line."""
-        if not isinstance(data, dict):
-            raise RecipeError(f"{source}: expected a mapping with model: and data:, found {type(data).__name__}")
-        try:
-            return cls.model_validate(data)
-        except ValidationError:
-            raise RecipeError(f"{source}: " + "; ".join(defects_of(cls, data))) from None
-
-    @classmethod
-    def read(cls, path: Path) -> Recipe:
-        import yaml
-
-        try:
-            data = yaml.safe_load(path.read_text())
-        except FileNotFoundError:
-            raise RecipeError(f"{path}: no such recipe; `slimvit recipes list` names the shipped ones") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-        return cls.parse(data, str(path))
-
-    def to_yaml(self) -> str:
-        import yaml
-
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -80,6 +80,7 @@ class Run:
             device=_device_name(self.device),
             versions={p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
             images=len(self.data.val),
+            input_size=list(preprocessing_of(self.model).input_size),
             calibration_images=min(section.calibration_images, len(self.data.train)) if section.wanted else None,
             ratio_asked=section.ratio,
             ratio_reached=round((before - plan_of(self.model).kept) / before, 4) if section.wanted else None,

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.errors import StoreError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 added `macs_by_part` and `input_size`."""
+READS = (1, 2)
 
 STAGES = ("original", "pruned", "refit", "dense", "finetuned")
 """In the order a run goes through them; a run leaves out those it was not asked for."""
@@ -31,6 +33,8 @@ class Stage(Record):
     params: int | None = None
     macs: int | None = None
     """Multiply-accumulates of one image, norms included."""
+    macs_by_part: dict[str, int] | None = None
+    """The same by part of the network (qkv, attention, proj, mlp, norm, ...)."""
     top1: float | None = None
     """Per cent, as top5 and agreement are."""
     top5: float | None = None
@@ -59,6 +63,8 @@ class Report(Record):
     """Package name -> version."""
     images: int | None = None
     """Images evaluated on."""
+    input_size: list[int] | None = None
+    """[channels, height, width] that the model was given."""
     calibration_images: int | None = None
     ratio_asked: float | None = None
     """Fraction of the heads to remove, 0-1; so is ratio_reached."""
@@ -82,9 +88,10 @@ class Report(Record):
     @classmethod
     def from_json(cls, data: Any, source: str = "report") -> Report:
         """Read what :meth:`to_json` wrote; raises :class:`StoreError` with one line that names every bad field."""
-        if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
+        if isinstance(data, dict) and data.get("format_version") not in READS:
+            reads = " and ".join(map(str, READS))
             raise StoreError(
-                f"{source}: format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}; "
+                f"{source}: format_version is {data.get('format_version')!r}, this slimvit reads {reads}; "
                 "use the slimvit that wrote it, or run again"
             )
         try:

@@ -23,7 +23,7 @@ def test_round_trip(tmp_path):
     report(notes=["π"]).write(path)
     assert Report.read(path) == report(notes=["π"])
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert data["format_version"] == 1
+    assert data["format_version"] == 2
     assert data["stages"][1]["top5"] is None and data["stages"][1]["top1"] == 40.0
 
 
@@ -42,7 +42,7 @@ def test_round_trip(tmp_path):
             r"stages\[0\]\.heads: input should be a valid integer, found True",
         ),
         (lambda d: d.update(stages=[]), "stages: list should have at least 1 item"),
-        (lambda d: d.update(format_version=2), "format_version is 2, this slimvit reads 1"),
+        (lambda d: d.update(format_version=3), "format_version is 3, this slimvit reads 1 and 2"),
         (lambda d: d.pop("format_version"), "format_version is None"),
     ],
 )

@@ -1,0 +1,76 @@
+"""timings.json in a run folder: how fast its model is on some machine, beside the model it was cut from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from slimvit.errors import StoreError
+from slimvit.report.record import Record
+
+FORMAT_VERSION = 1
+FILE = "timings.json"
+
+
+class Timing(Record):
+    """One model under one setting of one machine. What was not measured is null."""
+
+    device: str
+    """The machine in words, with its threads where it is a CPU."""
+    precision: str
+    """`fp32` or `bf16`."""
+    compiled: bool
+    latency_ms: float | None = None
+    """Median of one forward pass of one image."""
+    latency_p95_ms: float | None = None
+    throughput: float | None = None
+    """Images/s at the batch that fills the machine."""
+    batch: int | None = None
+    """That batch."""
+    peak_memory_gib: float | None = None
+    """Of a forward pass of that batch, weights included."""
+    latency_speedup: float | None = None
+    """Times faster than the original in the same rounds, at one image; so are the next two."""
+    throughput_speedup: float | None = None
+    macs_speedup: float | None = None
+    """What the multiply-accumulates alone promise."""
+    remark: str | None = None
+    """Why the time does not follow the MACs, where it does not."""
+    rounds: int
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+def write_timings(folder: Path, timings: Sequence[Timing]) -> None:
+    """Put them into a run folder, in place of earlier ones of the same device, precision and compilation."""
+    mine = {_setting(t) for t in timings}
+    kept = [t for t in read_timings(folder) if _setting(t) not in mine]
+    rows = [t.model_dump(mode="json") for t in [*kept, *timings]]
+    text = json.dumps({"format_version": FORMAT_VERSION, "timings": rows}, indent=1, allow_nan=False) + "\n"
+    partial = folder / f".{FILE}.partial"
+    try:
+        partial.write_text(text)
+        partial.replace(folder / FILE)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StoreError(f"{folder / FILE}: cannot be written: {error.strerror}") from None
+
+
+def read_timings(folder: Path) -> list[Timing]:
+    """All timings of a run folder; none where it was never timed."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    try:
+        data = json.loads(path.read_text())
+        if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
+            raise StoreError(f"{path}: is no timings of format {FORMAT_VERSION}; delete it and time again")
+        return [Timing.model_validate(row, strict=True) for row in data["timings"]]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; delete it and time again") from None
+
+
+def _setting(timing: Timing) -> tuple[str, str, bool]:
+    return timing.device, timing.precision, timing.compiled
