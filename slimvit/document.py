@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from pydantic import ValidationError
+from typing_extensions import Self
 
 from slimvit.defects import defects_of
 from slimvit.errors import RecipeError

@@ -14,6 +14,7 @@ def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
     now = start(recipe, options)
     measure(now, "original", now.model)
     stage = now.stages[0].model_dump()
-    for unknown in ("stage", "seconds", "agreement", "feature_error", "feature_cosine", "latency_ms", "throughput"):
-        del stage[unknown]
+    beside = ("stage", "seconds", "agreement", "feature_error", "feature_cosine", "latency_ms", "throughput")
+    for name in (*beside, "macs_by_part"):  # what compares with another model, and what `slimvit inspect` shows
+        del stage[name]
     return {"model": recipe.model.name, "data": recipe.data.name, "images": len(now.data.val), **stage}

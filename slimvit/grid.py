@@ -1,13 +1,13 @@
 """The sweep file: many runs that differ in a few settings, written down as one recipe and what changes in it. No torch.
 
-    base: digits_half                  # a recipe's name or file, or its content
-    points:                            # named runs, each with what it changes; may be left out
-      - name: half the heads
-        change: {prune.ratio: 0.5}
-    grid:                              # every combination of these, for every point; may be left out
-      seed: [0, 1, 2]
-    claims:                            # figures that others published, to be read beside the measured ones
-      - {point: half the heads, top1: 98.0, source: who says so}
+base: digits_half                  # a recipe's name or file, or its content
+points:                            # named runs, each with what it changes; may be left out
+  - name: half the heads
+    change: {prune.ratio: 0.5}
+grid:                              # every combination of these, for every point; may be left out
+  seed: [0, 1, 2]
+claims:                            # figures that others published, to be read beside the measured ones
+  - {point: half the heads, top1: 98.0, source: who says so}
 """
 
 from __future__ import annotations
@@ -101,15 +101,17 @@ class Point:
     recipe: Recipe
 
 
-def points_of(sweep: Sweep, source: str = "sweep") -> list[Point]:
-    """Every run of the sweep, checked; raises :class:`RecipeError` that names each point with a defect and its defects.
+def points_of(sweep: Sweep, source: str = "sweep", data: dict[str, Any] | None = None) -> list[Point]:
+    """Every run of the sweep, checked; ``data`` overrides the data section of all.
 
-    Points that come out alike are an error too: one of them would be measured for nothing.
+    Raises :class:`RecipeError` that names each point with a defect and its defects. Points that come out alike are a
+    defect too: one of them would be measured for nothing.
     """
     found: dict[str, Point] = {}
     defects: list[str] = []
     for name, settings, tree in _combinations(sweep, source):
         label = ", ".join([name] * bool(name) + [f"{_short(k, sweep.grid)} {_said(v)}" for k, v in settings.items()])
+        tree["data"] = tree.get("data", {}) | (data or {})
         try:
             recipe = Recipe.parse(tree, label)
         except RecipeError as error:
@@ -133,7 +135,8 @@ def points_of(sweep: Sweep, source: str = "sweep") -> list[Point]:
 def _combinations(sweep: Sweep, source: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """The point's name, the grid's settings, and the whole recipe as plain data."""
     base = _content(sweep.base)
-    for point in sweep.points or [None]:
+    points: list[NamedPoint | None] = [*sweep.points] or [None]
+    for point in points:
         start = _content(point.recipe) if point is not None and point.recipe is not None else base
         for values in itertools.product(*sweep.grid.values()):
             settings = dict(zip(sweep.grid, values, strict=True))

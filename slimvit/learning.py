@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from slimvit import rundir, unfinished
+from slimvit import rundir, shelf, unfinished
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.preprocessing import converter
 from slimvit.measure.accuracy import compare
@@ -30,7 +30,7 @@ HEAD_EPOCHS = 30
 def adapt(now: Run) -> None:
     """Train what the run starts from, where that is asked for; this is the original from now on."""
     if now.recipe.adapt.epochs:
-        _adapt(now)
+        shelf.adapted(now, lambda: _adapt(now))
     now.original = now.model
     seat_teacher(now)
 

@@ -6,7 +6,7 @@ import time
 
 from torch import nn
 
-from slimvit import rundir, unfinished
+from slimvit import rundir, shelf, unfinished
 from slimvit.checks import (
     budget_of,
     check_budget,
@@ -120,7 +120,7 @@ def pick_up(now: Run) -> None:
         say(f"{now.options.out}: holds no interrupted run; this one starts from the beginning")
     elif now.interrupted == "finetune":
         seat_teacher(now)
-        now.reference = now.outputs(now.original, now.data.val)
+        now.reference = shelf.original_outputs(now)
 
 
 def make_plan(now: Run) -> SlimPlan:
@@ -134,7 +134,8 @@ def make_plan(now: Run) -> SlimPlan:
 
 def _scored_plan(now: Run) -> SlimPlan:
     section, started = now.recipe.prune, time.perf_counter()
-    scores = now.engine.agreed(score_heads(now.model, now.calibration(), section.criterion, now.recipe.seed))
+    scores = shelf.scores(now, lambda: score_heads(now.model, now.calibration(), section.criterion, now.recipe.seed))
+    scores = now.engine.agreed(scores)
     now.scores = scores.table()
     plan = plan_heads(scores, **budget_of(section, now.model))
     now.spent = time.perf_counter() - started
@@ -182,11 +183,11 @@ def tune(now: Run) -> None:
 def measure(now: Run, stage: str, model: nn.Module, started: float | None = None) -> None:
     """Accuracy, size and cost of a model; ``started``: when the stage's own work began."""
     seconds = None if started is None else round(time.perf_counter() - started, 2)
-    outputs = now.outputs(model, now.data.val)
+    outputs = shelf.original_outputs(now) if now.reference is None else now.outputs(model, now.data.val)
     now.reference = now.reference or outputs
     found = {k: v for k, v in vars(compare(outputs, now.reference)).items() if k in Stage.model_fields}
     macs = count_macs(model)
     if (doubt := macs.disagreement()) is not None:
         now.notes.append(f"{stage}: {doubt}")
-    size = {"heads": plan_of(model).kept, "params": count_params(model), "macs": macs.total, "macs_by_part": macs.by_part}
-    now.stages.append(Stage(stage=stage, seconds=seconds, **size, **found))
+    size = {"heads": plan_of(model).kept, "params": count_params(model), "macs": macs.total}
+    now.stages.append(Stage(stage=stage, seconds=seconds, macs_by_part=macs.by_part, **size, **found))

@@ -17,13 +17,26 @@ def recipe_files() -> dict[str, Path]:
 
 def recipe_path(name: str) -> Path:
     """The file that a user means: a path, or a shipped recipe's name. Raises :class:`RecipeError`."""
+    return _found(name, recipe_files(), "recipe")
+
+
+def _found(name: str, known: dict[str, Path], kind: str) -> Path:
     if Path(name).is_file():
         return Path(name)
-    known = recipe_files()
     stem = name.removesuffix(".yaml")
     if stem in known:
         return known[stem]
-    raise RecipeError(f"{name}: no such recipe{nearest(stem, known)}; `slimvit recipes list` names the shipped ones")
+    raise RecipeError(f"{name}: no such {kind}{nearest(stem, known)}; `slimvit recipes list` names the shipped ones")
+
+
+def sweep_files() -> dict[str, Path]:
+    """The same of the sweeps."""
+    return {f.stem: f for f in sorted((FOLDER / "sweeps").glob("*.yaml"))}
+
+
+def sweep_path(name: str) -> Path:
+    """The file that a user means: a path, or a shipped sweep's name. Raises :class:`RecipeError`."""
+    return _found(name, sweep_files(), "sweep")
 
 
 def header(path: Path) -> list[str]:

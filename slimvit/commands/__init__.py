@@ -12,6 +12,7 @@ from slimvit.errors import SlimvitError, nearest
 COMMANDS = {
     "prune": "Remove attention heads, repair, fine-tune, measure, save.",
     "run": "Carry out a recipe.",
+    "sweep": "Carry out many runs that differ in a few settings.",
     "finetune": "Train a slimmed model further.",
     "evaluate": "Measure a model's accuracy, size and cost.",
     "inspect": "Show a model's blocks, heads, parameters and MACs.",

@@ -25,13 +25,15 @@ def list_() -> None:
     Example:
       slimvit recipes list
     """
-    from slimvit.shipped import header, recipe_files
+    from slimvit.shipped import header, recipe_files, sweep_files
 
-    files = recipe_files()
-    width = max(map(len, files), default=0)
-    for name, path in files.items():
-        lines = header(path)
-        click.echo(f"{name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
+    files = {"slimvit run": recipe_files(), "slimvit sweep": sweep_files()}
+    width = max(map(len, [name for found in files.values() for name in found]), default=0)
+    for command, found in files.items():
+        click.echo(f"for {command}:")
+        for name, path in found.items():
+            lines = header(path)
+            click.echo(f"  {name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
 
 
 @command.command()

@@ -15,6 +15,7 @@ from slimvit.commands import shared
 @shared.data_options
 @shared.how_options
 @shared.training_how
+@click.option("--shelf", type=click.Path(path_type=Path), hidden=True)
 @shared.out_options
 def command(recipe: str, **given: Any) -> None:
     """Carry out RECIPE: a YAML file, or the name of a shipped one (`slimvit recipes list`).

@@ -89,8 +89,7 @@ no_augment = click.option(
 AS_THEY_ARE = {"crop_scale": 1.0, "hflip": 0.0}
 """The training section of --no-augment."""
 
-how_options = options(
-    click.option("--seed", type=int, metavar="N", help="Seed of everything random. [default: 0]"),
+where_options = options(
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
     click.option(
         "--workers",
@@ -102,16 +101,24 @@ how_options = options(
     ),
 )
 
-training_how = options(
+how_options = options(
+    click.option("--seed", type=int, metavar="N", help="Seed of everything random. [default: 0]"), where_options
+)
+
+training_pace = options(
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
                  help="What training multiplies in."),
     click.option("--compile", is_flag=True, help="Train through torch.compile."),
-    click.option("--resume", is_flag=True, help="Go on with the interrupted training in --out, if there is one."),
     click.option("--save-minutes", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="MIN",
                  help="Save a training's state after every epoch, and in between this often."),
     click.option("--log-with", type=click.Choice(TRACKERS), help="Send the rows of history.csv there too."),
 )  # fmt: skip
 """How a training is carried out."""
+
+training_how = options(
+    training_pace,
+    click.option("--resume", is_flag=True, help="Go on with the interrupted training in --out, if there is one."),
+)
 
 out_options = options(
     click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder to write."),
@@ -157,7 +164,7 @@ def dropped_none(tree: dict[str, Any]) -> dict[str, Any]:
 def how(given: dict[str, Any]) -> Options:
     from slimvit.options import Options
 
-    named = ("out", "device", "workers", "force", "precision", "compile", "resume", "save_minutes", "log_with")
+    named = ("out", "device", "workers", "force", "precision", "compile", "resume", "save_minutes", "log_with", "shelf")
     return Options(**{name: given[name] for name in named if name in given})
 
 

@@ -74,63 +74,62 @@ def mix_values(
     weights = mix.to(own.dtype)
     if per_head:
         weights = weights.repeat_interleave(head_dim)
-    slices = [[(a * head_dim, b * head_dim, n * head_dim) for a, b, n in pair.runs] for pair in pairs]
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compilers fuse the plain form better than we can
         out = own.clone()
-        _add(out, earlier, slices, _by_pair(weights, slices))
+        _add(out, earlier, pairs, _by_pair(weights, pairs, head_dim), head_dim)
         return out
     if not torch.is_grad_enabled():
-        return _sum(own, earlier, slices, weights)
-    return _Mix.apply(own, slices, weights, *earlier)
+        return _sum(own, earlier, pairs, weights, head_dim)
+    return _Mix.apply(own, pairs, head_dim, weights, *earlier)
 
 
-Slices = list[list[tuple[int, int, int]]]
-
-
-def _by_pair(weights: Tensor, slices: Slices) -> Sequence[Tensor]:
+def _by_pair(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[Tensor]:
     """Each pair's part of ``weights``: a scalar [1], or [channels of the shared heads]."""
-    if len(weights) == len(slices):
+    if len(weights) == len(pairs):
         return weights.split(1)
-    return weights.split([sum(n for _, _, n in runs) for runs in slices])
+    return weights.split([len(p.heads) * head_dim for p in pairs])
 
 
-def _factors(weights: Tensor, slices: Slices) -> Sequence[Tensor | float]:
+def _factors(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[Tensor | float]:
     """The same, with plain numbers for scalars where reading them does not have to wait for a GPU: adding a multiple
     is much faster than adding a product with a tensor of one element."""
-    if weights.device.type == "cpu" and len(weights) == len(slices) and type(weights) in (Tensor, nn.Parameter):
+    if weights.device.type == "cpu" and len(weights) == len(pairs) and type(weights) in (Tensor, nn.Parameter):
         return [float(w) for w in weights.tolist()]
-    return _by_pair(weights, slices)
+    return _by_pair(weights, pairs, head_dim)
 
 
-def _sum(own: Tensor, earlier: Sequence[Tensor], slices: Slices, weights: Tensor) -> Tensor:
+def _sum(own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], weights: Tensor, head_dim: int) -> Tensor:
     out = own.clone(memory_format=torch.contiguous_format)
-    factors = _factors(weights, slices)
+    factors = _factors(weights, pairs, head_dim)
     for mine, *theirs in _chunks(out, *earlier):
-        _add(mine, theirs, slices, factors)
+        _add(mine, theirs, pairs, factors, head_dim)
     return out
 
 
-def _add(out: Tensor, earlier: Sequence[Tensor], slices: Slices, factors: Sequence[Tensor | float]) -> None:
+def _add(
+    out: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], factors: Sequence[Tensor | float], head_dim: int
+) -> None:
     """In place: the weighted channels of each earlier block onto theirs in ``out``."""
-    for values, runs, factor in zip(earlier, slices, factors, strict=True):
+    for values, pair, factor in zip(earlier, pairs, factors, strict=True):
         done = 0
-        for here, there, n in runs:
-            mine, theirs = _channels(out, here, n), _channels(values, there, n)
+        for here, there, n in pair.runs:
+            mine, theirs = _heads(out, here, n, head_dim), _heads(values, there, n, head_dim)
             if isinstance(factor, float):
                 mine.add_(theirs, alpha=factor)
             else:
-                mine.addcmul_(theirs, _part(factor, done, n))
+                mine.addcmul_(theirs, _part(factor, done, n, head_dim))
             done += n
 
 
-def _channels(tensor: Tensor, start: int, n: int) -> Tensor:
-    """[..., n] of [..., k]; the tensor itself where that is all of it, since a view costs as much as a small sum."""
-    return tensor if n == tensor.shape[-1] else tensor[..., start : start + n]
+def _heads(tensor: Tensor, start: int, n: int, head_dim: int) -> Tensor:
+    """The channels of ``n`` heads; the tensor itself where that is all of it, since a view costs as much as a sum."""
+    wanted = n * head_dim
+    return tensor if wanted == tensor.shape[-1] else tensor.narrow(-1, start * head_dim, wanted)
 
 
-def _part(weight: Tensor, start: int, n: int) -> Tensor:
+def _part(weight: Tensor, start: int, n: int, head_dim: int) -> Tensor:
     """A scalar [1] serves all channels."""
-    return weight if len(weight) == 1 else _channels(weight, start, n)
+    return weight if len(weight) == 1 else _heads(weight, start, n, head_dim)
 
 
 class _Mix(torch.autograd.Function):
@@ -138,44 +137,49 @@ class _Mix(torch.autograd.Function):
     chunks that fit the cache."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, slices: Slices, weights: Tensor, *earlier: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, own: Tensor, pairs: Sequence[Pair], head_dim: int, weights: Tensor, *earlier: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(weights, *earlier)
-        ctx.slices = slices
-        return _sum(own, earlier, slices, weights)
+        ctx.pairs, ctx.head_dim = pairs, head_dim
+        return _sum(own, earlier, pairs, weights, head_dim)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         weights, *earlier = ctx.saved_tensors  # checkpointing lets them be read only once
-        factors = _factors(weights, ctx.slices)
-        grads = [_value_grad(grad, v, *rest) for v, *rest in zip(earlier, ctx.slices, factors, strict=True)]
+        pairs, d = ctx.pairs, ctx.head_dim
+        each = zip(earlier, pairs, _factors(weights, pairs, d), strict=True)
+        grads = [_value_grad(grad, values, pair, factor, d) for values, pair, factor in each]
         found = torch.zeros_like(weights, dtype=torch.promote_types(weights.dtype, torch.float32))  # many small terms
-        into = _by_pair(found, ctx.slices)
+        into = _by_pair(found, pairs, d)
         for g, *values in _chunks(grad, *earlier):
-            _add_weight_grads(g, values, ctx.slices, into)
-        return grad, None, found.to(weights.dtype), *grads
+            _add_weight_grads(g, values, pairs, into, d)
+        return grad, None, None, found.to(weights.dtype), *grads
 
 
-def _value_grad(grad: Tensor, values: Tensor, runs: list[tuple[int, int, int]], factor: Tensor | float) -> Tensor:
+def _value_grad(grad: Tensor, values: Tensor, pair: Pair, factor: Tensor | float, head_dim: int) -> Tensor:
     """A tensor of its own for each earlier block, so that autograd can add up in place."""
-    if runs == [(0, 0, values.shape[-1])] and grad.shape == values.shape:
+    if len(pair.runs) == 1 and grad.shape[-1] == values.shape[-1] == len(pair.heads) * head_dim:
         return grad * factor
     into, done = torch.zeros_like(values, memory_format=torch.contiguous_format), 0
-    for here, there, n in runs:
-        weight = factor if isinstance(factor, float) else _part(factor, done, n)
-        torch.mul(_channels(grad, here, n), weight, out=_channels(into, there, n))
+    for here, there, n in pair.runs:
+        weight = factor if isinstance(factor, float) else _part(factor, done, n, head_dim)
+        torch.mul(_heads(grad, here, n, head_dim), weight, out=_heads(into, there, n, head_dim))
         done += n
     return into
 
 
-def _add_weight_grads(grad: Tensor, earlier: Sequence[Tensor], slices: Slices, into: Sequence[Tensor]) -> None:
+def _add_weight_grads(
+    grad: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], into: Sequence[Tensor], head_dim: int
+) -> None:
     """In place: the gradients of the weights onto ``into``."""
-    for values, runs, weight_grad in zip(earlier, slices, into, strict=True):
+    for values, pair, weight_grad in zip(earlier, pairs, into, strict=True):
         done, scalar = 0, len(weight_grad) == 1
-        for here, there, n in runs:
-            product = _channels(grad, here, n) * _channels(values, there, n)
+        for here, there, n in pair.runs:
+            product = _heads(grad, here, n, head_dim) * _heads(values, there, n, head_dim)
             found = product.sum(dtype=weight_grad.dtype) if scalar else product.sum(0, dtype=weight_grad.dtype)
-            _part(weight_grad, done, n).add_(found)
+            _part(weight_grad, done, n, head_dim).add_(found)
             done += n
 
 

@@ -1,0 +1,77 @@
+"""slimvit sweep: many runs that differ in a few settings, and the trade-off they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slimvit.commands import shared
+
+
+@click.command()
+@click.argument("sweep", metavar="SWEEP")
+@shared.data_options
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs at once on this machine, each in a process of its own with its share of the cores.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="This machine, or a Ray cluster (pip install 'slimvit[ray]').",
+)
+@click.option("--dry-run", is_flag=True, help="Check the sweep and list its points; run nothing.")
+@shared.where_options
+@shared.training_pace
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the sweep. Required.")
+@click.option("--force", is_flag=True, help="Remove an earlier sweep in --out and begin anew.")
+def command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: Any) -> None:
+    """Carry out every point of SWEEP, a YAML file or the name of a shipped one (`slimvit recipes list`).
+
+    Each point gets its run folder in --out, then the report of them all. What points have in common (the original's
+    accuracy, the scores, an adapted classifier) is computed once. Called again, finished points are skipped and an
+    interrupted one goes on; a point that fails is told of and the rest goes on.
+
+    \b
+    Examples:
+      slimvit sweep quick --out runs/quick
+      slimvit sweep paper_cifar10 --data-root cifar10/ --dry-run
+    """  # fmt: skip
+    from slimvit.grid import Sweep, points_of
+    from slimvit.shipped import sweep_path
+
+    path = sweep_path(sweep)
+    file = Sweep.read(path)
+    points = points_of(file, str(path), shared.sections(None, given).get("data", {}))
+    if dry_run:
+        for point in points:
+            click.echo(point.id)
+        return
+    out = given["out"]
+    if out is None:
+        raise click.UsageError("Missing option '--out': the folder of the sweep")
+    _carry_out(file, points, out, jobs, engine, given)
+
+
+def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given: dict[str, Any]) -> None:
+    import sys
+
+    from slimvit.sweeping import begin_anew, sweep
+
+    if given.pop("force"):
+        begin_anew(out)
+    del given["out"]
+    contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
+    click.echo(f"sweep folder: {out}")
+    failed = [entry for entry in contents.points if entry.error]
+    for entry in failed:
+        click.echo(f"failed: {entry.id}: {entry.error} (all of it: {out / 'failed' / entry.id}.txt)", err=True)
+    sys.exit(1 if failed else 0)

@@ -1,0 +1,134 @@
+"""sweep(...): the runs of a sweep file, each into its own run folder; what is there already is not done again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from pathlib import Path
+
+from slimvit import rundir
+from slimvit.crew import Crew, Here, Processes, Ray, Task
+from slimvit.errors import StoreError
+from slimvit.folders import UNFINISHED, check_free, disk_error
+from slimvit.grid import Point, Sweep
+from slimvit.options import Options
+from slimvit.progress import say
+from slimvit.recipe import Recipe
+from slimvit.report.record import Report
+from slimvit.shelf import keys_of
+from slimvit.sweepdir import SWEEP, Contents, Entry, is_sweep, point_folder, write_contents
+from slimvit.train.checkpoint import Interrupted
+from slimvit.unfinished import recipe_in
+
+SHELF, FAILED = "shelf", "failed"
+
+
+def sweep(
+    file: Sweep, points: Sequence[Point], out: Path, options: Options, *, jobs: int = 1, engine: str = "local"
+) -> Contents:
+    """Carry out the ``points`` of ``file`` that ``out`` does not hold yet.
+
+    ``options.out`` and ``options.shelf`` are set for each run. ``jobs``: runs at once on this machine; ``engine``:
+    `local`, or `ray` for a cluster. Raises :class:`StoreError` before anything is run when ``out`` holds other runs
+    under the names of these, and :class:`Interrupted` after a wish to stop: what was done is kept, and the same call
+    goes on.
+    """
+    out = out.absolute()
+    waiting = [p for p in points if not is_finished(out, p)]
+    contents = _prepare(file, points, out)
+    say(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
+    tasks = {p.id: Task(p.recipe, _options(p, out, options), out / FAILED / f"{p.id}.txt") for p in waiting}
+    crew = Ray() if engine == "ray" else Processes(jobs) if jobs > 1 else Here()
+    errors: dict[str, str] = {}
+    try:
+        _carry_out(tasks, crew, errors, len(points))
+    except (KeyboardInterrupt, Interrupted):
+        if isinstance(crew, Processes):
+            crew.stop()
+        raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
+    finally:
+        contents = Contents(
+            points=[replace_error(e, errors.get(e.id)) for e in contents.points], claims=contents.claims
+        )
+        write_contents(out, contents)
+    return contents
+
+
+def replace_error(entry: Entry, error: str | None) -> Entry:
+    return entry.model_copy(update={"error": error})
+
+
+def is_finished(out: Path, point: Point) -> bool:
+    """Whether the point's run folder is there. Raises :class:`StoreError` when another run lies in its place."""
+    folder = point_folder(out, point.id)
+    if rundir.finished(folder, point.recipe) is not None:
+        return True
+    begun = recipe_in(folder)
+    made_by = Recipe.read(begun) if begun is not None else rundir.recipe_of(folder)
+    if made_by not in (None, point.recipe) or (made_by is None and folder.is_dir() and any(folder.iterdir())):
+        raise StoreError(
+            f"{folder}: holds another run than this sweep's; name another --out, or begin anew with --force"
+        )
+    return False
+
+
+def begin_anew(out: Path) -> None:
+    """Remove an earlier sweep."""
+    check_free(out, force=True)
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def _prepare(file: Sweep, points: Sequence[Point], out: Path) -> Contents:
+    """The folder of the sweep, with what it is to hold."""
+    if not is_sweep(out):
+        check_free(out, force=False)
+    contents = Contents(points=[Entry(id=p.id, name=p.name) for p in points], claims=file.claims)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(out / FAILED, ignore_errors=True)  # they get another chance
+        (out / SWEEP).write_text(file.to_yaml())
+        write_contents(out, contents)
+    except OSError as error:
+        raise disk_error(out, error) from None
+    return contents
+
+
+def _options(point: Point, out: Path, options: Options) -> Options:
+    folder = point_folder(out, point.id)
+    return replace(options, out=folder, resume=(folder / UNFINISHED).is_dir(), shelf=out / SHELF)
+
+
+def _carry_out(tasks: Mapping[str, Task], crew: Crew, errors: dict[str, str], total: int) -> None:
+    """Every task, none before what it has in common with one under way is there to be taken."""
+    waiting, done = dict(tasks), total - len(tasks)
+    known: set[str] = set()
+    running: dict[Future[str | None], str] = {}
+    needs = {id: set(keys_of(task.recipe).values()) for id, task in tasks.items()}
+    while waiting or running:
+        for id in list(waiting):
+            busy = set().union(*(needs[other] for other in running.values())) - known
+            if not needs[id] & busy:
+                running[crew.submit(waiting.pop(id))] = id
+                if isinstance(crew, Here):
+                    break  # it is done: tell of it before the next begins
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            id, error, done = running.pop(future), future.result(), done + 1
+            known |= needs[id]
+            if error is not None:
+                errors[id] = error
+            say(f"[{done}/{total}] {id}: {_told(tasks[id]) if error is None else f'failed: {error}'}")
+
+
+def _told(task: Task) -> str:
+    """How the run ended, in a few figures."""
+    assert task.options.out is not None
+    report = Report.read(task.options.out / "report.json")
+    last, first = report.last, report.reference
+    figures = [] if last.top1 is None else [f"top-1 {last.top1:.1f}"]
+    if last.top1 is not None and first.top1 is not None and last is not first:
+        figures[0] += f" ({last.top1 - first.top1:+.1f})"
+    if last.macs and first.macs:
+        figures.append(f"{100 * last.macs / first.macs:.0f} % of the FLOPs")
+    return ", ".join(figures) or "done"
