@@ -142,7 +142,7 @@ class Ray:
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        self.carry_out = ray.remote(num_gpus=gpus, max_calls=1)(carry_out)
+        self.carry_out = ray.remote(num_gpus=gpus)(carry_out)
 
     def submit(self, task: Task) -> Future[str | None]:
         future: Future[str | None] = self.carry_out.remote(task).future()

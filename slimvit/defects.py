@@ -65,6 +65,10 @@ def _sections(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple[li
     for name, value in section:
         if isinstance(value, Section):
             yield from _sections(value, (*path, name))
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                if isinstance(item, Section):
+                    yield from _sections(item, (*path, name, str(i)))
     yield list(path), section
 
 
@@ -100,6 +104,8 @@ def _section_at(kind: type[Section], path: list[str]) -> type[Section] | None:
     """The kind of section at a path; None where something else is."""
     found: type[Section] | None = kind
     for key in path:
+        if key.isdigit():  # a place in a list, whose items are sections of one kind
+            continue
         field = None if found is None else found.model_fields.get(key)
         choices = () if field is None else (field.annotation, *get_args(field.annotation))
         found = next((t for t in choices if isinstance(t, type) and issubclass(t, Section)), None)

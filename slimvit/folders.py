@@ -16,7 +16,7 @@ UNFINISHED = "unfinished"
 """Subfolder of a run folder in which a training under way keeps what it needs to go on."""
 LOGS = "logs"
 """Subfolder of either, with what --log-with wrote."""
-MARKERS = {"slim.json", "tradeoff.md", UNFINISHED}
+MARKERS = {"slim.json", "tradeoff.md", "points.json", UNFINISHED}
 """Files that tell a folder of ours from anything else; --force replaces only such folders."""
 DRY_RUN = {"plan.json"}
 """All that a dry run leaves: a name that others use too, so nothing else may lie beside it."""

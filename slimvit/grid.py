@@ -44,8 +44,8 @@ class NamedPoint(Section):
 class Claim(Section):
     """A published figure."""
 
-    point: str
-    """The name of the point it is to be read against."""
+    point: str | None = None
+    """The name of the point it is to be read against; None where nobody said which network it is of."""
     against: str | None = None
     """The point that ``change`` is measured from; the original where it is left out."""
     top1: float | None = None
@@ -57,8 +57,8 @@ class Claim(Section):
     def contradictions(self) -> list[str]:
         rules = {
             "a claim needs top1 or change": self.top1 is None and self.change is None,
-            "against is what change is measured from; give change, or drop it": self.against is not None
-            and self.change is None,
+            "against is what change is measured from; give point and change, or drop it": self.against is not None
+            and (self.change is None or self.point is None),
         }
         return [clause for clause, broken in rules.items() if broken]
 
@@ -85,7 +85,7 @@ class Sweep(Document):
         found += [f"grid: {key} has no values" for key, values in self.grid.items() if not values]
         found += [f"two points are called {n!r}" for n in dict.fromkeys(names) if names.count(n) > 1]
         for claim in self.claims:
-            asked = [claim.point] + [claim.against] * (claim.against is not None)
+            asked = [name for name in (claim.point, claim.against) if name is not None]
             found += [f"a claim is about {n!r}, but no point is called so" for n in asked if n not in names]
         return found
 
