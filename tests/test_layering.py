@@ -25,10 +25,10 @@ LAYERS = (
     {"creation"},
     {"sources", "runstate"},
     {"catalogue", "checks", "inspection", "forecast", "rundir", "sweepdir"},
-    {"unfinished"},
-    {"learning"},
+    {"unfinished", "contenders"},
+    {"learning", "verdict"},
     {"pipeline"},
-    {"evaluation"},
+    {"evaluation", "benching"},
     {"commands"},
     {"__main__"},
 )
