@@ -19,6 +19,7 @@ from slimvit.errors import ModelError, StoreError
 from slimvit.measure.macs import count_macs, count_params, input_size_of
 from slimvit.models.family import TimmModule, attention_blocks, plan_of
 from slimvit.recipe import ModelSection
+from slimvit.rundir import recipe_of
 from slimvit.sources import open_model, saved_folder
 
 
@@ -70,7 +71,13 @@ def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[C
 
 def open_named(name: str, img_size: int | None) -> nn.Module:
     """A saved model with its weights, any other with random ones: nothing is fetched."""
-    return open_model(ModelSection(name=name, img_size=img_size, pretrained=saved_folder(name) is not None))
+    section = ModelSection(name=name, img_size=img_size, pretrained=saved_folder(name) is not None)
+    try:
+        return open_model(section)
+    except (RuntimeError, AssertionError) as error:  # what timm and torch raise for a size that cannot be
+        if img_size is None:
+            raise
+        raise ModelError(f"{name}: --img-size {img_size} does not fit it: {str(error).splitlines()[0]}") from None
 
 
 def open_uncut(name: str, args: dict[str, Any]) -> nn.Module:
@@ -109,9 +116,11 @@ def _contender(name: str, build: Callable[[], nn.Module], folder: Path | None = 
 
 def _original(cut: Contender, taken: Sequence[str]) -> Contender:
     source = store.describe(cut.model)
-    name = f"{source.name} (original)"
+    recipe = None if cut.folder is None else recipe_of(cut.folder)
+    known_as = source.name if recipe is None or store.is_saved(recipe.model.name) else recipe.model.name
+    name = f"{known_as} (original)"
     if name in taken:
-        name = f"{source.name} (original of {cut.name})"
+        name = f"{known_as} (original of {cut.name})"
     return _contender(name, partial(open_uncut, source.name, source.args))
 
 

@@ -13,7 +13,7 @@ from slimvit.contenders import Contender
 from slimvit.measure.latency import images_for
 from slimvit.measure.profile import time_shares
 from slimvit.measure.ratios import Ratio, median_ratio
-from slimvit.measure.shortfall import Evidence, remark
+from slimvit.measure.shortfall import Evidence, follows, remark
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _evidence(slim: Measured, original: Measured, latency: Ratio, throughput: Ra
         latency=latency,
         throughput=throughput,
         few_over_one=original.few_over_one,
-        shares=original.shares,
+        shares=None if follows(throughput, promised) else original.shares,
         widths=slim.contender.widths,
         original_widths=original.contender.widths,
     )

@@ -115,4 +115,5 @@ def _memory() -> Iterator[None]:
 
 def _line(error: Exception) -> str:
     """The error's first line of substance."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ def time_shares(call: Callable[[Tensor], Any], images: Tensor) -> dict[str, floa
     On a GPU the time of the kernels, on a CPU that of the operators themselves. The shares are those of an uncompiled
     model: a compiled one merges operators of several kinds.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler reports every start and stop as an error
     cuda = images.is_cuda
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with torch.inference_mode():
