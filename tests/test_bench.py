@@ -75,24 +75,27 @@ def test_the_table_goes_to_stdout_and_the_rest_to_stderr(slimvit_: Invoke, runs:
 
 @pytest.mark.usefixtures("quick")
 def test_every_setting_has_its_rows_and_its_timings(
-    slimvit_: Invoke, runs: Path, monkeypatch: pytest.MonkeyPatch
+    slimvit_: Invoke, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = shutil.copytree(runs / "half", tmp_path / "run")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    words = ("bench", runs / "swin", *FEW, "--precision", "fp32,bf16", "--eager", "--compile", "--json")
+    words = ("bench", run, *FEW, "--precision", "fp32,bf16", "--eager", "--compile", "--json")
     rows = json.loads(slimvit_(*words).stdout)
     settings = [("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)]
     assert [(r["precision"], r["compiled"]) for r in rows[1::2]] == settings
-    assert [(t.precision, t.compiled) for t in read_timings(runs / "swin")] == settings
+    assert [(t.precision, t.compiled) for t in read_timings(run)] == settings
     assert [r["peak_memory_gib"] for r in rows[::2]] == [1.0, None, 1.0, None]
-    slimvit_("bench", runs / "swin", *FEW, "--precision", "bf16", "--precision", "bf16")
-    assert len(read_timings(runs / "swin")) == 4
+    slimvit_("bench", run, *FEW, "--precision", "bf16", "--precision", "bf16")
+    assert len(read_timings(run)) == 4
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_compiled_model_alone(slimvit_: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swin_compiled_alone(slimvit_: Invoke, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    (row,) = json.loads(slimvit_("bench", "swin_digits", *FEW, "--compile", "--json").stdout)
-    assert row["compiled"] and row["original"] is None and row["macs_speedup"] is None
+    words = ("bench", runs / "swin", *FEW, "--compile", "--no-save", "--json")
+    original, slim = json.loads(slimvit_(*words).stdout)
+    assert original["compiled"] and slim["compiled"] and original["macs_speedup"] is None
+    assert original["model"] == slim["original"] == "swin_digits (original)" and slim["macs_speedup"] > 1
 
 
 @pytest.mark.usefixtures("quick")

@@ -28,34 +28,25 @@ def batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
     return tuple(dict.fromkeys(listed))
 
 
+bench_options = shared.options(
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of torch, on a CPU. [default: torch's]"),
+    click.option("--precision", "precisions", multiple=True, default=("fp32",), show_default=True, callback=words,
+                 metavar="P", help="fp32, bf16 or fp32,bf16: what weights and images are in."),
+    click.option("--eager", is_flag=True, help="Time the models as they are (the default)."),
+    click.option("--compile", is_flag=True, help="Time them through torch.compile; with --eager, both."),
+    click.option("--batches", callback=batches, metavar="N,N", help="Batches to try for throughput. [default: grow]"),
+    click.option("--rounds", type=click.IntRange(min=20), default=30, show_default=True, metavar="N",
+                 help="Times that every model has its turn."),
+    click.option("--img-size", type=click.IntRange(min=1), metavar="N", help="Side of the input, pixels."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--no-save", is_flag=True, help="Do not write timings.json into the run folders."),
+)  # fmt: skip
+
+
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL_OR_RUN...")
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of torch, on a CPU. [default: torch's]")
-@click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    default=("fp32",),
-    show_default=True,
-    callback=words,
-    metavar="P",
-    help="fp32, bf16 or fp32,bf16; repeatable.",
-)
-@click.option("--eager", is_flag=True, help="Time the models as they are (the default).")
-@click.option("--compile", is_flag=True, help="Time them through torch.compile; with --eager, both.")
-@click.option("--batches", callback=batches, metavar="N,N", help="Batches to try for throughput. [default: grow]")
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=20),
-    default=30,
-    show_default=True,
-    metavar="N",
-    help="Times that every model has its turn.",
-)
-@click.option("--img-size", type=click.IntRange(min=1), metavar="N", help="Side of the input, pixels.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--no-save", is_flag=True, help="Do not write timings.json into the run folders.")
+@bench_options
 def command(models: tuple[str, ...], eager: bool, compile: bool, as_json: bool, no_save: bool, **given: Any) -> None:
     """Time timm models, embedded models or run folders side by side, each slim one beside the model it was cut from.
 
@@ -65,7 +56,7 @@ def command(models: tuple[str, ...], eager: bool, compile: bool, as_json: bool, 
     \b
     Example:
       slimvit bench runs/digits
-    """  # fmt: skip
+    """
     from slimvit.benching import BenchOptions, bench
     from slimvit.report.timing_table import print_timings
 
