@@ -101,10 +101,11 @@ def test_a_swin_compiled_alone(slimvit_: Invoke, runs: Path, monkeypatch: pytest
 @pytest.mark.usefixtures("quick")
 def test_models_that_were_not_cut_are_only_timed(slimvit_: Invoke, runs: Path) -> None:
     before = {f: f.read_bytes() for f in EMBEDDED["vit_digits"].iterdir()}
-    result = slimvit_("bench", "vit_digits", "test_vit", runs / "half", *FEW, "--no-save", "--json")
+    cut = [runs / "half", runs / "dense"]
+    result = slimvit_("bench", "vit_digits", "test_vit", *cut, *FEW, "--no-save", "--json", "--precision", "bf16")
     rows = {row["model"]: row for row in json.loads(result.stdout)}
-    assert list(rows) == ["vit_digits", "test_vit", str(runs / "half")]
-    assert rows["test_vit"]["original"] is None and rows[str(runs / "half")]["original"] == "vit_digits"
+    assert list(rows) == ["vit_digits", "test_vit", *map(str, cut)]
+    assert [row["original"] for row in rows.values()] == [None, None, "vit_digits", "vit_digits"]
     assert "different sizes" in result.stderr and "test_vit 3x160x160" in result.stderr
     assert {f: f.read_bytes() for f in EMBEDDED["vit_digits"].iterdir()} == before
 

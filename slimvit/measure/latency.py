@@ -19,11 +19,12 @@ WARM_UP = 3
 AT_LEAST = 5
 """Batches that are timed however long they take."""
 
-TURN = 0.05
-"""Seconds that a model's turn in a round lasts at least, in as many passes as it takes."""
+TURN = 0.15
+"""Seconds that a model's turn in a round is to last, in as many passes as it takes: the first of many short ones still
+finds the caches full of the model before it."""
 
-PASSES = (3, 50)
-"""Passes of a turn, at least and at most: the first one still finds the caches full of the model before it."""
+PASSES = (1, 50)
+"""Passes of a turn, at least and at most."""
 
 Times = dict[str, list[list[float]]]
 """Name -> one list a round -> seconds of every pass of that turn."""

@@ -91,3 +91,12 @@ def test_what_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         found.calls(1)
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     assert module.compile_defect(torch.device("cpu")) is None
+
+
+def test_the_real_compiler() -> None:
+    if (defect := compile_defect(torch.device("cpu"))) is not None:
+        pytest.skip(defect)
+    models = {n: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.GELU()).eval() for n in "ab"}
+    with compiling():
+        times = Contest(models, dict.fromkeys(models, SIZE), compiled=True).times(2, 3)
+    assert [len(turns) for turns in times.values()] == [3, 3] and min(min(t) for t in times["a"]) > 0
