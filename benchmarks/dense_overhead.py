@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import slimvit
+from slimvit.measure.ratios import median_ratio
 from slimvit.models.family import Branch, State, attention_blocks, steps
 from slimvit.models.swin import image_to_windows, windows_to_image
 
@@ -150,10 +151,8 @@ def compared(
     row: dict[str, Any] = {"plain_ms": 1000 * float(np.median(times["plain"]))}
     for arm in ARMS[1:]:
         plain = times["plain"] if arm == "ours" else times["plain"][::4]
-        ratios = np.array(times[arm]) / np.array(plain)
-        draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-        low, high = np.quantile(np.median(draws, 1), (0.025, 0.975))
-        row |= {arm: float(np.median(ratios)), f"{arm}_low": float(low), f"{arm}_high": float(high)}
+        ratio = median_ratio(times[arm], plain)
+        row |= {arm: ratio.middle, f"{arm}_low": ratio.low, f"{arm}_high": ratio.high}
     return row
 
 

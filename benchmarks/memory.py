@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import torch
+
+from slimvit.measure.memory import process_peak
 
 
 def peak_gib() -> float:
-    """GiB: on a GPU what torch allocated, on a CPU what the process held at most.
-
-    Read from Linux's VmHWM; ``resource.ru_maxrss`` begins with what the process that started this one held.
-    """
+    """GiB: on a GPU what torch allocated, on a CPU what the process held at most."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    held = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    held = process_peak()
     assert held is not None
-    return int(held[1]) / 2**20
+    return held / 2**30

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.sources import open_data
 from slimvit.engine import open_engine
+from slimvit.measure.ratios import median_ratio
 from slimvit.options import Options
 from slimvit.recipe import DataSection
 from slimvit.train.loop import train
@@ -134,11 +135,9 @@ def compared(root: Path, args: argparse.Namespace) -> dict[str, Any]:
     for i in range(args.rounds):
         for name in ARMS if i % 2 == 0 else list(ARMS)[::-1]:
             seconds[name].append(arms[name].epoch())
-    ratios = np.array(seconds["timm"]) / np.array(seconds["slimvit"])
-    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
-    low, high = np.quantile(np.median(draws, 1), (0.025, 0.975))
+    ratio = median_ratio(seconds["timm"], seconds["slimvit"])
     speed = {f"{name}_images_per_second": args.images / float(np.median(s)) for name, s in seconds.items()}
-    return speed | {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}
+    return speed | {"ratio": ratio.middle, "low": ratio.low, "high": ratio.high}
 
 
 def peak(name: str, root: Path, args: argparse.Namespace) -> float:

@@ -83,7 +83,7 @@ class Engine:
 def open_engine(options: Options) -> Engine:
     """The engine that the options ask for. Raises :class:`SlimvitError` for a device or precision that is not here."""
     device = options.torch_device()
-    _check_precision(options.precision, device)
+    check_precision(options.precision, device)
     _check_log(options)
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)  # a process may run more than once, each time as asked
@@ -105,6 +105,7 @@ def _check_log(options: Options) -> None:
         raise SlimvitError("log-with tensorboard writes into the run folder; name one with --out")
 
 
-def _check_precision(precision: str, device: torch.device) -> None:
+def check_precision(precision: str, device: torch.device) -> None:
+    """Raise :class:`SlimvitError` for a precision that the device cannot compute in."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise SlimvitError(f"precision bf16: {torch.cuda.get_device_name(device)} cannot compute in it; use fp32")

@@ -16,6 +16,7 @@ COMMANDS = {
     "finetune": "Train a slimmed model further.",
     "evaluate": "Measure a model's accuracy, size and cost.",
     "inspect": "Show a model's blocks, heads, parameters and MACs.",
+    "bench": "Time models side by side, slim ones beside their originals.",
     "report": "Put several runs side by side.",
     "recipes": "List, show, copy and check the shipped recipes.",
     "models": "List the models slimvit can prune.",

@@ -78,7 +78,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     The model may live on any device, meta included, and is neither run nor changed: stand-ins with its shapes are.
     Raises :class:`ModelError` when the model has no input size of its own or does not take the given one.
     """
-    size = input_size or _input_size(model)
+    size = input_size or input_size_of(model)
     try:
         on_meta = _stand_in(model, "meta")
         by_torch, mixes = torch_count(on_meta, size), mix_macs(on_meta, size)
@@ -103,7 +103,8 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     )
 
 
-def _input_size(model: nn.Module) -> tuple[int, int, int]:
+def input_size_of(model: nn.Module) -> tuple[int, int, int]:
+    """The images [C, H, W] that a model takes; raises :class:`ModelError` where it does not say."""
     stem, side = stem_of(model), getattr(getattr(model, "patch_embed", None), "img_size", None)
     if stem is not None and side is not None:
         return (stem.in_channels, *side)

@@ -33,12 +33,18 @@ class Timing(Record):
     peak_memory_gib: float | None = None
     """Of a forward pass of that batch, weights included."""
     latency_speedup: float | None = None
-    """Times faster than the original in the same rounds, at one image; so are the next two."""
+    """Times faster than the original in the same rounds, at one image."""
     throughput_speedup: float | None = None
+    """The same, at that batch."""
+    latency_interval: list[float] | None = None
+    """Lower and upper end of the speed-up's 95 % interval; so is the next."""
+    throughput_interval: list[float] | None = None
     macs_speedup: float | None = None
     """What the multiply-accumulates alone promise."""
     remark: str | None = None
     """Why the time does not follow the MACs, where it does not."""
+    input_size: list[int] | None = None
+    """[channels, height, width] of an image."""
     rounds: int
     versions: dict[str, str] = Field(default_factory=dict)
 

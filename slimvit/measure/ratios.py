@@ -1,0 +1,36 @@
+"""Ratios of times taken in the same rounds: their median, and how far chance may have moved it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 2000
+"""Samples of the bootstrap."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A median over rounds, and its 95 % interval."""
+
+    middle: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+    def of_the_gain(self, promised: float) -> Ratio:
+        """The share of a ``promised`` speed-up's gain that this speed-up reached: (this - 1) / (promised - 1)."""
+        low, high = sorted((bound - 1) / (promised - 1) for bound in (self.low, self.high))
+        return Ratio((self.middle - 1) / (promised - 1), low, high)
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float], seed: int = 0) -> Ratio:
+    """The median of ``above[i] / below[i]`` over the rounds i, with the bootstrap's 95 % interval of the median."""
+    ratios = np.array(above, dtype=float) / np.array(below, dtype=float)
+    draws = np.random.default_rng(seed).choice(ratios, (DRAWS, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    return Ratio(float(np.median(ratios)), float(low), float(high))
