@@ -58,10 +58,10 @@ METHODS = {
 }
 DEFAULT = next(iter(METHODS))
 RATIOS, TRAINED = (1 / 6, 1 / 3, 1 / 2, 2 / 3), (1 / 2, 2 / 3)
-WHAT = """Same model, images, calibration images, heads removed, epochs and seeds for every method. Torch-Pruning's group
-Taylor and group L2 importance are its own code; `global` picks heads anywhere in the network, `uniform` the same number
-in every block. `refit` is slimvit's closed-form repair, given to every method alike. Trained: three epochs on all
-training images, learning from the uncut network too."""
+WHAT = """Same model, images, calibration images, heads removed, epochs and seeds for every method. The importance of
+Torch-Pruning's group Taylor and group L2 is its own code; `global` picks heads anywhere in the network, `uniform` the
+same number in every block. `refit` is slimvit's closed-form repair, given to every method alike. Trained: three epochs
+on all training images, learning from the uncut network too."""
 FIGURES = ("top1", "agreement", "feature_error")
 
 
