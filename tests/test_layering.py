@@ -25,6 +25,7 @@ LAYERS = (
     {"creation"},
     {"sources", "runstate"},
     {"catalogue", "checks", "inspection", "forecast", "rundir", "sweepdir"},
+    {"gathering"},
     {"unfinished"},
     {"learning"},
     {"pipeline"},
@@ -44,6 +45,8 @@ WITHOUT_TORCH = (
     "slimvit.recipe",
     "slimvit.grid",
     "slimvit.report.record",
+    "slimvit.gathering",
+    "slimvit.report.comparison",
 )
 """Imported by help, completion and the tools that only read files."""
 
