@@ -1,13 +1,13 @@
 """The sweep file: many runs that differ in a few settings, written down as one recipe and what changes in it. No torch.
 
-base: digits_half                  # a recipe's name or file, or its content
-points:                            # named runs, each with what it changes; may be left out
-  - name: half the heads
-    change: {prune.ratio: 0.5}
-grid:                              # every combination of these, for every point; may be left out
-  seed: [0, 1, 2]
-claims:                            # figures that others published, to be read beside the measured ones
-  - {point: half the heads, top1: 98.0, source: who says so}
+    base: digits_half                  # a recipe's name or file, or its content
+    points:                            # named runs, each with what it changes; may be left out
+      - name: half the heads
+        change: {prune.ratio: 0.5}
+    grid:                              # every combination of these, for every point; may be left out
+      seed: [0, 1, 2]
+    claims:                            # figures that others published, to be read beside the measured ones
+      - {point: half the heads, top1: 98.0, source: who says so}
 """
 
 from __future__ import annotations

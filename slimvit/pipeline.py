@@ -188,10 +188,5 @@ def measure(now: Run, stage: str, model: nn.Module, started: float | None = None
     macs = count_macs(model)
     if (doubt := macs.disagreement()) is not None:
         now.notes.append(f"{stage}: {doubt}")
-    size = {
-        "heads": plan_of(model).kept,
-        "params": count_params(model),
-        "macs": macs.total,
-        "macs_by_part": macs.by_part,
-    }
+    size = {"heads": plan_of(model).kept, "params": count_params(model), "macs": macs.total, "macs_by_part": macs.by_part}
     now.stages.append(Stage(stage=stage, seconds=seconds, **size, **found))

@@ -9,7 +9,7 @@ from slimvit.report.comparison import Comparison
 from slimvit.report.rows import Row, Stat
 from slimvit.report.speed import setting_said
 
-SPEED = (Column("latency (ms)", "latency_ms", ".2f"), Column("images/s", "throughput", ".0f"))
+SPEED = (Column("latency (ms)", "latency_ms", ".2f"), Column("images/s", "throughput", ".0f", in_terminal=False))
 EPOCHS = Column("epochs", "epochs", ".0f")
 FIGURES = (*SIZE, *ACCURACY, *SPEED, EPOCHS)
 """Every figure of a row, in order."""
@@ -36,9 +36,11 @@ class Cells:
         return any(NOT_MEASURED in row for row in self.rows)
 
 
-def cells_of(comparison: Comparison, plus_minus: str = " ± ") -> Cells:
+def cells_of(comparison: Comparison, plus_minus: str = " ± ", in_terminal: bool = False) -> Cells:
     texts = _texts(comparison)
-    figures = tuple(c for c in FIGURES if any(c.key in row.stats for row in comparison.rows) and _told(c, comparison))
+    measured = {key for row in comparison.rows for key in row.stats}
+    wanted = [c for c in FIGURES if c.in_terminal or not in_terminal]
+    figures = tuple(c for c in wanted if c.key in measured and _told(c, comparison))
     ends = _ends(comparison)
     rows = []
     for row in comparison.rows:

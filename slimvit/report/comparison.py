@@ -30,7 +30,9 @@ class Comparison:
     gain: str | None
     """The accuracy that the points are compared by (see :func:`accuracy_key`)."""
     setting: Setting | None
-    all_timed: bool
+    """Under which the times were taken."""
+    untimed: int
+    """Runs without a latency under it."""
 
     @property
     def points(self) -> list[Row]:
@@ -61,7 +63,7 @@ def compare_runs(gathered: Gathered, wishes: Sequence[Wish] = ()) -> Comparison:
         front=() if gain is None else tuple(front(points, "macs", gain)),
         gain=gain,
         setting=setting,
-        all_timed=setting is not None and untimed(measurements, setting) == 0,
+        untimed=untimed(measurements, setting),
     )
 
 

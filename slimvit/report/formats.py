@@ -93,10 +93,8 @@ def claim_cells(claims: Sequence[Claimed], plus_minus: str = " ± ") -> list[tup
 def latex(comparison: Comparison) -> str:
     """A table for the booktabs package, its legend as comments."""
     cells = cells_of(comparison)
-    lines = [
-        f"% {in_latex(text)}"
-        for text in ("needs \\usepackage{booktabs}", *comparison.notes, *legend(cells, comparison))
-    ]
+    said = ("needs \\usepackage{booktabs}", *comparison.notes, *legend(cells, comparison))
+    lines = [f"% {' '.join(text.split())}" for text in said]
     lines += [
         r"\begin{tabular}{" + "l" * len(cells.texts) + "r" * (len(cells.header) - len(cells.texts)) + "}",
         r"\toprule",

@@ -1,7 +1,8 @@
-"""Text that means nothing but itself in Markdown, LaTeX; a Markdown table."""
+"""Text that means nothing but itself in Markdown and LaTeX, and tables in Markdown."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*[]<|"}
@@ -15,7 +16,8 @@ def in_markdown(text: str) -> str:
 
 
 def in_latex(text: str) -> str:
-    return _replaced(text, LATEX)
+    """Text, or a figure, whose minus becomes one."""
+    return re.sub(r"^-(?=\d)", "$-$", _replaced(text, LATEX))
 
 
 def _replaced(text: str, signs: dict[str, str]) -> str:

@@ -74,11 +74,7 @@ class Measurement:
         found |= {
             f"{key}_share": _share(getattr(after, key), getattr(before, key)) for key in ("heads", "params", "macs")
         }
-        timing = next((t for t in self.timings if setting_of(t) == setting), None)
-        found["latency_ms"] = None if timing is None else timing.latency_ms
-        found["throughput"] = None if timing is None else timing.throughput
-        speedup = None if timing is None else timing.latency_speedup
-        return found | {"latency_ms_share": _share(1.0, speedup), "seconds": None}
+        return found | _times(next((t for t in self.timings if setting_of(t) == setting), None)) | {"seconds": None}
 
     @property
     def data(self) -> str:
@@ -108,6 +104,14 @@ class Gathered:
     claims: tuple[tuple[str, Claim], ...] = ()
     """With the sweep that each is from."""
     notes: tuple[str, ...] = ()
+
+
+def _times(timing: Timing | None) -> Figures:
+    """Beside the original's: a latency 0.8 times as long, a throughput 1.25 times as high."""
+    if timing is None:
+        return dict.fromkeys(("latency_ms", "throughput", "latency_ms_share", "throughput_share"))
+    shares = {"latency_ms_share": _share(1.0, timing.latency_speedup), "throughput_share": timing.throughput_speedup}
+    return {"latency_ms": timing.latency_ms, "throughput": timing.throughput} | shares
 
 
 def _share(after: float | None, before: float | None) -> float | None:

@@ -31,7 +31,7 @@ def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
         table=_table(comparison, cells),
         legend=_lines("<li>{}</li>", legend(cells, comparison)),
         claims=_claims(comparison),
-        pictures="\n".join(_picture(title, path) for title, path in pictures.items()),
+        pictures="\n".join(f"<figure>{_image(title, path)}</figure>" for title, path in pictures.items()),
         runs=_runs(comparison),
         repeat=escape(REPEAT),
         commands=escape("\n".join(commands)),
@@ -88,10 +88,13 @@ def _claims(comparison: Comparison) -> str:
     return f'<h2>Claimed beside measured</h2>\n<div class="wide">{table}</div>'
 
 
-def _picture(title: str, path: Path) -> str:
+def _image(title: str, path: Path) -> str:
     data = b64encode(path.read_bytes()).decode()
-    image = f'<img src="data:{MIME[path.suffix]};base64,{data}" alt="{escape(title)}">'
-    return f"<figure>{image}<figcaption>{escape(title)}</figcaption></figure>"
+    return f'<img src="data:{MIME[path.suffix]};base64,{data}" alt="{escape(title)}">'
+
+
+def _captioned(title: str, path: Path) -> str:
+    return f"<figure>{_image(title, path)}<figcaption>{escape(title)}</figcaption></figure>"
 
 
 def _runs(comparison: Comparison) -> str:
@@ -101,6 +104,6 @@ def _runs(comparison: Comparison) -> str:
         return ""
     parts = ["<h2>Heads and mixes</h2>"]
     for row in rows:
-        figures = "".join(_picture(title, path) for title, path in row.runs[0].pictures.items())
+        figures = "".join(_captioned(title, path) for title, path in row.runs[0].pictures.items())
         parts.append(f"<details><summary>{escape(row.name)}</summary>{figures}</details>")
     return "\n".join(parts)

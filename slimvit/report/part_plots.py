@@ -21,6 +21,8 @@ BARS = 40
 """With more rows than this, only originals and the points on the front get a bar."""
 LONGEST = 46
 """Characters of a row's name."""
+CURVES = 10
+"""With more curves than this, those of one series share a colour."""
 Curve = tuple[list[int], list[float]]
 
 
@@ -69,7 +71,7 @@ def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
     fig = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = plain_axes(fig)
     rows = [(row, curve) for row in comparison.rows if (curve := _curve(row, key)) is not None]
-    by_row = len(rows) <= COLOURED
+    by_row = len(rows) <= CURVES
     seen: set[str] = set()
     for i, (row, curve) in enumerate(rows):
         label, colour = (

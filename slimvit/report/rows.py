@@ -129,9 +129,13 @@ def _original_row(distinct: list[Measurement], all_: Sequence[Measurement], sett
 
 
 def _timed(figures: Figures) -> Figures:
-    """The original's latency, from how much faster a run of it was in the same rounds."""
-    latency, share = figures["latency_ms"], figures["latency_ms_share"]
-    return {"latency_ms": latency / share if latency is not None and share else None}
+    """The original's times, from how much faster a run of it was in the same rounds."""
+    latency, throughput = figures["latency_ms"], figures["throughput"]
+    slower, faster = figures["latency_ms_share"], figures["throughput_share"]
+    return {
+        "latency_ms": latency / slower if latency is not None and slower else None,
+        "throughput": throughput / faster if throughput is not None and faster else None,
+    }
 
 
 def _figures_said(stage: Stage) -> str:

@@ -46,21 +46,22 @@ def series_of(points: Sequence[Row]) -> list[Series]:
     if len(groups) == 1:
         return [Series("", tuple(points))]
     settings = [_settings(rows[0]) for rows in groups.values()]
-    shared = set.intersection(*({part for row in rows for part in words(row)} for rows in groups.values()))
+    shared = set.intersection(*({part for row in rows for part in words(row.name)} for rows in groups.values()))
     varying = [k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1]
     labels = [_label(rows, s, varying, shared) for rows, s in zip(groups.values(), settings, strict=True)]
     return [Series(label, tuple(rows)) for label, rows in zip(labels, groups.values(), strict=True)]
 
 
-def words(row: Row) -> list[str]:
-    return row.name.split(", ")
+def words(name: str) -> list[str]:
+    """What a name is made of: a sweep joins the settings that tell a point from the others."""
+    return name.split(", ")
 
 
 def _label(rows: list[Row], settings: dict[str, Any], varying: list[str], shared: set[str]) -> str:
     """What the names of the points have in common, or else the settings that other series have otherwise."""
     if len(rows) == 1:
         return rows[0].name
-    common = [part for part in words(rows[0]) if all(part in words(r) for r in rows) and part not in shared]
+    common = [part for part in words(rows[0].name) if all(part in words(r.name) for r in rows) and part not in shared]
     if common:
         return ", ".join(common)
     told = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {settings.get(k)}" for k in varying]

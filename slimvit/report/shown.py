@@ -12,13 +12,13 @@ from slimvit.report.pick import Pick
 from slimvit.report.terminal import print_cells
 
 PLUS_MINUS = " +-"
-IN_TERMINAL = {"model", "front", "-", "+-"}
+IN_TERMINAL = {"model", "latency (ms)", "front", "-", "+-"}
 """Lines of the legend that a reader needs at once; the rest is in the written table."""
 
 
 def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None:
     file = file or sys.stdout
-    cells = cells_of(comparison, PLUS_MINUS)
+    cells = cells_of(comparison, PLUS_MINUS, in_terminal=True)
     print_cells(cells.header, cells.rows, len(cells.texts), file)
     lines = [line.replace("±", "+-") for line in legend(cells, comparison)]
     print("", *(line for line in lines if line.split(":")[0] in IN_TERMINAL), sep="\n", file=file)

@@ -16,12 +16,13 @@ from slimvit.report.series import Series, front, words
 from slimvit.report.style import INK, MUTED, SERIES, TITLE, plain_axes, save
 
 LABELLED = 12
-"""With more points than this, none is named in the picture but those on the front."""
-COLOURED = 10
-"""With more lines than this, all are grey and none is in the legend."""
+"""With more rows than this, none is named in the picture."""
+COLOURED = len(SERIES)
+"""With more lines than this, all are grey, and the points on the front are numbered."""
 LONGEST = 34
 """Characters of a label."""
-MARKERS = "osD^vP"
+BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+"""Of a label: a line that it crosses does not strike it through."""
 COSTS = {
     "macs": ("FLOPs (G), 1 multiply-add = 1", 1e9, "FLOPs"),
     "latency_ms": ("latency of one image (ms)", 1.0, "latency"),
@@ -37,25 +38,20 @@ def accuracy_against(comparison: Comparison, cost: str, path: Path) -> None:
     fig = Figure(figsize=(7.6, 5.0), layout="constrained")
     axes = plain_axes(fig)
     axes.margins(x=0.14, y=0.14)
-    grey = len(comparison.series) > COLOURED
     for i, series in enumerate(comparison.series):
-        _draw_series(
-            axes,
-            series,
-            cost,
-            gain,
-            MUTED if grey else SERIES[i % len(SERIES)],
-            MARKERS[i // len(SERIES)] if not grey else "o",
-            not grey,
-        )
-    best = front(comparison.points, cost, gain)
+        _draw_series(axes, series, cost, gain, _colour(i, comparison))
+    best = front(comparison.points, cost, gain) if len(comparison.points) > 1 else []
     _draw_front(axes, best, cost, gain)
     _draw_fixed(axes, comparison, cost, gain)
+    if _is_grey(comparison):
+        _number(axes, best, cost, gain)
     axes.set_xlabel(COSTS[cost][0], color=INK)
     axes.set_ylabel(GAINS[gain], color=INK)
     axes.set_title(f"{GAINS[gain].removesuffix(' (%)').capitalize()} against {COSTS[cost][2]}", **TITLE)
     fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
-    spread_labels(fig, axes, _labels(comparison, best, cost, gain), color=INK, fontsize=8)
+    named = [] if _is_grey(comparison) else _names(comparison)
+    placed = [(*at, text) for row, text in named if (at := _at(row, cost, gain)) is not None]
+    spread_labels(fig, axes, placed, color=INK, fontsize=8, bbox=BEHIND, zorder=6)
     save(fig, path)
 
 
@@ -64,24 +60,25 @@ def _at(row: Row, cost: str, gain: str) -> tuple[float, float] | None:
     return None if x is None or y is None else (x / COSTS[cost][1], y)
 
 
-def _draw_series(axes: Axes, series: Series, cost: str, gain: str, colour: str, marker: str, named: bool) -> None:
+def _is_grey(comparison: Comparison) -> bool:
+    return len(comparison.series) > COLOURED
+
+
+def _colour(number: int, comparison: Comparison) -> str:
+    return MUTED if _is_grey(comparison) else SERIES[number]
+
+
+def _draw_series(axes: Axes, series: Series, cost: str, gain: str, colour: str) -> None:
     """One line, from the cheapest point on, with error bars of one standard deviation."""
     known = sorted((at, row.stats[gain].std or 0.0) for row in series.rows if (at := _at(row, cost, gain)) is not None)
     if not known:
         return
     x, y = zip(*(at for at, _ in known), strict=True)
     spreads = [std for _, std in known]
-    label = _short(series.label) if named and series.label else None
+    label = _short(series.label) if colour != MUTED and series.label else None
     bars: dict[str, Any] = {"yerr": spreads, "capsize": 2.5, "elinewidth": 1.0} if any(spreads) else {}
-    style: dict[str, Any] = {
-        "color": colour,
-        "marker": marker,
-        "markersize": 6,
-        "markeredgecolor": "white",
-        "linewidth": 1.3,
-        "zorder": 3,
-    }
-    axes.errorbar(x, y, label=label, **style, **bars)
+    style: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white", "linewidth": 1.3, "zorder": 3}
+    axes.errorbar(x, y, fmt="o-", color=colour, label=label, **style, **bars)
 
 
 def _draw_front(axes: Axes, best: Sequence[Row], cost: str, gain: str) -> None:
@@ -107,20 +104,25 @@ def _draw_fixed(axes: Axes, comparison: Comparison, cost: str, gain: str) -> Non
             axes.scatter(*zip(*at, strict=True), label=kind, **style)
 
 
-def _labels(comparison: Comparison, best: Sequence[Row], cost: str, gain: str) -> list[tuple[float, float, str]]:
-    """What is written beside the points: all of a few, of many those on the front where no legend tells lines apart."""
-    rows = [row for row in comparison.rows if _at(row, cost, gain) is not None]
-    if len(rows) > LABELLED:
-        named = list(best) if len(comparison.series) > COLOURED and len(best) <= LABELLED else []
-        rows = [row for row in rows if row.kind != "point"] + named
-        rows = rows if len(rows) <= LABELLED else []
-    found = []
-    for row in rows:
-        at = _at(row, cost, gain)
-        text = _beside(row, comparison)
-        if at is not None and text:
-            found.append((*at, _short(text)))
-    return found
+def _names(comparison: Comparison) -> list[tuple[Row, str]]:
+    """What is written beside the points of a few: their names, without what the legend says."""
+    if len(comparison.rows) > LABELLED:
+        return []
+    return [(row, _short(text)) for row in comparison.rows if (text := _beside(row, comparison))]
+
+
+def _number(axes: Axes, best: Sequence[Row], cost: str, gain: str) -> None:
+    """Of many unlike points, those on the front get numbers, the cheapest first, which the legend explains.
+
+    They stand where the front leaves no other point: on its better and cheaper side.
+    """
+    above = -9 if gain in LOWER_IS_BETTER else 9
+    known = sorted(((at, row) for row in best if (at := _at(row, cost, gain)) is not None), key=lambda pair: pair[0])
+    for i, (at, row) in enumerate(known[:LABELLED], start=1):
+        style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
+        axes.annotate(str(i), at, xytext=(-8, above), color=INK, zorder=6, **style)
+        size = 4.0 + 3.0 * len(str(i))
+        axes.plot([], [], linestyle="", color=INK, marker=f"${i}$", markersize=size, label=_short(row.name))
 
 
 def _beside(row: Row, comparison: Comparison) -> str:
@@ -128,10 +130,9 @@ def _beside(row: Row, comparison: Comparison) -> str:
     if row.kind == "original":
         return comparison.label(row) if len(comparison.models) > 1 else ""
     series = next((s for s in comparison.series if row in s.rows), None)
-    if series is not None and len(series.rows) == 1 and series.label and len(comparison.series) <= COLOURED:
-        return ""
-    told = set() if series is None or len(comparison.series) > COLOURED else set(series.label.split(", "))
-    return ", ".join(w for w in words(row) if w not in told) if row.runs[0].sweep else Path(row.name).name
+    told = set() if series is None else set(words(series.label))
+    said = [word for word in words(row.name) if word not in told]
+    return ", ".join(said) if row.runs[0].sweep else ", ".join(Path(word).name for word in said)
 
 
 def _short(text: str) -> str:

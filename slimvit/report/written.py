@@ -11,6 +11,7 @@ from pathlib import Path
 from slimvit.report import formats, part_plots, tradeoff_plots
 from slimvit.report.comparison import Comparison
 from slimvit.report.page import page
+from slimvit.report.speed import setting_said
 
 Draw = Callable[[Path], None]
 
@@ -37,21 +38,25 @@ def write(comparison: Comparison, folder: Path) -> None:
 
 
 def _drawings(comparison: Comparison) -> tuple[dict[str, tuple[str, Draw]], list[str]]:
-    """File name -> caption and how it is drawn; and notes on what cannot be drawn."""
+    """File name -> title and how it is drawn; and notes on what cannot be drawn."""
     found: dict[str, tuple[str, Draw]] = {}
     notes = []
-    for cost, name, wanted in (("macs", "flops", True), ("latency_ms", "latency", comparison.all_timed)):
-        if wanted and comparison.gain is not None:
-            found[f"accuracy_{name}"] = (
-                f"Accuracy against {name}",
-                partial(tradeoff_plots.accuracy_against, comparison, cost),
-            )
+    for cost, name in (("macs", "FLOPs"), ("latency_ms", "latency")):
+        if comparison.gain is not None and (cost == "macs" or comparison.untimed == 0):
+            draw = partial(tradeoff_plots.accuracy_against, comparison, cost)
+            found[f"accuracy_{name.lower()}"] = (f"Accuracy against {name}", draw)
+    if comparison.untimed:
+        total = sum(len(row.runs) for row in comparison.rows)
+        under = "" if comparison.setting is None else f" on {setting_said(comparison.setting)}"
+        notes.append(
+            f"accuracy against latency is not drawn: {comparison.untimed} of {total} runs were not timed{under}"
+        )
     without = [row.name for row in comparison.rows if row.parts is None]
     if len(without) < len(comparison.rows):
         found["flops_by_part"] = ("FLOPs by part of the network", partial(part_plots.flops_by_part, comparison))
     if without:
         notes.append(
-            f"FLOPs by part were not measured by the older reports of {len(without)} of {len(comparison.rows)} rows"
+            f"FLOPs by part are not known of {len(without)} of {len(comparison.rows)} rows, whose reports are older"
         )
     if (key := part_plots.curve_key(comparison)) is not None:
         found["fine_tuning"] = ("Fine-tuning", partial(part_plots.fine_tuning, comparison, key))
