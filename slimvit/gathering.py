@@ -43,7 +43,15 @@ def gather(sources: Sequence[Path], references: Sequence[Path] = (), allow_mixed
             found.setdefault(run.folder.resolve(), replace(run, is_reference=is_reference))
     if not allow_mixed:
         check_alike(list(found.values()))
-    return Gathered(tuple(found.values()), tuple(claims), tuple(notes))
+    return Gathered(tuple(_completed(list(found.values()))), tuple(claims), tuple(notes))
+
+
+def _completed(runs: list[Measurement]) -> Iterator[Measurement]:
+    """An input size that is not known is that of the other runs on these images, where they agree."""
+    for run in runs:
+        known = {m.input_size for m in runs if (m.report.data, m.report.images) == (run.report.data, run.report.images)}
+        known.discard(None)
+        yield replace(run, input_size=known.pop()) if run.input_size is None and len(known) == 1 else run
 
 
 def _points(sweep: Path, contents: Contents, prefix: str) -> Iterator[Measurement]:

@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from slimvit.report.comparison import Comparison
+    from slimvit.report.measurement import Gathered
     from slimvit.report.pick import Wish
 
 FOLDER = click.Path(path_type=Path)
@@ -73,10 +74,22 @@ def command(places: tuple[Path, ...], references: tuple[Path, ...], allow_mixed:
     from slimvit.gathering import gather
     from slimvit.report.comparison import compare_runs
 
-    comparison = compare_runs(gather(places, references, allow_mixed), given["picks"])
+    gathered = gather(places, references, allow_mixed)
+    check_apart(gathered, given["out"])
+    comparison = compare_runs(gathered, given["picks"])
     if given["out"] is not None:
         write(comparison, given["out"], given["force"])
     show(comparison, given["as_json"])
+
+
+def check_apart(gathered: Gathered, out: Path | None) -> None:
+    """Raise :class:`~slimvit.errors.StoreError` where --force would put the report in the place of what it is on."""
+    from slimvit.errors import StoreError
+
+    if out is not None and any(
+        out.resolve() in (f, *f.parents) for f in (m.folder.resolve() for m in gathered.measurements)
+    ):
+        raise StoreError(f"{out}: holds runs that the report is on; name another folder for --out")
 
 
 def write(comparison: Comparison, out: Path, force: bool) -> None:

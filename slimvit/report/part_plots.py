@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 
 from slimvit.report.comparison import Comparison
 from slimvit.report.rows import Row
-from slimvit.report.series import Series
 from slimvit.report.style import BLUE, GRID, INK, MUTED, ORANGE, SERIES, TITLE, plain_axes, save
 from slimvit.report.tradeoff_plots import COLOURED, GAINS
 
@@ -21,8 +20,6 @@ BARS = 40
 """With more rows than this, only originals and the points on the front get a bar."""
 LONGEST = 46
 """Characters of a row's name."""
-CURVES = 10
-"""With more curves than this, those of one series share a colour."""
 Curve = tuple[list[int], list[float]]
 
 
@@ -41,7 +38,7 @@ def flops_by_part(comparison: Comparison, path: Path) -> None:
         widths = [_part(row, part) / 1e9 for row in rows]
         axes.barh(range(len(rows)), widths, 0.72, left=left, color=colour, label=part, zorder=2)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(rows)), [_name(row, comparison) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [_short(comparison.label(row)) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("FLOPs (G), 1 multiply-add = 1", color=INK)
@@ -55,8 +52,7 @@ def _part(row: Row, part: str) -> float:
     return sum(v for k, v in parts.items() if k not in PARTS) if part == REST else parts.get(part, 0.0)
 
 
-def _name(row: Row, comparison: Comparison) -> str:
-    name = comparison.label(row)
+def _short(name: str) -> str:
     return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
 
 
@@ -67,19 +63,15 @@ def curve_key(comparison: Comparison) -> str | None:
 
 
 def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
-    """A curve a row, the mean over its seeds; rows that differ only in how much is cut share a colour."""
+    """A curve a row, the mean over its seeds; many rows share colours where they differ only in how much is cut."""
     fig = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = plain_axes(fig)
     rows = [(row, curve) for row in comparison.rows if (curve := _curve(row, key)) is not None]
-    by_row = len(rows) <= CURVES
     seen: set[str] = set()
-    for i, (row, curve) in enumerate(rows):
-        label, colour = (
-            (comparison.label(row), SERIES[i % len(SERIES)]) if by_row else _of_series(row, comparison.series)
-        )
-        line = "-" if not by_row or i < len(SERIES) else "--"
-        shown = None if label in seen or not label else label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
-        axes.plot(*curve, line, marker="o", color=colour, markersize=3, linewidth=1.3, alpha=0.9, label=shown)
+    styles = _told_apart([row for row, _ in rows], comparison)
+    for (_, curve), (label, colour) in zip(rows, styles, strict=True):
+        shown = None if label in seen or not label else _short(label)
+        axes.plot(*curve, "o-", color=colour, markersize=3, linewidth=1.3, alpha=0.9, label=shown)
         seen.add(label)
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel(GAINS[key], color=INK)
@@ -90,6 +82,17 @@ def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
     save(fig, path)
 
 
+def _told_apart(rows: Sequence[Row], comparison: Comparison) -> list[tuple[str, str]]:
+    """Label and colour of every row: its own, its series', or among many unlike rows those of the front alone."""
+    named = [row.name for row in comparison.front][: len(SERIES)]
+    if len(rows) <= len(SERIES):
+        return [(comparison.label(row), SERIES[i]) for i, row in enumerate(rows)]
+    if len(comparison.series) > COLOURED:
+        return [(row.name, SERIES[named.index(row.name)]) if row.name in named else ("", MUTED) for row in rows]
+    of = {row.name: i for i, series in enumerate(comparison.series) for row in series.rows}
+    return [(comparison.series[of[r.name]].label, SERIES[of[r.name]]) if r.name in of else (r.name, INK) for r in rows]
+
+
 def _curve(row: Row, key: str) -> Curve | None:
     """Epochs and the mean over the seeds that measured them."""
     values: dict[int, list[float]] = {}
@@ -98,11 +101,3 @@ def _curve(row: Row, key: str) -> Curve | None:
             if key in line:
                 values.setdefault(line["epoch"], []).append(line[key])
     return (sorted(values), [mean(values[epoch]) for epoch in sorted(values)]) if values else None
-
-
-def _of_series(row: Row, series: Sequence[Series]) -> tuple[str, str]:
-    """Label and colour of the line that the row's point lies on; grey without a label where there are too many."""
-    at = next((i for i, s in enumerate(series) if row in s.rows), None)
-    if at is None or len(series) > COLOURED:
-        return "", MUTED
-    return series[at].label, SERIES[at % len(SERIES)]

@@ -15,6 +15,7 @@ KEEPS = {"top1": "change", "top5": "change_top5", "agreement": "agreement"}
 """Accuracy -> the figure that is bounded from below: points of change for top1 and top5, agreement in per cent."""
 COSTS = {"macs": "macs_share", "params": "params_share", "heads": "heads_share", "latency": "latency_ms_share"}
 """Cost -> the figure that is bounded from above: a fraction of the original's."""
+ROUNDING = 1e-9
 ALLOWED = (
     f"give {', '.join(KEEPS)} with >= (top1 and top5 in points of change against the original, agreement in per cent), "
     f"or {', '.join(COSTS)} with <= and a fraction of the original's, above 0 and at most 1"
@@ -42,9 +43,9 @@ class Wish:
         return "fewest FLOPs" if self.metric in KEEPS else "most accurate"
 
     def distance(self, row: Row) -> float:
-        """How far the row is from meeting the wish; 0 where it does."""
-        off = self.bound - row.stats[self.key].mean
-        return max(0.0, off if self.metric in KEEPS else -off)
+        """How far the row is from meeting the wish; 0 where it does, but for the last digits of a difference."""
+        off = (self.bound - row.stats[self.key].mean) * (1 if self.metric in KEEPS else -1)
+        return off if off > ROUNDING else 0.0
 
 
 @dataclass(frozen=True)

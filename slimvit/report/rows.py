@@ -62,7 +62,7 @@ def _over_seeds(measurements: Iterable[Measurement]) -> list[list[Measurement]]:
     """Runs that are equal but for their seed, together; a seed that comes again begins another group."""
     groups: dict[tuple[str, int], list[Measurement]] = {}
     for m in measurements:
-        key, again = m.key(budget=True), 0
+        key, again = f"{m.key(budget=True)} {m.data}", 0
         while m.report.seed in [other.report.seed for other in groups.get((key, again), [])]:
             again += 1
         groups.setdefault((key, again), []).append(m)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from slimvit.report.comparison import Comparison
 from slimvit.report.labels import spread_labels
 from slimvit.report.rows import Row
-from slimvit.report.series import Series, front, words
+from slimvit.report.series import LOWER_IS_BETTER, Series, front, words
 from slimvit.report.style import INK, MUTED, SERIES, TITLE, plain_axes, save
 
 LABELLED = 12
