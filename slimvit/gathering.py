@@ -11,15 +11,15 @@ from typing import Any
 
 from slimvit.errors import StoreError
 from slimvit.folders import UNFINISHED
+from slimvit.grid import Claim
 from slimvit.recipe import Recipe
+from slimvit.report.marks import listed
 from slimvit.report.measurement import Gathered, Measurement
 from slimvit.report.record import Report
 from slimvit.report.timing import read_timings
 from slimvit.sweepdir import CONTENTS, Contents, is_sweep, point_folder, read_contents
 
 PICTURES = {"heads kept": "head_map.png", "learned mixes": "mixes.png"}
-NAMED = 3
-"""Of a longer list, this many are named."""
 
 
 def gather(sources: Sequence[Path], references: Sequence[Path] = (), allow_mixed: bool = False) -> Gathered:
@@ -28,22 +28,26 @@ def gather(sources: Sequence[Path], references: Sequence[Path] = (), allow_mixed
     Raises :class:`StoreError` for a folder that is neither, a sweep of which nothing is measured yet, and figures that
     were measured on different images (unless ``allow_mixed``).
     """
-    sweeps = [s for s in (*references, *sources) if is_sweep(s)]
+    several = sum(map(is_sweep, (*references, *sources))) > 1
     found: dict[Path, Measurement] = {}
-    notes, claims = [], []
+    notes: list[str] = []
+    claims: list[tuple[str, Claim]] = []
     for place, is_reference in [*((r, True) for r in references), *((s, False) for s in sources)]:
-        if is_sweep(place):
-            contents = read_contents(place)
-            runs = _points(place, contents, place.resolve().name if len(sweeps) > 1 else "")
-            notes += _left_out(place, contents, len(sweeps) > 1)
-            claims += [(str(place), claim) for claim in contents.claims]
-        else:
-            runs = iter([measured(place, str(place), str(place))])
-        for run in runs:
+        part = _sweep(place, several) if is_sweep(place) else Gathered((measured(place, str(place), str(place)),))
+        for run in part.measurements:
             found.setdefault(run.folder.resolve(), replace(run, is_reference=is_reference))
+        notes += part.notes
+        claims += part.claims
     if not allow_mixed:
         check_alike(list(found.values()))
     return Gathered(tuple(_completed(list(found.values()))), tuple(claims), tuple(notes))
+
+
+def _sweep(place: Path, several: bool) -> Gathered:
+    contents = read_contents(place)
+    runs = _points(place, contents, place.resolve().name if several else "")
+    claims = tuple((str(place), claim) for claim in contents.claims)
+    return Gathered(tuple(runs), claims, tuple(_left_out(place, contents, several)))
 
 
 def _completed(runs: list[Measurement]) -> Iterator[Measurement]:
@@ -78,11 +82,6 @@ def _left_out(sweep: Path, contents: Contents, several: bool) -> list[str]:
     told = [(failed, "failed"), (missing, "not measured yet")]
     where = f"{sweep.name}: " if several else ""
     return [f"{where}{len(n)} point{'s' * (len(n) != 1)} {what}: {listed(n)}" for n, what in told if n]
-
-
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def measured(folder: Path, shown: str, name: str) -> Measurement:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimvit.report.claimed import Claimed, claimed
+from slimvit.report.marks import listed
 from slimvit.report.measurement import Gathered, Setting
 from slimvit.report.pick import Pick, Wish, pick
 from slimvit.report.rows import Row, rows_of
 from slimvit.report.series import Series, accuracy_key, front, series_of
 from slimvit.report.speed import common_setting, notes_on_speed, untimed
-
-NAMED = 3
-"""Of the rows that share a note, this many are named."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Comparison:
     setting: Setting | None
     """Under which the times were taken."""
     untimed: int
-    """Runs without a latency under it."""
+    """Runs of the points without a latency under it."""
 
     @property
     def points(self) -> list[Row]:
@@ -63,7 +61,7 @@ def compare_runs(gathered: Gathered, wishes: Sequence[Wish] = ()) -> Comparison:
         front=() if gain is None else tuple(front(points, "macs", gain)),
         gain=gain,
         setting=setting,
-        untimed=untimed(measurements, setting),
+        untimed=untimed([m for m in measurements if not m.is_reference], setting),
     )
 
 
@@ -74,13 +72,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
         for run in row.runs:
             for note in run.report.notes:
                 said.setdefault(note, {})[row.name] = None
-    found = [f"{_listed(list(names))}: {note}" for note, names in said.items()]
+    found = [f"{listed(list(names))}: {note}" for note, names in said.items()]
     drawn = dict.fromkeys(row.model for row in rows for run in row.runs if not run.trained_before)
     return found + [
         f"{model} started from random weights: its original has no accuracy to compare with" for model in drawn
     ]
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -15,7 +15,6 @@ from slimvit.report.marks import in_latex, in_markdown, markdown_table
 from slimvit.report.rows import Row, Stat
 
 FORMAT_VERSION = 1
-REPEAT = "Paths of a sweep's points begin at its folder (of several sweeps, at the folder that holds them)."
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -48,6 +47,13 @@ def _stat(key: str, stat: Stat | None) -> dict[str, float | None]:
     return {key: None if stat is None else stat.mean, f"{key}_std": None if stat is None else stat.std}
 
 
+def whence(comparison: Comparison) -> list[str]:
+    """Where the paths of the commands begin, where that is not plain."""
+    sweeps = {run.sweep for row in comparison.rows for run in row.runs} - {None}
+    place = "its folder" if len(sweeps) == 1 else "the folder that holds the sweep"
+    return [f"Paths of a sweep's points begin at {place}."] * bool(sweeps)
+
+
 def command_of(row: Row) -> str | None:
     """What repeats the first of the row's runs."""
     return row.runs[0].command(row.runs[0].shown) if row.runs else None
@@ -72,7 +78,7 @@ def markdown(comparison: Comparison) -> str:
     if comparison.claims:
         parts += ["## Claimed beside measured", markdown_table(CLAIMED, claim_cells(comparison.claims), 2)]
     commands = [c for row in comparison.rows if (c := command_of(row)) is not None]
-    parts += ["## To run a point again", REPEAT, "```sh\n" + "\n".join(commands) + "\n```"]
+    parts += ["## To run a point again", *whence(comparison), "```sh\n" + "\n".join(commands) + "\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Text that means nothing but itself in Markdown and LaTeX, and tables in Markdown."""
+"""Names in a list, text that means nothing to Markdown and LaTeX, and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from collections.abc import Sequence
 MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*[]<|"}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"}
+
+
+NAMED = 3
+"""Of a longer list, this many are named."""
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def in_markdown(text: str) -> str:

@@ -10,7 +10,7 @@ from string import Template
 
 from slimvit.report.cells import Cells, cells_of, legend
 from slimvit.report.comparison import Comparison
-from slimvit.report.formats import CLAIMED, REPEAT, claim_cells, command_of
+from slimvit.report.formats import CLAIMED, claim_cells, command_of, whence
 from slimvit.report.rows import Row
 
 TEMPLATE = Path(__file__).parent / "page.html"
@@ -33,7 +33,7 @@ def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
         claims=_claims(comparison),
         pictures="\n".join(f"<figure>{_image(title, path)}</figure>" for title, path in pictures.items()),
         runs=_runs(comparison),
-        repeat=escape(REPEAT),
+        repeat=escape(" ".join(whence(comparison))),
         commands=escape("\n".join(commands)),
     )
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from slimvit.report.comparison import Comparison
 from slimvit.report.rows import Row
-from slimvit.report.style import BLUE, GRID, INK, MUTED, ORANGE, SERIES, TITLE, plain_axes, save
+from slimvit.report.style import BLUE, GRID, INK, MUTED, ORANGE, SERIES, TITLE, plain_axes, save, short
 from slimvit.report.tradeoff_plots import COLOURED, GAINS
 
 PARTS = {"qkv": BLUE, "attention": ORANGE, "proj": "#3a9a6e", "mlp": "#9aa5b1"}
@@ -38,7 +38,7 @@ def flops_by_part(comparison: Comparison, path: Path) -> None:
         widths = [_part(row, part) / 1e9 for row in rows]
         axes.barh(range(len(rows)), widths, 0.72, left=left, color=colour, label=part, zorder=2)
         left = [a + b for a, b in zip(left, widths, strict=True)]
-    axes.set_yticks(range(len(rows)), [_short(comparison.label(row)) for row in rows], fontsize=8)
+    axes.set_yticks(range(len(rows)), [short(comparison.label(row), LONGEST) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("FLOPs (G), 1 multiply-add = 1", color=INK)
@@ -50,10 +50,6 @@ def flops_by_part(comparison: Comparison, path: Path) -> None:
 def _part(row: Row, part: str) -> float:
     parts = row.parts or {}
     return sum(v for k, v in parts.items() if k not in PARTS) if part == REST else parts.get(part, 0.0)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else "…" + name[1 - LONGEST :]
 
 
 def curve_key(comparison: Comparison) -> str | None:
@@ -70,7 +66,7 @@ def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
     seen: set[str] = set()
     styles = _told_apart([row for row, _ in rows], comparison)
     for (_, curve), (label, colour) in zip(rows, styles, strict=True):
-        shown = None if label in seen or not label else _short(label)
+        shown = None if label in seen or not label else short(label, LONGEST)
         axes.plot(*curve, "o-", color=colour, markersize=3, linewidth=1.3, alpha=0.9, label=shown)
         seen.add(label)
     axes.set_xlabel("epoch", color=INK)

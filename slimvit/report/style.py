@@ -29,6 +29,15 @@ def plain_axes(fig: Figure, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
     return axes
 
 
+def short(name: str, longest: int) -> str:
+    """At most ``longest`` characters; the end tells points of a sweep apart, so the beginning goes.
+
+    Matplotlib takes dollars for formulas, and leaves what begins with an underscore out of a legend.
+    """
+    text = name if len(name) <= longest else "…" + name[1 - longest :]
+    return (" " * text.startswith("_") + text).replace("$", r"\$")
+
+
 def save(fig: Figure, path: Path) -> None:
     """As .svg or .png by the suffix; the same figure gives the same bytes."""
     if path.suffix not in (".svg", ".png"):

@@ -13,13 +13,13 @@ from slimvit.report.comparison import Comparison
 from slimvit.report.labels import spread_labels
 from slimvit.report.rows import Row
 from slimvit.report.series import LOWER_IS_BETTER, Series, front, words
-from slimvit.report.style import INK, MUTED, SERIES, TITLE, plain_axes, save
+from slimvit.report.style import INK, MUTED, SERIES, TITLE, plain_axes, save, short
 
 LABELLED = 12
 """With more rows than this, none is named in the picture."""
 COLOURED = len(SERIES)
 """With more lines than this, all are grey, and the points on the front are numbered."""
-LONGEST = 34
+LONGEST = 40
 """Characters of a label."""
 BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
 """Of a label: a line that it crosses does not strike it through."""
@@ -75,7 +75,7 @@ def _draw_series(axes: Axes, series: Series, cost: str, gain: str, colour: str) 
         return
     x, y = zip(*(at for at, _ in known), strict=True)
     spreads = [std for _, std in known]
-    label = _short(series.label) if colour != MUTED and series.label else None
+    label = short(series.label, LONGEST) if colour != MUTED and series.label else None
     bars: dict[str, Any] = {"yerr": spreads, "capsize": 2.5, "elinewidth": 1.0} if any(spreads) else {}
     style: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white", "linewidth": 1.3, "zorder": 3}
     axes.errorbar(x, y, fmt="o-", color=colour, label=label, **style, **bars)
@@ -108,7 +108,7 @@ def _names(comparison: Comparison) -> list[tuple[Row, str]]:
     """What is written beside the points of a few: their names, without what the legend says."""
     if len(comparison.rows) > LABELLED:
         return []
-    return [(row, _short(text)) for row in comparison.rows if (text := _beside(row, comparison))]
+    return [(row, short(text, LONGEST)) for row in comparison.rows if (text := _beside(row, comparison))]
 
 
 def _number(axes: Axes, best: Sequence[Row], cost: str, gain: str) -> None:
@@ -122,7 +122,7 @@ def _number(axes: Axes, best: Sequence[Row], cost: str, gain: str) -> None:
         style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
         axes.annotate(str(i), at, xytext=(-8, above), color=INK, zorder=6, **style)
         size = 4.0 + 3.0 * len(str(i))
-        axes.plot([], [], linestyle="", color=INK, marker=f"${i}$", markersize=size, label=_short(row.name))
+        axes.plot([], [], linestyle="", color=INK, marker=f"${i}$", markersize=size, label=short(row.name, LONGEST))
 
 
 def _beside(row: Row, comparison: Comparison) -> str:
@@ -133,7 +133,3 @@ def _beside(row: Row, comparison: Comparison) -> str:
     told = set() if series is None else set(words(series.label))
     said = [word for word in words(row.name) if word not in told]
     return ", ".join(said) if row.runs[0].sweep else ", ".join(Path(word).name for word in said)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"

@@ -46,7 +46,7 @@ def _drawings(comparison: Comparison) -> tuple[dict[str, tuple[str, Draw]], list
             draw = partial(tradeoff_plots.accuracy_against, comparison, cost)
             found[f"accuracy_{name.lower()}"] = (f"Accuracy against {name}", draw)
     if comparison.untimed:
-        total = sum(len(row.runs) for row in comparison.rows)
+        total = sum(len(row.runs) for row in comparison.points)
         under = "" if comparison.setting is None else f" on {setting_said(comparison.setting)}"
         notes.append(
             f"accuracy against latency is not drawn: {comparison.untimed} of {total} runs were not timed{under}"

@@ -24,6 +24,7 @@ from slimvit.report.written import write
 
 Make = Callable[..., Measurement]
 TABLES = {f"tradeoff.{suffix}" for suffix in ("csv", "json", "md", "tex", "html")}
+HISTORY = ({"epoch": 1, "top1": 60.0},)
 PICTURES = {"accuracy_flops", "accuracy_latency", "flops_by_part", "fine_tuning"}
 
 
@@ -168,6 +169,15 @@ def test_no_name_becomes_markup(run: Make, tmp_path: Path) -> None:
     assert (found.count("script"), found.count("img")) == (Page(plain).count("script"), Page(plain).count("img"))
     assert not any(k.startswith("on") for _, attrs in found.tags for k in attrs)
     assert "".join(found.texts).count(evil) >= 8
+
+
+def test_no_name_becomes_a_formula_or_vanishes_from_a_picture(run: Make, tmp_path: Path) -> None:
+    names = (r"a $\\frac{$ b", "_hidden")
+    runs = [run(n, 0.3, recipe={"refit": {"ridge": 1.0 + i}}, history=HISTORY) for i, n in enumerate(names)]
+    write(compared(*runs, run(names[0], 0.4, 50.0, is_reference=True)), tmp_path)
+    for picture in ("accuracy_flops", "fine_tuning"):
+        shown = "\n".join(texts(tmp_path / f"{picture}.svg"))
+        assert "frac{" in shown and "_hidden" in shown
 
 
 def test_pictures_of_runs_are_folded_up_and_left_out_of_many(run: Make, tmp_path: Path) -> None:
