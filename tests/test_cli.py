@@ -153,16 +153,47 @@ def test_inspect_a_timm_model_needs_no_weights(slimvit_: Invoke) -> None:
     assert (other["num_classes"], len(other["blocks"])) == (7, 2)
 
 
-def test_report(slimvit_: Invoke, runs: Path) -> None:
-    one, two = runs / "runs" / "digits", runs / "runs" / "other"
+def test_report_of_one_run_is_its_stages(slimvit_: Invoke, runs: Path) -> None:
+    one = runs / "runs" / "digits"
     assert slimvit_("report", one).stdout.strip() == (one / "report.md").read_text().strip()
-    text = slimvit_("report", one, two, "--out", runs / "tradeoff").stdout
-    assert f"{one} (refit)" in text and f"{two} (pruned)" in text and "vit_digits (original)" in text
-    assert {f.name for f in (runs / "tradeoff").iterdir()} == {"tradeoff.md", "tradeoff.png"}
-    slimvit_("report", one, "--out", runs / "tradeoff", code=1)
-    slimvit_("report", one, "--out", runs / "tradeoff", "--force")
-    found = json.loads(slimvit_("report", one, two, "--json").stdout)
-    assert found == {str(r): json.loads((r / "report.json").read_text()) for r in (one, two)}
+
+
+def test_report_of_several_runs(slimvit_: Invoke, runs: Path) -> None:
+    one, two, out = runs / "runs" / "digits", runs / "runs" / "other", runs / "tradeoff"
+    words = ("report", one, two, "--pick", "macs <= 0.9")
+    text = slimvit_(*words, "--out", out).stdout
+    last = json.loads((one / "report.json").read_text())["stages"][-1]
+    assert re.search(rf"^original +36 .*^{one} +18 .* {last['top1']:.1f} .*^{two} +30 ", text, re.M | re.S)
+    assert f"slimvit run {one}/recipe.yaml --out NEW" in text
+    assert {f"tradeoff.{s}" for s in ("csv", "json", "md", "tex", "html")} <= {f.name for f in out.iterdir()}
+    slimvit_("report", one, "--out", out, code=1)
+    slimvit_("report", one, "--out", out, "--force")
+    found = json.loads(slimvit_(*words, "--json").stdout)
+    assert [(row["kind"], row["name"]) for row in found["rows"]] == [
+        ("original", "original"),
+        ("point", str(one)),
+        ("point", str(two)),
+    ]
+    assert found["picks"][0]["name"] == str(one) and found["rows"][1]["top1"] == last["top1"]
+    slimvit_(*words, "--out", out, "--force")
+    assert json.loads((out / "tradeoff.json").read_text())["rows"] == found["rows"]
+
+
+def test_report_beside_a_reference(slimvit_: Invoke, runs: Path) -> None:
+    one, two = runs / "runs" / "digits", runs / "runs" / "other"
+    found = json.loads(slimvit_("report", one, two, "--reference", two, "--json").stdout)
+    assert [row["kind"] for row in found["rows"]] == ["original", "reference", "point"]
+
+
+def test_report_refuses(slimvit_: Invoke, runs: Path) -> None:
+    one, two = runs / "runs" / "digits", runs / "runs" / "other"
+    usage = slimvit_("report", one, "--pick", "speed > 3", code=2).stderr
+    assert "'speed > 3' is not METRIC >= NUMBER" in usage and "top1, top5, agreement" in usage
+    told = slimvit_("report", one, two, "--pick", "macs <= 0.1", code=1).stderr
+    assert f"the nearest is {one} with macs 0." in told and told.count("\n") == 1
+    told = slimvit_("report", one, two, "--out", runs / "runs", "--force", code=1).stderr
+    assert "holds runs that the report is on" in told and (one / "report.json").is_file()
+    assert not [f for f in runs.iterdir() if f.name.startswith(".")]
 
 
 def test_models(slimvit_: Invoke) -> None:

@@ -25,7 +25,7 @@ LAYERS = (
     {"creation"},
     {"sources", "runstate"},
     {"catalogue", "checks", "inspection", "forecast", "rundir", "sweepdir", "shelf"},
-    {"unfinished", "contenders"},
+    {"unfinished", "contenders", "gathering"},
     {"learning", "verdict"},
     {"pipeline"},
     {"evaluation", "crew", "benching"},
@@ -45,6 +45,8 @@ WITHOUT_TORCH = (
     "slimvit.recipe",
     "slimvit.grid",
     "slimvit.report.record",
+    "slimvit.gathering",
+    "slimvit.report.comparison",
 )
 """Imported by help, completion and the tools that only read files."""
 

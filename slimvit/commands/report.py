@@ -1,35 +1,114 @@
-"""slimvit report: several runs side by side."""
+"""slimvit report: runs and sweeps side by side."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from slimvit.report.comparison import Comparison
+    from slimvit.report.measurement import Gathered
+    from slimvit.report.pick import Wish
+
+FOLDER = click.Path(path_type=Path)
+
+
+def wishes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Wish]:
+    from slimvit.report.pick import PickError, parse_pick
+
+    try:
+        return [parse_pick(value) for value in values]
+    except PickError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Also write tradeoff.md and tradeoff.png.")
+@click.argument("places", nargs=-1, required=True, metavar="RUN_OR_SWEEP...", type=FOLDER)
+@click.option(
+    "--out", type=FOLDER, metavar="DIR", help="Write tables (csv, json, md, tex), a page (html) and pictures."
+)
 @click.option("--force", is_flag=True, help="Replace an earlier report folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
-def command(runs: tuple[Path, ...], out: Path | None, force: bool, as_json: bool) -> None:
-    """Print the trade-off table of one or more run folders.
+@click.option("--json", "as_json", is_flag=True, help="Print the content of tradeoff.json.")
+@click.option(
+    "--pick",
+    "picks",
+    multiple=True,
+    callback=wishes,
+    metavar="BOUND",
+    help="Name the point to take: 'top1 >= -1.0' is the one with the fewest FLOPs among those that lose at most "
+    "a point, 'macs <= 0.6' the most accurate among those with at most 60 % of the original's. Also top5, "
+    "agreement (>= per cent), params, heads, latency. Repeatable.",
+)
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    type=FOLDER,
+    metavar="RUN",
+    help="A run to compare with, such as a smaller model that was not cut; no candidate itself. Repeatable.",
+)
+@click.option("--allow-mixed", is_flag=True, help="Let runs on other data, images or input sizes into one table.")
+def command(places: tuple[Path, ...], references: tuple[Path, ...], allow_mixed: bool, **given: Any) -> None:
+    """Put run folders and sweeps side by side: the trade-off of accuracy and cost.
+
+    Runs that differ in nothing but the seed are one row, with their mean and standard deviation. One run alone is
+    shown stage by stage.
 
     \b
-    Example:
+    Examples:
       slimvit report runs/digits
-    """
+      slimvit report runs/digits --pick "macs <= 0.9" --out runs/tradeoff
+    """  # fmt: skip
+    from slimvit.sweepdir import is_sweep
+
+    asked = given["out"] or given["as_json"] or given["picks"] or references
+    if len(places) == 1 and not asked and not is_sweep(places[0]):
+        from slimvit.report.record import Report
+        from slimvit.report.table import markdown
+
+        click.echo(markdown(Report.read(places[0] / "report.json")))
+        return
+    from slimvit.gathering import gather
+    from slimvit.report.comparison import compare_runs
+
+    gathered = gather(places, references, allow_mixed)
+    check_apart(gathered, given["out"])
+    comparison = compare_runs(gathered, given["picks"])
+    if given["out"] is not None:
+        write(comparison, given["out"], given["force"])
+    show(comparison, given["as_json"])
+
+
+def check_apart(gathered: Gathered, out: Path | None) -> None:
+    """Raise :class:`~slimvit.errors.StoreError` where --force would put the report in the place of what it is on."""
+    from slimvit.errors import StoreError
+
+    if out is not None and any(
+        out.resolve() in (f, *f.parents) for f in (m.folder.resolve() for m in gathered.measurements)
+    ):
+        raise StoreError(f"{out}: holds runs that the report is on; name another folder for --out")
+
+
+def write(comparison: Comparison, out: Path, force: bool) -> None:
     from slimvit.folders import new_folder
-    from slimvit.report.record import Report
-    from slimvit.report.table import markdown, markdown_many
+    from slimvit.report import written
 
-    reports = {str(run): Report.read(run / "report.json") for run in runs}
-    text = markdown(next(iter(reports.values()))) if len(reports) == 1 else markdown_many(reports)
-    if out is not None:
-        from slimvit.report.plots import tradeoff
+    with new_folder(out, force) as folder:
+        written.write(comparison, folder)
 
-        with new_folder(out, force) as folder:
-            (folder / "tradeoff.md").write_text(text)
-            tradeoff(reports, folder / "tradeoff.png")
-    click.echo(json.dumps({k: r.to_json() for k, r in reports.items()}, indent=1) if as_json else text)
+
+def show(comparison: Comparison, as_json: bool) -> None:
+    """The result on stdout, what must be known before reading it on stderr."""
+    for note in comparison.notes:
+        click.echo(f"note: {note}", err=True)
+    if as_json:
+        from slimvit.report.formats import to_json
+
+        click.echo(json.dumps(to_json(comparison), indent=1))
+        return
+    from slimvit.report.shown import print_comparison
+
+    print_comparison(comparison)

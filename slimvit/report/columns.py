@@ -1,11 +1,13 @@
-"""The columns of every table: what each is called, where its figure comes from, how it is written."""
+"""The figures of a stage, and the columns of every table: what each is called and how it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from slimvit.report.record import Stage
+
+NOT_MEASURED = "-"
+"""In every table for people; null in JSON, an empty field in CSV."""
 
 LEGEND = {
     "FLOPs (G)": "FLOPs (G): 1 multiply-add = 1, one image, layer norms included",
@@ -19,43 +21,59 @@ LEGEND = {
 }
 """Column -> what it says; a column that is left out of the table is left out of the legend."""
 
+Figures = dict[str, float | None]
+"""Name -> figure in the units of report.json; None where it was not measured."""
+
 
 @dataclass(frozen=True)
 class Column:
-    """How one figure of a stage is found and written. ``value`` gets the stage and the one it is compared with."""
+    """How one figure is written: divided by ``unit``, in ``style``."""
 
     name: str
-    value: Callable[[Stage, Stage], float | None]
+    key: str
+    """Its name in :data:`Figures`."""
     style: str
+    unit: float = 1
     in_terminal: bool = True
 
-
-def _over(count: int | None, unit: float) -> float | None:
-    return None if count is None else count / unit
-
-
-def _change(stage: Stage, reference: Stage) -> float | None:
-    if stage.top1 is None or reference.top1 is None:
-        return None
-    return stage.top1 - reference.top1
+    def text(self, value: float | None) -> str:
+        return NOT_MEASURED if value is None else format(value / self.unit, self.style)
 
 
-def _cosine(stage: Stage, reference: Stage) -> float | None:
-    """Only where there is no top-1 to go by; beside one it would crowd the table (report.json always has it)."""
-    return stage.feature_cosine if reference.top1 is None else None
+def figures_of(stage: Stage, reference: Stage) -> Figures:
+    """What was measured of a stage, and its change against ``reference``.
+
+    The feature cosine is left out beside a top-1: it would crowd the table (report.json always has it).
+    """
+    found: Figures = stage.model_dump(exclude={"stage", "macs_by_part", "loss"})
+    found["change"] = difference(stage.top1, reference.top1)
+    if reference.top1 is not None:
+        found["feature_cosine"] = None
+    return found
 
 
-COLUMNS = (
-    Column("heads", lambda s, _: s.heads, ".0f"),
-    Column("params (M)", lambda s, _: _over(s.params, 1e6), ".2f"),
-    Column("FLOPs (G)", lambda s, _: _over(s.macs, 1e9), ".3f"),
-    Column("top-1", lambda s, _: s.top1, ".1f"),
-    Column("top-5", lambda s, _: s.top5, ".1f"),
-    Column("agreement", lambda s, _: s.agreement, ".1f"),
-    Column("feature error", lambda s, _: s.feature_error, ".3f"),
-    Column("feature cosine", _cosine, ".4f"),
-    Column("change", _change, "+.1f"),
-    Column("latency (ms)", lambda s, _: s.latency_ms, ".2f", in_terminal=False),
-    Column("images/s", lambda s, _: s.throughput, ".0f", in_terminal=False),
-    Column("time (s)", lambda s, _: s.seconds, ".1f"),
+def difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
+SIZE = (
+    Column("heads", "heads", ".0f"),
+    Column("params (M)", "params", ".2f", 1e6),
+    Column("FLOPs (G)", "macs", ".3f", 1e9),
 )
+ACCURACY = (
+    Column("top-1", "top1", ".1f"),
+    Column("top-5", "top5", ".1f"),
+    Column("agreement", "agreement", ".1f"),
+    Column("feature error", "feature_error", ".3f"),
+    Column("feature cosine", "feature_cosine", ".4f"),
+    Column("change", "change", "+.1f"),
+)
+COLUMNS = (
+    *SIZE,
+    *ACCURACY,
+    Column("latency (ms)", "latency_ms", ".2f", in_terminal=False),
+    Column("images/s", "throughput", ".0f", in_terminal=False),
+    Column("time (s)", "seconds", ".1f"),
+)
+"""Of the table of one run, stage by stage."""

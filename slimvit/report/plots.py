@@ -1,4 +1,4 @@
-"""Pictures of one run or several, as .svg or .png by the file's suffix. No global matplotlib state is touched."""
+"""Pictures of one run, as .svg or .png by the file's suffix. No global matplotlib state is touched."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from slimvit.errors import StoreError
 from slimvit.plan import SlimPlan
 from slimvit.report.head_grid import draw_heads
-from slimvit.report.labels import spread_labels
-from slimvit.report.record import Report, Stage
-
-INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-BLUE, ORANGE = "#2f6db5", "#e08a2e"
-SERIES = (BLUE, ORANGE, "#3a9a6e", "#b5485d", "#7a5fb0", "#8c6d46")
+from slimvit.report.record import Report
+from slimvit.report.style import INK, MUTED, SERIES, TITLE, plain_axes, save
 
 Figures = Sequence[Sequence[float | None]]
 
@@ -41,7 +35,7 @@ def head_map(plan: SlimPlan, scores: Figures | None, path: Path) -> None:
     axes.set_title(f"{plan.kept} of {plan.total} heads kept", color=MUTED, fontsize=9)
     axes.set_xlabel("head", color=INK)
     axes.set_ylabel("block", color=INK)
-    _save(fig, path)
+    save(fig, path)
 
 
 def stage_accuracy(report: Report, path: Path) -> None:
@@ -52,7 +46,7 @@ def stage_accuracy(report: Report, path: Path) -> None:
     if "top-1 (%)" not in series:
         series, style = {"feature error": [s.feature_error for s in report.stages]}, ".3f"
     fig = Figure(figsize=(max(4.5, 1.8 + 1.15 * len(report.stages)), 3.6), layout="constrained")
-    axes = _plain_axes(fig)
+    axes = plain_axes(fig)
     width = 0.8 / len(series)
     for i, (name, values) in enumerate(series.items()):
         at = np.arange(len(values)) + (i - (len(series) - 1) / 2) * width
@@ -67,10 +61,10 @@ def stage_accuracy(report: Report, path: Path) -> None:
         axes.set_ylim(0, 109)
         axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("per cent of the images" if len(series) > 1 else next(iter(series)), color=INK)
-    axes.set_title(report.model, **_TITLE)
+    axes.set_title(report.model, **TITLE)
     if len(series) > 1:
         fig.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
-    _save(fig, path)
+    save(fig, path)
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -79,7 +73,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     panels = ["loss", "per cent of the validation images"] if known else ["loss"]
     fig = Figure(figsize=(1.2 + 3.6 * len(panels), 3.4), layout="constrained")
     for i, panel in enumerate(panels):
-        axes = _plain_axes(fig, (1, len(panels), i + 1))
+        axes = plain_axes(fig, (1, len(panels), i + 1))
         keys = ["loss"] if panel == "loss" else known
         lines = [(name, key) for name in histories for key in keys]
         for (name, key), colour in zip(lines, cycle(SERIES), strict=False):
@@ -87,11 +81,11 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
             label = " ".join(([name] if len(histories) > 1 else []) + ([] if key == "loss" else [key]))
             axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=label)
         axes.set_xlabel("epoch", color=INK)
-        axes.set_title(panel, **_TITLE)
+        axes.set_title(panel, **TITLE)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    _save(fig, path)
+    save(fig, path)
 
 
 def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], path: Path) -> None:
@@ -123,68 +117,6 @@ def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], p
                 axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=6, color=colour)
     axes.set_xlabel("earlier block whose values are added", color=INK)
     axes.set_ylabel("block that mixes", color=INK)
-    axes.set_title("Dense attention: learned mixes", **_TITLE)
+    axes.set_title("Dense attention: learned mixes", **TITLE)
     fig.colorbar(image, ax=axes, fraction=0.046).outline.set_visible(False)
-    _save(fig, path)
-
-
-def tradeoff(reports: Mapping[Any, Report], path: Path) -> None:
-    """Top-1 (or the feature error where a run has no top-1) against FLOPs: originals and every run's last stage."""
-    with_top1 = all(_top1(s) is not None for r in reports.values() for s in (r.reference, r.last))
-    value = _top1 if with_top1 else _feature_error
-    fig = Figure(figsize=(6.8, 4.4), layout="constrained")
-    axes = _plain_axes(fig)
-    axes.margins(x=0.16, y=0.14)
-    labels: list[tuple[float, float, str]] = []
-    models = dict.fromkeys(r.model for r in reports.values())
-    for colour, model in zip(cycle(SERIES), models, strict=False):
-        runs = {str(name): r for name, r in reports.items() if r.model == model}
-        for reference in {(r.reference.macs, value(r.reference)): r.reference for r in runs.values()}.values():
-            labels += _mark(axes, reference, value(reference), f"{model}, {reference.stage}", colour, "*", 150)
-        for name, run in runs.items():
-            labels += _mark(axes, run.last, value(run.last), Path(name).name, colour, "o", 42)
-    axes.set_xlabel("FLOPs (G), 1 multiply-add = 1", color=INK)
-    axes.set_ylabel("top-1 (%)" if with_top1 else "feature error", color=INK)
-    axes.set_title("Accuracy against cost" if with_top1 else "Feature error against cost", **_TITLE)
-    spread_labels(fig, axes, labels, color=INK, fontsize=8)
-    _save(fig, path)
-
-
-_TITLE: dict[str, Any] = {"color": INK, "fontsize": 11, "fontweight": "bold", "loc": "left"}
-
-
-def _top1(stage: Stage) -> float | None:
-    return stage.top1
-
-
-def _feature_error(stage: Stage) -> float | None:
-    return stage.feature_error
-
-
-def _mark(
-    axes: Axes, stage: Stage, height: float | None, text: str, colour: str, marker: str, size: int
-) -> list[tuple[float, float, str]]:
-    """Draw one point; returns its label, or nothing where a figure was not measured."""
-    if stage.macs is None or height is None:
-        return []
-    axes.scatter(stage.macs / 1e9, height, size, colour, marker=marker, edgecolors="white", linewidths=0.8, zorder=3)
-    return [(stage.macs / 1e9, height, text)]
-
-
-def _plain_axes(fig: Figure, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
-    """White, light horizontal lines, no frame but the lower edge. ``place``: rows, columns, which (from 1)."""
-    axes = fig.add_subplot(*place)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(MUTED)
-    axes.grid(color=GRID, linewidth=0.8, zorder=0)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, labelsize=9, labelcolor=INK)
-    axes.tick_params(axis="y", length=0)
-    return axes
-
-
-def _save(fig: Figure, path: Path) -> None:
-    if path.suffix not in (".svg", ".png"):
-        raise StoreError(f"{path}: a picture is saved as .svg or .png, not as {path.suffix or 'a file without suffix'}")
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    fig.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.12, metadata=metadata)
+    save(fig, path)

@@ -51,8 +51,8 @@ class Timing(Record):
 
 def write_timings(folder: Path, timings: Sequence[Timing]) -> None:
     """Put them into a run folder, in place of earlier ones of the same device, precision and compilation."""
-    mine = {_setting(t) for t in timings}
-    kept = [t for t in read_timings(folder) if _setting(t) not in mine]
+    mine = {setting_of(t) for t in timings}
+    kept = [t for t in read_timings(folder) if setting_of(t) not in mine]
     rows = [t.model_dump(mode="json") for t in [*kept, *timings]]
     text = json.dumps({"format_version": FORMAT_VERSION, "timings": rows}, indent=1, allow_nan=False) + "\n"
     partial = folder / f".{FILE}.partial"
@@ -78,5 +78,5 @@ def read_timings(folder: Path) -> list[Timing]:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; delete it and time again") from None
 
 
-def _setting(timing: Timing) -> tuple[str, str, bool]:
+def setting_of(timing: Timing) -> tuple[str, str, bool]:
     return timing.device, timing.precision, timing.compiled

@@ -9,7 +9,7 @@ from slimvit.errors import StoreError
 from slimvit.plan import BlockPlan, SlimPlan
 from slimvit.report.head_grid import draw_heads
 from slimvit.report.labels import LINE, spread_labels
-from slimvit.report.plots import head_map, stage_accuracy, tradeoff
+from slimvit.report.plots import head_map, stage_accuracy
 from slimvit.report.record import Report, Stage
 
 PLAN = SlimPlan((BlockPlan("blocks.0", 3, (0, 2)), BlockPlan("blocks.1", 6, (), stage=1)), "tiny")
@@ -75,18 +75,7 @@ def test_stage_accuracy_shows_the_figures(tmp_path):
 
 def test_without_top1_the_feature_error_is_shown(tmp_path):
     stage_accuracy(without_top1(), tmp_path / "stages.svg")
-    tradeoff({"runs/a": without_top1()}, tmp_path / "tradeoff.svg")
-    for name in ("stages.svg", "tradeoff.svg"):
-        assert "feature error" in texts(tmp_path / name)
-
-
-def test_tradeoff_names_every_run_once(tmp_path):
-    path = tmp_path / "tradeoff.svg"
-    runs = {"runs/a_run": report(), "runs/b_run": report(70.05), "other": report(model="big")}
-    tradeoff(runs, path)
-    shown = texts(path).splitlines()
-    assert [shown.count(t) for t in ("a_run", "b_run", "other", "tiny, original", "big, original")] == [1] * 5
-    assert "top-1 (%)" in shown
+    assert "feature error" in texts(tmp_path / "stages.svg")
 
 
 def test_labels_do_not_cover_each_other():

@@ -3,7 +3,7 @@ import io
 import pandas as pd
 
 from slimvit.report.record import Report, Stage
-from slimvit.report.table import frame, markdown, markdown_many, print_table
+from slimvit.report.table import frame, markdown, print_table
 
 
 def stages(**last) -> list[Stage]:
@@ -79,26 +79,6 @@ def test_terminal_table_is_never_cut(monkeypatch):
     print_table(report(), out)
     assert len({len(line.split()) for line in out.getvalue().splitlines()[-2:]}) == 1
     assert "0.812" in out.getvalue()
-
-
-def test_several_runs_share_their_original():
-    runs = {"runs/a": report(notes=["n"]), "runs/b|c": report(stages=stages(top1=70.0), notes=["n"])}
-    text = markdown_many(runs)
-    assert [r[0] for r in rows(text.replace("\\|", "!"))[2:]] == [
-        "deit_small_patch16_224 (original)",
-        "runs/a (pruned)",
-        "runs/b!c (pruned)",
-    ]
-    assert text.count("**Note:**") == 1 and "runs/a, runs/b|c: n" in text
-
-
-def test_runs_on_other_images_have_their_own_original():
-    text = markdown_many({"a": report(), "b": report(data="digits", images=360), "c": report(model="deit_tiny")})
-    assert [r[0] for r in rows(text)[2::2]] == [
-        "deit_small_patch16_224 on 50000 images of imagenet/ (original)",
-        "deit_small_patch16_224 on 360 images of digits (original)",
-        "deit_tiny (original)",
-    ]
 
 
 def test_without_top1_the_features_are_all_there_is_to_go_by():
