@@ -14,6 +14,8 @@ from slimvit.errors import StoreError
 
 UNFINISHED = "unfinished"
 """Subfolder of a run folder in which a training under way keeps what it needs to go on."""
+UNFINISHED_PARTIAL = f".{UNFINISHED}.partial"
+"""The same while it is being written: all that a process leaves that was killed just then."""
 LOGS = "logs"
 """Subfolder of either, with what --log-with wrote."""
 MARKERS = {"slim.json", "tradeoff.md", "points.json", UNFINISHED}
@@ -26,7 +28,7 @@ def check_free(target: Path, force: bool) -> None:
     """Raise :class:`StoreError` now if ``target`` could not be written at the end of a run."""
     if target.is_file():
         raise StoreError(f"{target}: is a file; name a folder for --out")
-    if target.is_dir() and any(target.iterdir()):
+    if found := entries(target):
         if not force:
             if (target / UNFINISHED).is_dir():
                 raise StoreError(
@@ -34,7 +36,6 @@ def check_free(target: Path, force: bool) -> None:
                     "--force"
                 )
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
-        found = {entry.name for entry in target.iterdir()}
         if not found & MARKERS and found != DRY_RUN:
             raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")
     parent = next(p for p in target.absolute().parents if p.exists())
@@ -42,6 +43,11 @@ def check_free(target: Path, force: bool) -> None:
         raise StoreError(f"{target}: {parent} is a file; name another folder for --out")
     if not os.access(parent, os.W_OK):
         raise StoreError(f"{target}: {parent} is not writable; name another folder for --out")
+
+
+def entries(folder: Path) -> set[str]:
+    """What a folder holds, by name; nothing where there is none, or where a killed process left only a beginning."""
+    return {entry.name for entry in folder.iterdir()} - {UNFINISHED_PARTIAL} if folder.is_dir() else set()
 
 
 @contextmanager

@@ -11,18 +11,21 @@ from pathlib import Path
 from slimvit import rundir
 from slimvit.crew import Crew, Here, Processes, Ray, Task
 from slimvit.errors import StoreError
-from slimvit.folders import UNFINISHED, check_free, disk_error
+from slimvit.folders import UNFINISHED, check_free, disk_error, entries, new_folder
+from slimvit.gathering import gather
 from slimvit.grid import Point, Sweep
 from slimvit.options import Options
 from slimvit.progress import say
 from slimvit.recipe import Recipe
+from slimvit.report import written
+from slimvit.report.comparison import Comparison, compare_runs
 from slimvit.report.record import Report
 from slimvit.shelf import keys_of
 from slimvit.sweepdir import SWEEP, Contents, Entry, is_sweep, point_folder, write_contents
 from slimvit.train.checkpoint import Interrupted
 from slimvit.unfinished import recipe_in
 
-SHELF, FAILED = "shelf", "failed"
+SHELF, FAILED, REPORT = "shelf", "failed", "report"
 
 
 def sweep(
@@ -49,15 +52,10 @@ def sweep(
             crew.stop()
         raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
     finally:
-        contents = Contents(
-            points=[replace_error(e, errors.get(e.id)) for e in contents.points], claims=contents.claims
-        )
+        entries = [e.model_copy(update={"error": errors.get(e.id)}) for e in contents.points]
+        contents = Contents(points=entries, claims=contents.claims)
         write_contents(out, contents)
     return contents
-
-
-def replace_error(entry: Entry, error: str | None) -> Entry:
-    return entry.model_copy(update={"error": error})
 
 
 def is_finished(out: Path, point: Point) -> bool:
@@ -67,11 +65,21 @@ def is_finished(out: Path, point: Point) -> bool:
         return True
     begun = recipe_in(folder)
     made_by = Recipe.read(begun) if begun is not None else rundir.recipe_of(folder)
-    if made_by not in (None, point.recipe) or (made_by is None and folder.is_dir() and any(folder.iterdir())):
+    if made_by not in (None, point.recipe) or (made_by is None and entries(folder)):
         raise StoreError(
             f"{folder}: holds another run than this sweep's; name another --out, or begin anew with --force"
         )
     return False
+
+
+def report_on(out: Path, contents: Contents) -> Comparison | None:
+    """Write the report of a sweep into its folder; None where nothing is measured to report on."""
+    if all(entry.error for entry in contents.points):
+        return None
+    comparison = compare_runs(gather([out], allow_mixed=True))
+    with new_folder(out / REPORT, force=True) as folder:
+        written.write(comparison, folder)
+    return comparison
 
 
 def begin_anew(out: Path) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimvit import store
 from slimvit.errors import StoreError
-from slimvit.folders import LOGS, UNFINISHED, disk_error
+from slimvit.folders import LOGS, UNFINISHED, UNFINISHED_PARTIAL, disk_error
 from slimvit.models.family import TimmModule
 from slimvit.recipe import Recipe
 from slimvit.report.record import Stage
@@ -94,7 +94,7 @@ def restore(now: Run) -> None:
 
 def _write(now: Run, training: str, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{UNFINISHED}.partial"
+    partial = out / UNFINISHED_PARTIAL
     shutil.rmtree(partial, ignore_errors=True)
     models = {MODEL: now.model} | ({} if now.original is now.model else {ORIGINAL: now.original})
     for name, model in models.items():

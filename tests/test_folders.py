@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slimvit.errors import StoreError
-from slimvit.folders import MARKERS, check_free, new_folder
+from slimvit.folders import MARKERS, UNFINISHED_PARTIAL, check_free, new_folder
 
 
 def refused(text):
@@ -37,6 +37,12 @@ def test_a_new_folder_with_its_parents(tmp_path):
 
 def test_an_empty_folder_is_free(tmp_path):
     (tmp_path / "run").mkdir()
+    write(tmp_path / "run")
+    assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["slim.json"]
+
+
+def test_a_folder_with_a_killed_process_beginning_is_free(tmp_path):
+    (tmp_path / "run" / UNFINISHED_PARTIAL / "model").mkdir(parents=True)
     write(tmp_path / "run")
     assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["slim.json"]
 

@@ -187,7 +187,8 @@ def test_a_ray_cluster_gives_the_same_figures(whole, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(tmp_path, how, slimvit_: Invoke):
+def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(tmp_path, how, slimvit_: Invoke, monkeypatch):
+    monkeypatch.undo()  # with pictures, as the process that is stopped draws them
     grid = {"prune.ratio": [0.25, 0.5], "finetune.epochs": [0, 2]}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": BASE, "grid": grid}))
     words = ["sweep", str(tmp_path / "s.yaml"), "--device", "cpu", "--save-minutes", "0"]
@@ -203,6 +204,10 @@ def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(tmp_path, how, slimvi
     slimvit_(*words, "--out", out)
     assert figures(out) == figures(tmp_path / "unbroken")
     assert (out / "points.json").read_bytes() == (tmp_path / "unbroken" / "points.json").read_bytes()
+    here, there = (
+        {f.name: f.read_bytes() for f in (folder / "report").iterdir()} for folder in (out, tmp_path / "unbroken")
+    )
+    assert here == there and "tradeoff.html" in here
 
 
 def test_ctrl_c_during_a_training_names_the_way_on(tmp_path, monkeypatch, slimvit_: Invoke):

@@ -62,16 +62,18 @@ def command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: Any) -> 
 
 
 def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given: dict[str, Any]) -> None:
-    import sys
-
-    from slimvit.sweeping import begin_anew, sweep
+    from slimvit.commands.report import show
+    from slimvit.sweeping import begin_anew, report_on, sweep
 
     if given.pop("force"):
         begin_anew(out)
     del given["out"]
     contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
-    click.echo(f"sweep folder: {out}")
+    if (comparison := report_on(out, contents)) is not None:
+        show(comparison, as_json=False)
+        click.echo(f"\nreport: {out / 'report'} (tradeoff.html and more)")
     failed = [entry for entry in contents.points if entry.error]
     for entry in failed:
         click.echo(f"failed: {entry.id}: {entry.error} (all of it: {out / 'failed' / entry.id}.txt)", err=True)
-    sys.exit(1 if failed else 0)
+    if failed:
+        raise click.exceptions.Exit(1)

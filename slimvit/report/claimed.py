@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from slimvit.grid import Claim
 from slimvit.report.rows import Row, Stat
 
+UNNAMED = "which network is not said"
+
 
 @dataclass(frozen=True)
 class Claimed:
@@ -27,7 +29,7 @@ def claimed(claims: Sequence[tuple[str, Claim]], rows: Sequence[Row]) -> list[Cl
     for sweep, claim in claims:
         about = _named(rows, sweep, claim.point)
         for suffix, row in about.items() or [("", None)]:
-            name = claim.point + suffix if row is None else row.name
+            name = f"{claim.point or UNNAMED}{suffix}" if row is None else row.name
             if claim.top1 is not None:
                 stat = None if row is None else row.stats.get("top1")
                 found.append(Claimed(name, "top-1", claim.top1, stat, claim.source))
