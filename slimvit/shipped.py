@@ -39,6 +39,21 @@ def sweep_path(name: str) -> Path:
     return _found(name, sweep_files(), "sweep")
 
 
+def shipped_path(name: str) -> Path:
+    """The recipe's or sweep's file that a user means."""
+    return _found(name, sweep_files() | recipe_files(), "recipe")
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a file is a sweep rather than a recipe, as far as its first words tell."""
+    if path in sweep_files().values():
+        return True
+    try:
+        return any(line.startswith(("grid:", "points:", "base:")) for line in path.read_text().splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
 def header(path: Path) -> list[str]:
     """The comment lines a recipe begins with: the command that runs it, then what it is."""
     lines = []

@@ -211,8 +211,8 @@ def test_models(slimvit_: Invoke) -> None:
 
 def test_recipes(slimvit_: Invoke, tmp_path: Path) -> None:
     listed = slimvit_("recipes", "list").stdout
-    for file in (ROOT / "recipes").glob("*.yaml"):
-        assert re.search(rf"^{file.stem} +\S+", listed, re.M)
+    for file in (ROOT / "recipes").rglob("*.yaml"):
+        assert re.search(rf"^  {file.stem} +\S+", listed, re.M)
         assert slimvit_("recipes", "show", file.stem).stdout == file.read_text()
         assert slimvit_("recipes", "check", file, file.stem).stdout == f"{file}: ok\n{file.stem}: ok\n"
     slimvit_("recipes", "copy", "digits_half", tmp_path)

@@ -17,8 +17,8 @@ COMMANDS = {
     "evaluate": "Measure a model's accuracy, size and cost.",
     "inspect": "Show a model's blocks, heads, parameters and MACs.",
     "bench": "Time models side by side, slim ones beside their originals.",
-    "report": "Put several runs side by side.",
-    "recipes": "List, show, copy and check the shipped recipes.",
+    "report": "Put runs and sweeps side by side: the trade-off.",
+    "recipes": "List, show, copy and check the shipped recipes and sweeps.",
     "models": "List the models slimvit can prune.",
 }
 """Name -> one line for the overview. The command itself is `command` in the module of that name."""

@@ -19,7 +19,7 @@ def command() -> None:
 
 @command.command("list")
 def list_() -> None:
-    """Names of the shipped recipes and what each does.
+    """Names of the shipped recipes and sweeps, and what each does.
 
     \b
     Example:
@@ -39,7 +39,7 @@ def list_() -> None:
 @command.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """Print recipe NAME.
+    """Print recipe or sweep NAME.
 
     \b
     Example:
@@ -53,18 +53,18 @@ def show(name: str) -> None:
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
 def copy(name: str, target: Path, force: bool) -> None:
-    """Copy recipe NAME to the file TARGET, to be edited.
+    """Copy recipe or sweep NAME to the file TARGET, to be edited.
 
     \b
     Example:
       slimvit recipes copy digits_half mine.yaml
     """
     from slimvit.errors import RecipeError
-    from slimvit.shipped import recipe_path
+    from slimvit.shipped import shipped_path
 
     text = _text(name)
     if target.is_dir():
-        target = target / f"{recipe_path(name).stem}.yaml"
+        target = target / f"{shipped_path(name).stem}.yaml"
     if target.exists() and not force:
         raise RecipeError(f"{target}: exists; name another file, or add --force to replace it")
     try:
@@ -77,25 +77,30 @@ def copy(name: str, target: Path, force: bool) -> None:
 @command.command()
 @click.argument("names", nargs=-1, required=True, metavar="RECIPE...")
 def check(names: tuple[str, ...]) -> None:
-    """Check recipes (files or shipped names) without running them; every defect is named.
+    """Check recipes and sweeps (files or shipped names) without running them; every defect is named.
 
     \b
     Example:
       slimvit recipes check digits_half
     """
+    from slimvit.grid import Sweep, points_of
     from slimvit.recipe import Recipe
-    from slimvit.shipped import recipe_path
+    from slimvit.shipped import is_sweep, shipped_path
 
     for name in names:
-        Recipe.read(recipe_path(name))
+        path = shipped_path(name)
+        if is_sweep(path):
+            points_of(Sweep.read(path), str(path))
+        else:
+            Recipe.read(path)
         click.echo(f"{name}: ok")
 
 
 def _text(name: str) -> str:
     from slimvit.errors import RecipeError
-    from slimvit.shipped import recipe_path
+    from slimvit.shipped import shipped_path
 
-    path = recipe_path(name)
+    path = shipped_path(name)
     try:
         return path.read_text()
     except (OSError, UnicodeDecodeError) as error:

@@ -74,14 +74,16 @@ class MixesValues:
 
     def needed(self, earlier: Values) -> list[Tensor]:
         """The values of each pair's block; raises :class:`ModelError` when one is missing."""
-        found = [earlier[p.earlier] if p.earlier < len(earlier) else None for p in self.pairs]
-        for pair, values in zip(self.pairs, found, strict=True):
+        found = []
+        for pair in self.pairs:
+            values = earlier[pair.earlier] if pair.earlier < len(earlier) else None
             if values is None:
                 raise ModelError(
                     f"a dense attention block needs the values of block {pair.earlier} of its stage and got none; "
                     "call the whole model, or the stage's blocks in order"
                 )
-        return [v for v in found if v is not None]
+            found.append(values)
+        return found
 
 
 def dense_module(plain: Any, cls: Any, **attributes: Any) -> Any:

@@ -33,6 +33,8 @@ class Pair:
     there: tuple[int, ...]
     """Their positions in the earlier block."""
 
+    whole: bool = False
+    """Whether that is all heads of both, so that their values add up as they are."""
     runs: tuple[tuple[int, int, int], ...] = field(init=False, repr=False)
     """(position here, position there, number of heads) of each run of heads that lie side by side in both."""
 
@@ -50,7 +52,13 @@ def pairs_of(kept: Sequence[Sequence[int]]) -> list[tuple[Pair, ...]]:
     """For each block of a stage, its pairs with earlier blocks; ``kept``: the original head ids each block has."""
     return [
         tuple(
-            Pair(i, shared, tuple(map(list(mine).index, shared)), tuple(map(list(theirs).index, shared)))
+            Pair(
+                i,
+                shared,
+                tuple(map(list(mine).index, shared)),
+                tuple(map(list(theirs).index, shared)),
+                len(shared) == len(mine) == len(theirs),
+            )
             for i, theirs in enumerate(kept[:block])
             if (shared := tuple(h for h in mine if h in theirs))
         )
@@ -101,6 +109,9 @@ def _factors(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[
 def _sum(own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], weights: Tensor, head_dim: int) -> Tensor:
     out = own.clone(memory_format=torch.contiguous_format)
     factors = _factors(weights, pairs, head_dim)
+    if out.numel() <= CHUNK:  # of one image Python costs as much as the sums
+        _add(out, earlier, pairs, factors, head_dim)
+        return out
     for mine, *theirs in _chunks(out, *earlier):
         _add(mine, theirs, pairs, factors, head_dim)
     return out
@@ -111,6 +122,9 @@ def _add(
 ) -> None:
     """In place: the weighted channels of each earlier block onto theirs in ``out``."""
     for values, pair, factor in zip(earlier, pairs, factors, strict=True):
+        if pair.whole and isinstance(factor, float):
+            out.add_(values, alpha=factor)
+            continue
         done = 0
         for here, there, n in pair.runs:
             mine, theirs = _heads(out, here, n, head_dim), _heads(values, there, n, head_dim)
@@ -160,7 +174,7 @@ class _Mix(torch.autograd.Function):
 
 def _value_grad(grad: Tensor, values: Tensor, pair: Pair, factor: Tensor | float, head_dim: int) -> Tensor:
     """A tensor of its own for each earlier block, so that autograd can add up in place."""
-    if len(pair.runs) == 1 and grad.shape[-1] == values.shape[-1] == len(pair.heads) * head_dim:
+    if pair.whole:
         return grad * factor
     into, done = torch.zeros_like(values, memory_format=torch.contiguous_format), 0
     for here, there, n in pair.runs:
