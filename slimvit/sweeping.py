@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from slimvit import rundir
 from slimvit.crew import Crew, Here, Processes, Ray, Task
@@ -46,7 +50,8 @@ def sweep(
     crew = Ray() if engine == "ray" else Processes(jobs) if jobs > 1 else Here()
     errors: dict[str, str] = {}
     try:
-        _carry_out(tasks, crew, errors, len(points))
+        with _interrupted_by_sigterm():
+            _carry_out(tasks, crew, errors, len(points))
     except (KeyboardInterrupt, Interrupted):
         if isinstance(crew, Processes):
             crew.stop()
@@ -56,6 +61,23 @@ def sweep(
         contents = Contents(points=entries, claims=contents.claims)
         write_contents(out, contents)
     return contents
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let a polite kill be what Ctrl-C is. Python allows it in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def is_finished(out: Path, point: Point) -> bool:
