@@ -72,7 +72,7 @@ def test_every_command_has_help_and_an_example(slimvit_: Invoke, name: str) -> N
     assert command.help and examples(text), text
     for param in command.params:
         if isinstance(param, click.Option):
-            known = param.name in ("device", "help")
+            known = param.name in ("device", "help") or param.hidden
             assert param.help or known, f"{name} {param.opts}"
 
 

@@ -57,8 +57,9 @@ def test_the_wheel_works_away_from_the_checkout(wheel: zipfile.ZipFile, tmp_path
     env = os.environ | {"PYTHONPATH": str(site)}
     found = subprocess.run(where, cwd=work, env=env, capture_output=True, text=True, check=True).stdout
     assert found.startswith(str(site))
-    listed = run("recipes", "list").splitlines()
-    assert [line.split()[0] for line in listed] == sorted(f.stem for f in (ROOT / "recipes").glob("*.yaml"))
+    listed = [line.split()[0] for line in run("recipes", "list").splitlines() if line.startswith("  ")]
+    both = [sorted(f.stem for f in (ROOT / "recipes" / kind).glob("*.yaml")) for kind in (".", "sweeps")]
+    assert listed == both[0] + both[1] and all(both)
     assert [line.split()[0] for line in run("models", "--embedded").splitlines()] == sorted(EMBEDDED)
 
 
