@@ -113,6 +113,10 @@ def test_the_examples_run(slimvit_: Invoke, example_folder: Path, example: str) 
     limits = ["--train-images", 64, "--eval-images", 40] if words[0] in ("prune", "run", "finetune") else []
     if "deit_small" in example:
         limits += ["--img-size", 64]
+    if words[:2] == ["sweep", "quick"]:  # 48 runs: test_sweep.py runs sweeps
+        limits = ["--dry-run"]
+    if words[0] == "bench":
+        limits = ["--rounds", 20, "--batches", "8,16"]
     assert slimvit_(*words, *limits).stdout.strip()
 
 

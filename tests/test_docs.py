@@ -43,6 +43,7 @@ def edit(recipe: Path) -> None:
     if "grid:" in text:
         sweep = yaml.safe_load(text)
         sweep["grid"] = {key: values[:1] for key, values in sweep["grid"].items()} | {"prune.ratio": [0.25, 0.5]}
+        sweep["base"]["data"]["eval_images"] = 64
         recipe.write_text(yaml.safe_dump(sweep))
         return
     assert "  name: digits\n" in text
@@ -53,7 +54,8 @@ def test_commands_and_code_run(slimvit_: Callable[..., Any], work: Path, capsys:
     ran = [words for words in COMMANDS if words[0] == "slimvit"]
     assert len(ran) >= 10
     for words in ran:
-        assert slimvit_(*words[1:]).stdout.strip(), words
+        quick = ["--rounds", "20", "--batches", "8,16"] if words[1] == "bench" else []
+        assert slimvit_(*words[1:], *quick).stdout.strip(), words
         if words[1:3] == ["recipes", "copy"]:  # copied to be edited: fewer images
             edit(work / words[-1])
     for block in blocks("python"):
