@@ -76,9 +76,9 @@ def rounds() -> dict[str, list[float]]:
     forward(model, images)
     for number in range(ROUNDS):
         before, _ = timed(forward, model, images)
-        score, scores = timed(slimvit.score_heads, model, images)
+        score, scores = timed(slimvit.score_parts, model, images)
         plan, planned = timed(slimvit.plan_heads, scores, ratio=0.5)
-        slim = slimvit.prune_heads(model, planned)
+        slim = slimvit.prune_model(model, planned)
         cached, _ = timed(slimvit.refit, slim, model, images)
         figures = {"score": score, "plan": plan, "refit": cached, "score + plan + refit": score + plan + cached}
         if number == 0:  # takes longer than all the rest
@@ -99,8 +99,8 @@ def peak(images: int, cache: bool) -> float:
 def peak_here(images: int, cache: bool) -> None:
     model = network()
     stream = Stream(images)
-    scores = slimvit.score_heads(model, stream)
-    slim = slimvit.prune_heads(model, slimvit.plan_heads(scores, ratio=0.5))
+    scores = slimvit.score_parts(model, stream)
+    slim = slimvit.prune_model(model, slimvit.plan_heads(scores, ratio=0.5))
     slimvit.refit(slim, model, stream, cache=cache)
     print(peak_gib())
 

@@ -77,8 +77,8 @@ PICTURE = ("one a block", "slot")
 def refitted(cut: str, seed: int) -> Any:
     """Scored, cut and refit on the calibration images of the seed."""
     model, batches = pretrained(), calibration(512, seed)
-    plan = slimvit.plan_heads(slimvit.score_heads(model, batches, "residual", seed), **CUTS[cut])
-    return slimvit.refit(slimvit.prune_heads(model, plan), model, batches)
+    plan = slimvit.plan_heads(slimvit.score_parts(model, batches, "residual", seed), **CUTS[cut])
+    return slimvit.refit(slimvit.prune_model(model, plan), model, batches)
 
 
 @cache

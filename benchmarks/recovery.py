@@ -142,12 +142,12 @@ class Bench:
 
         def make() -> tuple[nn.Module, dict[str, Any]]:
             if not arm["refit"]:  # the same heads as with the refit
-                return slimvit.prune_heads(self.model, plan_of(self.cut(row | {"arm": "default"})[1])), {}
+                return slimvit.prune_model(self.model, plan_of(self.cut(row | {"arm": "default"})[1])), {}
             images = loader(self.model, Subset(self.images(row), range(row["calibration"])))
             started = time.process_time()
-            scores = slimvit.score_heads(self.model, images, arm["criterion"], row["seed"])
+            scores = slimvit.score_parts(self.model, images, arm["criterion"], row["seed"])
             plan = slimvit.plan_heads(scores, ratio=2 / 3)
-            slim = slimvit.refit(slimvit.prune_heads(self.model, plan), self.model, images)
+            slim = slimvit.refit(slimvit.prune_model(self.model, plan), self.model, images)
             return slim, {"cut_seconds": round(time.process_time() - started, 1)}
 
         of = [row[k] for k in ("data", "images", "calibration", "seed")]

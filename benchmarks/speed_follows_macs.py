@@ -49,9 +49,9 @@ def build(name: str, cut: str | None) -> nn.Module:
     model: Any = timm.create_model(MODELS[name]).eval()
     if cut is None:
         return model
-    scores = slimvit.score_heads(model, (), "random")
+    scores = slimvit.score_parts(model, (), "random")
     plan = slimvit.plan_heads(scores, ratio=0.5, scope=CUTS[cut], head_macs=head_macs(model))
-    return slimvit.prune_heads(model, plan)
+    return slimvit.prune_model(model, plan)
 
 
 def compared(

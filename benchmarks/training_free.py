@@ -77,9 +77,9 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     original = Outputs(original.logits[:n], original.features[:n], original.labels[:n])
     batches = loader(model, draw(data.train, row["images"], row["seed"]))
     started = time.perf_counter()
-    scores = slimvit.score_heads(model, batches, row["criterion"], row["seed"])
+    scores = slimvit.score_parts(model, batches, row["criterion"], row["seed"])
     plan = slimvit.plan_heads(scores, ratio=row["ratio"], scope=row["scope"])
-    slim = slimvit.prune_heads(model, plan)
+    slim = slimvit.prune_model(model, plan)
     if row["target"] != "none":
         slim = slimvit.refit(slim, model, batches, row["target"], row["ridge"])
     seconds = time.perf_counter() - started

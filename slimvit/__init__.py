@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from slimvit.options import Options as Options
     from slimvit.pipeline import run as run
     from slimvit.plan import SlimPlan as SlimPlan
-    from slimvit.prune.criteria import score_heads as score_heads
+    from slimvit.prune.criteria import score_parts as score_parts
     from slimvit.prune.refit import refit as refit
     from slimvit.prune.search import plan_heads as plan_heads
-    from slimvit.prune.surgery import prune_heads as prune_heads
+    from slimvit.prune.surgery import prune_model as prune_model
     from slimvit.recipe import Recipe as Recipe
     from slimvit.store import load as load
     from slimvit.store import save as save
@@ -34,11 +34,11 @@ _HOME = {
     "insert_dense_attention": "dense.insert",
     "load": "store",
     "plan_heads": "prune.search",
-    "prune_heads": "prune.surgery",
+    "prune_model": "prune.surgery",
     "refit": "prune.refit",
     "run": "pipeline",
     "save": "store",
-    "score_heads": "prune.criteria",
+    "score_parts": "prune.criteria",
 }
 __all__ = list(_HOME)
 

@@ -1,10 +1,8 @@
-"""Everything that can stop a run, looked at before its long part: folders, budgets, classes, images, training."""
+"""What can stop a run, looked at before its long part: folders, classes, images, training (budgets: planning.py)."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,15 +12,12 @@ from slimvit.data.loaders import check_images, draw, preprocessing_of
 from slimvit.data.preprocessing import converter, train_transform
 from slimvit.data.sources import Data
 from slimvit.dense.insert import dense_mix
-from slimvit.errors import DataError, ModelError, PlanError, RecipeError, StoreError
+from slimvit.errors import DataError, ModelError, RecipeError, StoreError
 from slimvit.folders import check_free
-from slimvit.measure.macs import count_macs
-from slimvit.models.family import TimmModule, head_macs, plan_of
+from slimvit.models.family import TimmModule
 from slimvit.models.modes import evaluating
-from slimvit.plan import SlimPlan
-from slimvit.prune.criteria import NEEDS_CLASSIFIER, score_heads
-from slimvit.prune.search import plan_heads
-from slimvit.recipe import DenseSection, PruneSection, Recipe, TrainSection
+from slimvit.prune.criteria import NEEDS_CLASSIFIER
+from slimvit.recipe import DenseSection, Recipe, TrainSection
 from slimvit.sources import random_weights
 from slimvit.train.distill import training_loss
 from slimvit.train.mixup import check_mixing
@@ -38,56 +33,10 @@ def check_out(recipe: Recipe, out: Path, force: bool) -> None:
             raise StoreError(f"{out}: this run reads {section.name}, so it cannot write there; name another --out")
 
 
-def check_budget(section: PruneSection, model: nn.Module) -> None:
-    """Raise :class:`PlanError` now if the plan file does not fit or the budget cannot be met, whatever the scores."""
-    if section.plan is not None:
-        read_plan(section.plan, model)
-    elif section.wanted:
-        plan_heads(score_heads(model, (), "random"), **budget_of(section, model))
-
-
 def check_dense(section: DenseSection, model: nn.Module) -> None:
     """Raise :class:`ModelError` when dense attention is asked for and there already."""
     if section.mix is not None and dense_mix(model) is not None:
         raise ModelError(f"--dense {section.mix}: the model has dense attention already (mix {dense_mix(model)})")
-
-
-def budget_of(section: PruneSection, model: nn.Module) -> dict[str, Any]:
-    """A section as the arguments of `plan_heads`."""
-    return {
-        "ratio": section.ratio,
-        "heads": section.heads,
-        "macs_to_save": _macs_to_save(section.target_macs, model, section.min_heads),
-        "head_macs": head_macs(model),
-        "scope": section.scope,
-        "min_heads": section.min_heads,
-    }
-
-
-def read_plan(file: str, model: nn.Module) -> SlimPlan:
-    """A plan file that fits the model and removes something."""
-    plan = SlimPlan.read(Path(file))
-    plan.check_against(plan_of(model))
-    if plan.kept == plan_of(model).kept:
-        raise PlanError(f"{file}: removes nothing; take ids out of kept_heads")
-    return plan
-
-
-def _macs_to_save(target: float | None, model: nn.Module, min_heads: int) -> int | None:
-    """MACs that have to go for a target fraction; raises :class:`PlanError` when heads alone cannot save them."""
-    if target is None:
-        return None
-    total = count_macs(model).total
-    wanted = round(total * (1 - target))
-    counts = [max(0, len(b.kept_heads) - min_heads) for b in plan_of(model).blocks]
-    most = sum(n * macs for n, macs in zip(counts, head_macs(model), strict=True))
-    if wanted > most:
-        least = math.ceil((total - most) / total * 1000) / 1000
-        raise PlanError(
-            f"target-macs {target}: heads alone reach {least} of the MACs at the least (min_heads {min_heads}); "
-            "give a larger target"
-        )
-    return wanted
 
 
 def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:

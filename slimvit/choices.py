@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 Criterion = Literal["residual", "fisher", "taylor", "magnitude", "random", "tp-magnitude", "tp-taylor"]
 Scope = Literal["uniform", "global"]
+Part = Literal["heads", "mlp", "branches"]
 RefitTarget = Literal["own", "teacher", "stream", "none"]
 AdaptMode = Literal["head", "all"]
 DenseMix = Literal["layer", "head"]
@@ -16,6 +17,7 @@ DistillKind = Literal["soft", "hard", "features"]
 
 CRITERIA: tuple[str, ...] = get_args(Criterion)
 SCOPES: tuple[str, ...] = get_args(Scope)
+PARTS: tuple[str, ...] = get_args(Part)
 REFIT_TARGETS: tuple[str, ...] = get_args(RefitTarget)
 ADAPT_MODES: tuple[str, ...] = get_args(AdaptMode)
 DENSE_MIXES: tuple[str, ...] = get_args(DenseMix)

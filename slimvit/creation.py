@@ -14,7 +14,7 @@ from slimvit.models import build
 from slimvit.models.family import plan_of
 from slimvit.plan import SlimPlan
 from slimvit.prune.search import heads_per_block
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 
 def create_model(
@@ -50,7 +50,7 @@ def create_model(
         name, pretrained=pretrained, weights=weights, img_size=img_size, num_classes=num_classes, args=args
     )
     if heads is not None:
-        model = prune_heads(model, _first_heads(model, heads))
+        model = prune_model(model, _first_heads(model, heads))
     return model if dense is None else insert_dense_attention(model, dense, init, seed=seed)
 
 

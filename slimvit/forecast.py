@@ -7,29 +7,43 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from slimvit.branch_latency import latency_costs
 from slimvit.measure.macs import count_macs, count_params
 from slimvit.models.family import plan_of
 from slimvit.plan import SlimPlan
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
+from slimvit.ranges import count_ranges
 
 if TYPE_CHECKING:
     from slimvit.runstate import Run
 
 REFIT_PASSES = 5.0
 """Forward passes over the calibration images that a refit costs (measured: benchmarks/cost.py)."""
+LONGEST = 40
+"""Characters of a block's neurons by range; the terminal is spared longer ones."""
 TRAIN_PASSES = 3.0
 """A training step in forward passes; distillation adds one."""
 
 
 def forecast_of(now: Run, plan: SlimPlan) -> dict[str, Any]:
-    """The plan with heads, params and MACs before and after, and the seconds each part of a run would take."""
-    after = prune_heads(now.model, plan)
+    """The plan with heads, neurons, params and MACs before and after, and the seconds each part of a run would take."""
+    after = prune_model(now.model, plan)
     figures = {
         "heads": [plan_of(now.model).kept, plan.kept],
+        "neurons": [plan_of(now.model).kept_neurons, plan.kept_neurons],
         "params": [count_params(now.model), count_params(after)],
         "macs": [count_macs(now.model).total, count_macs(after).total],
     }
-    return {"plan": plan.to_json(), **figures, "seconds": _seconds(now)}
+    return {"plan": plan.to_json(), **figures, **_promised(now, plan), "seconds": _seconds(now)}
+
+
+def _promised(now: Run, plan: SlimPlan) -> dict[str, Any]:
+    """Milliseconds a batch, where the budget is in them."""
+    section = now.recipe.prune
+    if section.target_latency is None:
+        return {}
+    costs = latency_costs(now.original, section.latency_batch)
+    return {"latency_ms": [costs.total(plan_of(now.model)), costs.total(plan)]}
 
 
 def _seconds(now: Run) -> dict[str, float]:
@@ -64,13 +78,15 @@ def _seconds_an_image(now: Run) -> float:
 
 def forecast_text(forecast: dict[str, Any]) -> str:
     """The forecast for people."""
-    lines = [f"{b['block']}: keeps {_ids(b['kept_heads'])} of {b['heads']} heads" for b in forecast["plan"]["blocks"]]
-    (h0, h1), (p0, p1), (m0, m1) = forecast["heads"], forecast["params"], forecast["macs"]
+    (h0, h1), (n0, n1), (p0, p1), (m0, m1) = (forecast[k] for k in ("heads", "neurons", "params", "macs"))
+    lines = [f"{b['block']}: {_left(b, n1 < n0)}" for b in forecast["plan"]["blocks"]]
     lines += [
         "",
         f"heads      {h0} -> {h1}  ({_change(h0, h1)})",
+        *([f"neurons    {n0:,} -> {n1:,}  ({_change(n0, n1)})"] if n1 < n0 else []),
         f"params (M) {p0 / 1e6:.2f} -> {p1 / 1e6:.2f}  ({_change(p0, p1)})",
         f"FLOPs (G)  {m0 / 1e9:.3f} -> {m1 / 1e9:.3f}  ({_change(m0, m1)}, 1 multiply-add = 1)",
+        *_latency_lines(forecast),
         "",
         "estimated time (s): " + ", ".join(f"{k} {v:g}" for k, v in forecast["seconds"].items() if v),
         "nothing was cut (dry run)",
@@ -78,8 +94,30 @@ def forecast_text(forecast: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _ids(kept: list[int]) -> str:
-    return ",".join(map(str, kept)) if kept else "none"
+def _left(block: dict[str, Any], with_neurons: bool) -> str:
+    """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31); ...`: what a block keeps, and what is gone from it."""
+    neurons = count_ranges(block["kept_neurons"]) if with_neurons and block.get("neurons") else None
+    kept = [f"{','.join(map(str, block['kept_heads']))} of {block['heads']} heads"] if block["kept_heads"] else []
+    kept += [_neurons(block, neurons)] if neurons else []
+    gone = ["its attention"] * (not block["kept_heads"]) + ["its MLP"] * (neurons == 0)
+    told = [f"keeps {', '.join(kept)}"] * bool(kept)
+    told += [f"{' and '.join(gone)} {'are' if len(gone) > 1 else 'is'} gone"] * bool(gone)
+    return "; ".join(told)
+
+
+def _neurons(block: dict[str, Any], kept: int) -> str:
+    """With their ids where those are few ranges; the plan has them all."""
+    total, ids = block["neurons"], block["kept_neurons"]
+    if kept == total:
+        return f"all {total:,} neurons"
+    return f"{kept:,} of {total:,} neurons" + (f" ({ids})" if len(ids) <= LONGEST else "")
+
+
+def _latency_lines(forecast: dict[str, Any]) -> list[str]:
+    if "latency_ms" not in forecast:
+        return []
+    before, after = forecast["latency_ms"]
+    return [f"latency (ms) {before:.3g} -> {after:.3g}  ({_change(before, after)}, promised for this device)"]
 
 
 def _change(before: int, after: int) -> str:

@@ -29,6 +29,8 @@ from slimvit.training import Section
 
 SHORT = {"dense.mix": "dense", "refit.target": "refit", "finetune.epochs": "epochs", "adapt.epochs": "adapt epochs"}
 """Settings whose last word alone would not tell what they are."""
+UNSET = {"prune.parts": "as needed"}
+"""What no value means, where it does not mean none."""
 
 
 class NamedPoint(Section):
@@ -110,7 +112,7 @@ def points_of(sweep: Sweep, source: str = "sweep", data: dict[str, Any] | None =
     found: dict[str, Point] = {}
     defects: list[str] = []
     for name, settings, tree in _combinations(sweep, source):
-        label = ", ".join([name] * bool(name) + [f"{_short(k, sweep.grid)} {_said(v)}" for k, v in settings.items()])
+        label = ", ".join([name] * bool(name) + [f"{_short(k, sweep.grid)} {said(k, v)}" for k, v in settings.items()])
         tree["data"] = tree.get("data", {}) | (data or {})
         try:
             recipe = Recipe.parse(tree, label)
@@ -118,8 +120,8 @@ def points_of(sweep: Sweep, source: str = "sweep", data: dict[str, Any] | None =
             defects.append(str(error))
             continue
         without_seed = {k: v for k, v in settings.items() if k != "seed"}
-        said = [name] * bool(name) + [f"{_short(k, sweep.grid)} {_said(v)}" for k, v in without_seed.items()]
-        point = Point(_slug(label), ", ".join(said) or "base", recipe)
+        told = [name] * bool(name) + [f"{_short(k, sweep.grid)} {said(k, v)}" for k, v in without_seed.items()]
+        point = Point(_slug(label), ", ".join(told) or "base", recipe)
         twin = next((p for p in found.values() if p.recipe == recipe), None)
         if twin is not None:
             defects.append(f"{label}: is the same run as {twin.id}")
@@ -168,9 +170,12 @@ def _short(key: str, grid: dict[str, list[Any]]) -> str:
     return SHORT.get(key, last.replace("_", " ") if alone else key)
 
 
-def _said(value: Any) -> str:
+def said(key: str, value: Any) -> str:
+    """A setting's value for people; a list as the command line takes it: a comma and a space end a setting."""
+    if isinstance(value, list):
+        return ",".join(said(key, v) for v in value)
     if value is None:
-        return "none"
+        return UNSET.get(key, "none")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

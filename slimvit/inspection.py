@@ -1,36 +1,65 @@
-"""What a model is made of: blocks, heads by original id, parameters and MACs by part."""
+"""What a model is made of: blocks, heads and neurons by original id, parameters and MACs by part; what one head and one
+group of neurons cost; and with images how much each part matters."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.sources import open_data
 from slimvit.dense.insert import dense_mix, mixes_in
 from slimvit.measure.macs import count_macs, count_params, params_by_part
-from slimvit.models.family import attention_blocks, model_name, plan_of
-from slimvit.recipe import ModelSection
+from slimvit.models.costs import PARTS, head_macs, head_params, neuron_macs
+from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, model_name, plan_of
+from slimvit.models.mlp import neuron_params
+from slimvit.options import Options
+from slimvit.plan import BlockPlan
+from slimvit.prune.budget import NEURON_GROUP
+from slimvit.prune.criteria import PartScores, score_parts
+from slimvit.ranges import to_ranges
+from slimvit.recipe import ModelSection, Recipe
+from slimvit.seeds import seeded
 from slimvit.sources import open_model, saved_folder
+
+CRITERION = "residual"
 
 
 def inspect_model(section: ModelSection) -> dict[str, Any]:
     """Figures of the model of a section. Pretrained weights are not fetched: only shapes matter here."""
     shapes_only = section.weights is None and saved_folder(section.name) is None
-    model = open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section)
+    return describe(open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section))
+
+
+def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """The same, and how much the parts of every block matter to the recipe's calibration images."""
+    with seeded(recipe.seed):
+        model: TimmModule = open_model(recipe.model).to(options.torch_device())
+    images = draw(open_data(recipe.data, recipe.seed).train, recipe.prune.calibration_images, recipe.seed)
+    loader = eval_loader(images, preprocessing_of(model), recipe.data.batch_size, options.workers)
+    parts = PARTS if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
+    scores = score_parts(model, loader, CRITERION, recipe.seed, parts)
+    found = describe(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
+    for i, (block, alone) in enumerate(zip(found["blocks"], scores.table(), strict=True)):
+        block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PARTS}
+        block["head_scores"] = alone
+    return found
+
+
+def _prefixes(scores: PartScores) -> dict[str, float | None]:
+    """What the loss pays for all units of a part, and for the cheaper half of them; None where there is nothing."""
+    half = len(scores.costs) // 2
+    counts = {"all": len(scores.costs), "half": half}
+    return {what: sum(scores.costs[:count]) if count else None for what, count in counts.items()}
+
+
+def describe(model: TimmModule) -> dict[str, Any]:
+    """Everything that shapes alone tell."""
     plan, macs = plan_of(model), count_macs(model)
-    blocks = [
-        {
-            "block": b.name,
-            "stage": b.stage,
-            "heads": b.heads,
-            "kept_heads": list(b.kept_heads),
-            "params": count_params(view.block),
-            "macs": counts,
-        }
-        for b, view, counts in zip(plan.blocks, attention_blocks(model), macs.by_block, strict=True)
-    ]
     return {
         "model": model_name(model),
         "num_classes": model.num_classes,
         "heads": [plan.total, plan.kept],
+        "neurons": [plan.neurons, plan.kept_neurons],
         "dense": dense_mix(model),
         "mixes": mixes_in(model),
         "params": count_params(model),
@@ -40,46 +69,28 @@ def inspect_model(section: ModelSection) -> dict[str, Any]:
         "macs_closed_form": macs.closed_form,
         "macs_torch": macs.torch_counter,
         "note": macs.disagreement(),
-        "blocks": blocks,
+        "neuron_group": NEURON_GROUP,
+        "blocks": [
+            _block(b, view) | {"macs": counts}
+            for b, view, counts in zip(plan.blocks, attention_blocks(model), macs.by_block, strict=True)
+        ],
     }
 
 
-def inspection_text(found: dict[str, Any]) -> str:
-    """The figures for people."""
-    total, kept = found["heads"]
-    lines = [
-        f"{found['model']}: {kept} of {total} heads, {found['params'] / 1e6:.2f} M params, "
-        f"{found['macs'] / 1e9:.3f} GFLOPs (1 multiply-add = 1), {found['num_classes']} classes",
-        "",
-    ]
-    if found["dense"]:
-        lines[0] += f", dense attention with {found['mixes']} mixes (one a pair of blocks{_and_head(found)})"
-    if found["note"]:
-        lines.insert(0, f"note: {found['note']}")
-    width = max(len(b["block"]) for b in found["blocks"])
-    heads = max(len(_ids(b)) for b in found["blocks"])
-    parts = list(found["blocks"][0]["macs"])
-    lines.append(f"{'block':<{width}}  {'heads kept':<{max(heads, 10)}}  params (M)  MFLOPs: " + "  ".join(parts))
-    for b in found["blocks"]:
-        figures = "  ".join(f"{b['macs'][p] / 1e6:>{len(p)}.1f}" for p in parts)
-        lines.append(
-            f"{b['block']:<{width}}  {_ids(b):<{max(heads, 10)}}  {b['params'] / 1e6:>10.3f}          {figures}"
-        )
-    lines.append("")
-    for part in found["macs_by_part"]:
-        macs, params = found["macs_by_part"][part], found["params_by_part"].get(part, 0)
-        if macs or params:
-            share = 100 * macs / found["macs"]
-            lines.append(f"{part:<12} {params / 1e6:>8.3f} M params  {macs / 1e6:>9.1f} MFLOPs  {share:>5.1f} %")
-    return "\n".join(lines)
+def _block(plan: BlockPlan, view: AttentionBlock) -> dict[str, Any]:
+    return {
+        "block": plan.name,
+        "stage": plan.stage,
+        "heads": plan.heads,
+        "kept_heads": list(plan.kept_heads),
+        "neurons": plan.neurons,
+        "kept_neurons": to_ranges(plan.kept_neurons),
+        "params": count_params(view.block),
+        "one_head": {"macs": head_macs(view), "params": head_params(view)} if plan.kept_heads else None,
+        "neuron_group": _group_costs(view) if plan.kept_neurons else None,
+    }
 
 
-def _and_head(found: dict[str, Any]) -> str:
-    return " and head" if found["dense"] == "head" else ""
-
-
-def _ids(block: dict[str, Any]) -> str:
-    kept, heads = block["kept_heads"], block["heads"]
-    if len(kept) == heads:
-        return f"all {heads}"
-    return f"{','.join(map(str, kept)) or 'none'} of {heads}"
+def _group_costs(view: AttentionBlock) -> dict[str, int]:
+    """Of as many neurons as go together."""
+    return {"macs": NEURON_GROUP * neuron_macs(view), "params": NEURON_GROUP * neuron_params(view.mlp)}

@@ -102,6 +102,19 @@ def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None,
         _keep_best(now, states)
 
 
+def learn_between(now: Run, name: str, epochs: int, teacher: nn.Module | None, lr: float) -> None:
+    """A short training between two rounds of a cut; no state of it is kept, a run interrupted in it begins anew."""
+    section = now.recipe.finetune.model_copy(update={"epochs": epochs})
+    prep, seed = preprocessing_of(now.model), now.recipe.seed
+    loader = train_loader(now.data.train, prep, section, now.recipe.data.batch_size, now.options.workers, seed)
+    now.model, now.histories[name] = finetune(
+        now.model, loader, section, teacher=teacher,
+        teacher_sees=converter(prep, prep if teacher is None else preprocessing_of(teacher)),
+        labelled=now.data.labelled, lr=lr, engine=now.engine, seed=seed, what=name,
+        in_order=now.in_order(now.data.train),
+    )  # fmt: skip
+
+
 def _keep_best(now: Run, states: Checkpoints) -> None:
     """The best epoch's network too, where it is not the last one's."""
     measured = [row["top1"] for row in now.histories["finetune"] if row["top1"] is not None]

@@ -7,32 +7,23 @@ import time
 from torch import nn
 
 from slimvit import rundir, shelf, unfinished
-from slimvit.checks import (
-    budget_of,
-    check_budget,
-    check_classes,
-    check_dense,
-    check_out,
-    check_readable,
-    check_teacher,
-    check_training,
-    read_plan,
-)
+from slimvit.checks import check_classes, check_dense, check_out, check_readable, check_teacher, check_training
 from slimvit.data.sources import open_data
 from slimvit.dense.insert import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
 from slimvit.engine import open_engine
 from slimvit.errors import ModelError, RecipeError
-from slimvit.learning import adapt, learn, seat_teacher
+from slimvit.learning import adapt, learn, learn_between, seat_teacher
 from slimvit.measure.accuracy import compare
 from slimvit.measure.macs import count_macs, count_params
 from slimvit.models.family import family_of, plan_of
 from slimvit.options import Options
 from slimvit.plan import SlimPlan
+from slimvit.planning import agree_on_prices, check_budget, decide, read_plan, scored_parts
 from slimvit.progress import say
-from slimvit.prune.criteria import score_heads
+from slimvit.promise import check_promise
+from slimvit.prune.criteria import Scores, score_parts
 from slimvit.prune.refit import refit
-from slimvit.prune.search import plan_heads
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 from slimvit.recipe import Recipe
 from slimvit.report.record import Stage
 from slimvit.runstate import Run
@@ -41,17 +32,19 @@ from slimvit.sources import open_model
 
 DEFAULTS = Options()
 FINETUNE_LR = 2e-5
+A_BUDGET = "--ratio, --heads, --mlp-ratio, --target-macs, --target-params, --target-latency or --plan"
 
 
 def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
     """Carry out a recipe; the run folder, if one is asked for, appears complete or not at all."""
     if not (recipe.changes_the_model or recipe.finetune.epochs or recipe.adapt.epochs):
-        raise RecipeError("nothing to do: give --ratio, --heads, --target-macs or --plan, --dense, or epochs to train")
+        raise RecipeError(f"nothing to do: give {A_BUDGET}, or --dense, or epochs to train")
     now = start(recipe, options)
     if now.interrupted != "finetune":
         slim(now)
     if recipe.finetune.epochs:
         tune(now)
+    check_promise(now)
     if options.out is not None and now.engine.is_main:
         rundir.write(now, options.out, options.force)
     now.engine.wait()
@@ -64,6 +57,8 @@ def slim(now: Run) -> None:
     adapt(now)
     measure(now, "original", now.original)
     if recipe.prune.wanted:
+        for step in range(1, recipe.prune.steps):
+            approach(now, step)
         cut(now, make_plan(now))
         repair(now)
     elif now.original is not now.model:
@@ -75,7 +70,7 @@ def slim(now: Run) -> None:
 def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[Run, SlimPlan]:
     """Everything up to the plan; nothing is cut. With ``options.out`` the plan is written there."""
     if not recipe.prune.wanted:
-        raise RecipeError("a dry run needs a budget: give --ratio, --heads, --target-macs or --plan")
+        raise RecipeError(f"a dry run needs a budget: give {A_BUDGET}")
     now = start(recipe, options)
     adapt(now)
     plan = make_plan(now)
@@ -94,7 +89,9 @@ def start(recipe: Recipe, options: Options) -> Run:
     with seeded(recipe.seed):  # weights that nothing brings are drawn
         model = open_model(recipe.model)
     family_of(model)
-    check_budget(recipe.prune, model)
+    model.to(engine.device)  # where a budget in milliseconds is measured
+    agree_on_prices(recipe, model, engine)
+    check_budget(recipe, model)
     check_dense(recipe.dense, model)
     teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
     data = open_data(recipe.data, recipe.seed)
@@ -102,7 +99,7 @@ def start(recipe: Recipe, options: Options) -> Run:
     check_training(recipe, data, model, options.compile)
     check_teacher(recipe, data, model, teacher)
     check_readable(recipe, data)
-    now = Run(recipe, options, engine, data, model.to(engine.device), model)
+    now = Run(recipe, options, engine, data, model, model)
     if teacher is not None:
         now.teacher = teacher.to(engine.device)
     if data.bad_images:
@@ -123,45 +120,79 @@ def pick_up(now: Run) -> None:
         now.reference = shelf.original_outputs(now)
 
 
-def make_plan(now: Run) -> SlimPlan:
-    """From a plan file, or from scores and a budget."""
+def make_plan(now: Run, share: float = 1.0) -> SlimPlan:
+    """From a plan file, or from scores and a budget, of which ``share`` is to be met."""
     file = now.recipe.prune.plan
-    plan = read_plan(file, now.model) if file is not None else _scored_plan(now)
+    plan = read_plan(file, now.model) if file is not None else _scored_plan(now, share)
     if now.recipe.dense.mix and not can_mix(plan):
         raise ModelError(f"--dense {now.recipe.dense.mix}: {NOTHING_TO_MIX} in this plan")
     return plan
 
 
-def _scored_plan(now: Run) -> SlimPlan:
-    section, started = now.recipe.prune, time.perf_counter()
-    scores = shelf.scores(now, lambda: score_heads(now.model, now.calibration(), section.criterion, now.recipe.seed))
-    scores = now.engine.agreed(scores)
+def _scored_plan(now: Run, share: float) -> SlimPlan:
+    recipe, started = now.recipe, time.perf_counter()
+    agree_on_prices(recipe, now.original, now.engine)
+    parts = scored_parts(recipe, now.model, now.original)
+
+    def score() -> Scores:
+        return score_parts(now.model, now.calibration(), recipe.prune.criterion, recipe.seed, parts)
+
+    uncut = now.model is now.original  # what other runs start from too
+    scores = now.engine.agreed(shelf.scores(now, parts, score) if uncut else score())
     now.scores = scores.table()
-    plan = plan_heads(scores, **budget_of(section, now.model))
-    now.spent = time.perf_counter() - started
+    plan = decide(scores, recipe, now.model, now.original, share)
+    now.spent += time.perf_counter() - started
     return plan
+
+
+def approach(now: Run, step: int) -> None:
+    """One round of several on the way to the budget: cut, refit, and train if that was asked for."""
+    section, started = now.recipe.prune, time.perf_counter() - now.spent
+    plan = make_plan(now, step / section.steps)
+    if not plan.same_size(plan_of(now.model)):
+        now.model = _refitted(now, prune_model(now.model, plan))
+    say(f"round {step} of {section.steps}: {_told(plan)} left")
+    now.spent = time.perf_counter() - started
+    if section.step_epochs:
+        learn_between(now, f"round {step}", section.step_epochs, teacher_of(now), FINETUNE_LR)
 
 
 def cut(now: Run, plan: SlimPlan) -> None:
     """Decide, then cut: the plan is carried out on a copy."""
     started = time.perf_counter() - now.spent
-    before = plan_of(now.model).kept
-    now.model = prune_heads(now.model, plan)
-    gone = before - plan.kept
-    say(f"cut {gone} of {before} heads ({gone / before:.1%})")
+    before = plan_of(now.model)
+    now.model = prune_model(now.model, plan)
+    say(f"cut {_gone(plan, plan_of(now.original))}")
+    if plan.same_size(before):
+        now.notes.append("the last round of the cut removed nothing more")
     measure(now, "pruned", now.model, started)
+
+
+def _gone(plan: SlimPlan, before: SlimPlan) -> str:
+    """`18 of 36 heads (50.0%)`, and neurons where some are gone."""
+    counts = [(before.kept, plan.kept, "heads"), (before.kept_neurons, plan.kept_neurons, "neurons")]
+    told = [f"{was - left:,} of {was:,} {what} ({(was - left) / was:.1%})" for was, left, what in counts if was > left]
+    return " and ".join(told) or "nothing"
+
+
+def _told(plan: SlimPlan) -> str:
+    return f"{plan.kept} heads and {plan.kept_neurons:,} neurons"
 
 
 def repair(now: Run) -> None:
     """Refit what is left in closed form."""
-    section = now.recipe.refit
-    if section.target == "none":
+    if now.recipe.refit.target == "none":
         return
     started = time.perf_counter()
-    now.model = refit(
-        now.model, now.original, now.calibration(), section.target, section.ridge, cache=now.options.cache
-    )
+    now.model = _refitted(now, now.model)
     measure(now, "refit", now.model, started)
+
+
+def _refitted(now: Run, model: nn.Module) -> nn.Module:
+    section = now.recipe.refit
+    if section.target == "none":
+        return model
+    return refit(model, now.original, now.calibration(), section.target, section.ridge, cache=now.options.cache)
 
 
 def densify(now: Run, mix: str) -> None:
@@ -174,10 +205,13 @@ def densify(now: Run, mix: str) -> None:
 
 def tune(now: Run) -> None:
     """Fine-tune, learning from the teacher that the recipe names, or from the uncut network, unless told otherwise."""
-    teacher = now.teacher or (now.original if now.original is not now.model else None)
-    learn(now, "finetune", now.recipe.finetune, teacher, FINETUNE_LR)
+    learn(now, "finetune", now.recipe.finetune, teacher_of(now), FINETUNE_LR)
     seconds = sum(row["seconds"] for row in now.histories["finetune"])  # those of interrupted processes included
     measure(now, "finetuned", now.model, time.perf_counter() - seconds)
+
+
+def teacher_of(now: Run) -> nn.Module | None:
+    return now.teacher or (now.original if now.original is not now.model else None)
 
 
 def measure(now: Run, stage: str, model: nn.Module, started: float | None = None) -> None:
@@ -189,5 +223,10 @@ def measure(now: Run, stage: str, model: nn.Module, started: float | None = None
     macs = count_macs(model)
     if (doubt := macs.disagreement()) is not None:
         now.notes.append(f"{stage}: {doubt}")
-    size = {"heads": plan_of(model).kept, "params": count_params(model), "macs": macs.total}
+    size = {
+        "heads": plan_of(model).kept,
+        "neurons": plan_of(model).kept_neurons or None,
+        "params": count_params(model),
+        "macs": macs.total,
+    }
     now.stages.append(Stage(stage=stage, seconds=seconds, macs_by_part=macs.by_part, **size, **found))

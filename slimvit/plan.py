@@ -1,47 +1,62 @@
-"""What to keep: the original head ids of every block. Decided first, cut later; readable and editable as JSON."""
+"""What to keep: heads and MLP neurons of every block, by original id. Decided first, cut later; readable and editable
+as JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from slimvit.errors import PlanError
+from slimvit.ranges import from_ranges, to_ranges
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Format 1 knew heads alone."""
+MOST_NEURONS = 1 << 20
+"""In one block of a plan file: more than any MLP has."""
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One block: the heads it had in the original model, and which of them (by original id) it keeps."""
+    """One block: the heads and neurons it had in the original model, and which of them (by original id) it keeps."""
 
     name: str
     heads: int
     kept_heads: tuple[int, ...]
     stage: int = 0
+    neurons: int = 0
+    """Hidden neurons of the MLP; 0 where the plan says nothing about it, and it stays as it is."""
+    kept_neurons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        wrong = [h for h in self.kept_heads if not 0 <= h < self.heads]
-        if wrong:
-            raise PlanError(
-                f"{self.name}: the plan keeps head {wrong[0]}, but the block has heads 0-{self.heads - 1}; "
-                "edit kept_heads of that block"
-            )
-        if list(self.kept_heads) != sorted(set(self.kept_heads)):
-            raise PlanError(
-                f"{self.name}: kept_heads is {list(self.kept_heads)}, but head ids must rise and none may repeat"
-            )
+        for what, kept, number in (
+            ("head", self.kept_heads, self.heads),
+            ("neuron", self.kept_neurons, self.neurons),
+        ):
+            wrong = [i for i in kept if not 0 <= i < number]
+            if wrong:
+                raise PlanError(
+                    f"{self.name}: the plan keeps {what} {wrong[0]}, but the block has {what}s 0-{number - 1}; "
+                    f"edit kept_{what}s of that block"
+                )
+            if list(kept) != sorted(set(kept)):
+                shown = list(kept) if what == "head" else to_ranges(kept)
+                raise PlanError(f"{self.name}: kept_{what}s is {shown}, but {what} ids must rise and none may repeat")
 
     @property
     def removed_heads(self) -> tuple[int, ...]:
         return tuple(h for h in range(self.heads) if h not in self.kept_heads)
 
+    def to_json(self) -> dict[str, Any]:
+        found = {"block": self.name, "stage": self.stage, "heads": self.heads, "kept_heads": list(self.kept_heads)}
+        return found | ({"neurons": self.neurons, "kept_neurons": to_ranges(self.kept_neurons)} if self.neurons else {})
+
 
 @dataclass(frozen=True)
 class SlimPlan:
-    """The kept heads of every block of one model, in forward order."""
+    """The kept heads and neurons of every block of one model, in forward order."""
 
     blocks: tuple[BlockPlan, ...]
     model: str = ""
@@ -59,13 +74,45 @@ class SlimPlan:
     def removed(self) -> int:
         return self.total - self.kept
 
-    def keeping(self, kept_heads: Iterable[Sequence[int]]) -> SlimPlan:
-        """The same blocks with other kept heads, one sequence a block."""
-        chosen = [tuple(sorted(k)) for k in kept_heads]
+    @property
+    def neurons(self) -> int:
+        """Hidden neurons of the original model's MLPs, as far as the plan speaks of them."""
+        return sum(b.neurons for b in self.blocks)
+
+    @property
+    def kept_neurons(self) -> int:
+        return sum(len(b.kept_neurons) for b in self.blocks)
+
+    def same_size(self, other: SlimPlan) -> bool:
+        """Whether both keep as much of everything."""
+        return (self.kept, self.kept_neurons) == (other.kept, other.kept_neurons)
+
+    def keeping(
+        self, heads: Iterable[Sequence[int]] | None = None, neurons: Iterable[Sequence[int]] | None = None
+    ) -> SlimPlan:
+        """The same blocks with other kept heads, other kept neurons or both: one sequence of ids a block."""
+        blocks = zip(self.blocks, self._chosen(heads, "kept_heads"), self._chosen(neurons, "kept_neurons"), strict=True)
+        return SlimPlan(tuple(replace(b, kept_heads=h, kept_neurons=n) for b, h, n in blocks), self.model)
+
+    def _chosen(self, kept: Iterable[Sequence[int]] | None, name: str) -> list[tuple[int, ...]]:
+        if kept is None:
+            return [getattr(b, name) for b in self.blocks]
+        chosen = [tuple(sorted(k)) for k in kept]
         if len(chosen) != len(self.blocks):
             raise PlanError(f"the plan names {len(chosen)} blocks, but the model has {len(self.blocks)}")
-        blocks = (BlockPlan(b.name, b.heads, k, b.stage) for b, k in zip(self.blocks, chosen, strict=True))
-        return SlimPlan(tuple(blocks), self.model)
+        return chosen
+
+    def on(self, current: SlimPlan) -> SlimPlan:
+        """The same plan, with the neurons that a model now has where this one says nothing about them.
+
+        Raises :class:`PlanError` unless this plan can be cut out of a model that now keeps ``current``.
+        """
+        self.check_against(current)
+        pairs = zip(self.blocks, current.blocks, strict=True)
+        blocks = (
+            b if b.neurons else replace(b, neurons=now.neurons, kept_neurons=now.kept_neurons) for b, now in pairs
+        )
+        return SlimPlan(tuple(blocks), current.model)
 
     def check_against(self, current: SlimPlan) -> None:
         """Raise :class:`PlanError` unless this plan can be cut out of a model that now keeps ``current``."""
@@ -76,25 +123,16 @@ class SlimPlan:
                 "model; make one for this model with --dry-run --out"
             )
         for mine, now in zip(self.blocks, current.blocks, strict=True):
-            if mine.heads != now.heads:
-                raise PlanError(
-                    f"{mine.name}: the plan is for {mine.heads} heads, but the model's block has {now.heads}"
-                )
-            gone = [h for h in mine.kept_heads if h not in now.kept_heads]
-            if gone:
-                raise PlanError(
-                    f"{mine.name}: the plan keeps head {gone[0]}, which was removed earlier; "
-                    f"heads still there: {list(now.kept_heads)}"
-                )
+            _check_part(mine.name, "head", (mine.heads, mine.kept_heads), (now.heads, now.kept_heads))
+            if mine.neurons:
+                theirs = (now.neurons, now.kept_neurons)
+                _check_part(mine.name, "neuron", (mine.neurons, mine.kept_neurons), theirs)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT_VERSION,
             "model": self.model,
-            "blocks": [
-                {"block": b.name, "stage": b.stage, "heads": b.heads, "kept_heads": list(b.kept_heads)}
-                for b in self.blocks
-            ],
+            "blocks": [b.to_json() for b in self.blocks],
         }
 
     @classmethod
@@ -102,28 +140,14 @@ class SlimPlan:
         """Read what :meth:`to_json` wrote; every defect is named with its place."""
         if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
             raise PlanError(f'{source}: expected an object with a list "blocks", as --dry-run --out writes it')
-        if data.get("format_version") != FORMAT_VERSION:
-            raise PlanError(
-                f"{source}: format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
-            )
+        version = data.get("format_version")
+        if version not in (1, FORMAT_VERSION):
+            raise PlanError(f"{source}: format_version is {version!r}, this slimvit reads 1 and {FORMAT_VERSION}")
         blocks = []
         for i, entry in enumerate(data["blocks"]):
-            where = f"{source}: blocks[{i}]"
-            if not isinstance(entry, dict):
-                raise PlanError(f"{where}: expected an object, found {type(entry).__name__}")
-            name, stage = entry.get("block"), entry.get("stage", 0)
-            heads, kept = entry.get("heads"), entry.get("kept_heads")
-            if not isinstance(name, str):
-                raise PlanError(f"{where}.block: expected a block's name, found {name!r}")
-            if not _is_count(stage):
-                raise PlanError(f"{where}.stage: expected a whole number of at least 0, found {stage!r}")
-            if not _is_count(heads) or heads == 0:
-                raise PlanError(f"{where}.heads: expected a whole number of at least 1, found {heads!r}")
-            if not isinstance(kept, list) or not all(_is_count(h) for h in kept):
-                raise PlanError(f"{where}.kept_heads: expected a list of head ids, found {kept!r}")
             try:
-                blocks.append(BlockPlan(name, heads, tuple(kept), stage))
-            except PlanError as error:
+                blocks.append(_block(entry, f"{source}: blocks[{i}]"))
+            except _Misfit as error:
                 raise PlanError(f"{source}: {error}") from None
         return cls(tuple(blocks), str(data.get("model", "")))
 
@@ -142,6 +166,50 @@ class SlimPlan:
         head = {k: v for k, v in self.to_json().items() if k != "blocks"}
         lines = ",\n".join("    " + json.dumps(b) for b in self.to_json()["blocks"])
         path.write_text(json.dumps(head)[:-1] + ', "blocks": [\n' + lines + "\n]}\n")
+
+
+def _block(entry: Any, where: str) -> BlockPlan:
+    """One block as :meth:`BlockPlan.to_json` gives it; what is of the wrong kind is named by ``where`` it stands."""
+    if not isinstance(entry, dict):
+        raise PlanError(f"{where}: expected an object, found {type(entry).__name__}")
+    name, stage = entry.get("block"), entry.get("stage", 0)
+    heads, kept = entry.get("heads"), entry.get("kept_heads")
+    neurons, ranges = entry.get("neurons", 0), entry.get("kept_neurons", "")
+    if not isinstance(name, str):
+        raise PlanError(f"{where}.block: expected a block's name, found {name!r}")
+    if not _is_count(stage):
+        raise PlanError(f"{where}.stage: expected a whole number of at least 0, found {stage!r}")
+    if not _is_count(heads) or heads == 0:
+        raise PlanError(f"{where}.heads: expected a whole number of at least 1, found {heads!r}")
+    if not isinstance(kept, list) or not all(_is_count(h) for h in kept):
+        raise PlanError(f"{where}.kept_heads: expected a list of head ids, found {kept!r}")
+    if not _is_count(neurons) or neurons > MOST_NEURONS:
+        raise PlanError(f"{where}.neurons: expected a whole number of 0 to {MOST_NEURONS}, found {neurons!r}")
+    kept_neurons = from_ranges(ranges, neurons)
+    if kept_neurons is None:
+        told = f"expected ids of 0-{neurons - 1} by range, like 0-7,16-31" if neurons else "the block names no neurons"
+        raise PlanError(f"{where}.kept_neurons: {told}, found {ranges!r}")
+    try:
+        return BlockPlan(name, heads, tuple(kept), stage, neurons, kept_neurons)
+    except PlanError as error:
+        raise _Misfit(str(error)) from None
+
+
+class _Misfit(PlanError):
+    """A block that names itself in what it says."""
+
+
+def _check_part(name: str, what: str, mine: tuple[int, tuple[int, ...]], now: tuple[int, tuple[int, ...]]) -> None:
+    """Number of original ids and those kept, in the plan and in the model."""
+    if mine[0] != now[0]:
+        raise PlanError(f"{name}: the plan is for {mine[0]} {what}s, but the model's block has {now[0]}")
+    there = set(now[1])
+    gone = [i for i in mine[1] if i not in there]
+    if gone:
+        left = list(now[1]) if what == "head" else to_ranges(now[1]) or "none"
+        raise PlanError(
+            f"{name}: the plan keeps {what} {gone[0]}, which was removed earlier; {what}s still there: {left}"
+        )
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from slimvit.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, RefitTarget, Scope
+from slimvit.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, Part, RefitTarget, Scope
 from slimvit.document import Document
 from slimvit.training import Section, TrainSection
 
@@ -118,44 +118,80 @@ class FinetuneSection(TrainSection):
         return found
 
 
+TARGETS = ("target_macs", "target_params", "target_latency")
+BUDGETS = ("ratio", "heads", "mlp_ratio", *TARGETS, "plan")
+
+
 class PruneSection(Section):
     ratio: float | None = None
     """Fraction of heads to remove, between 0 and 1."""
     heads: int | list[int] | None = None
     """Heads to keep in every block, or one number a stage."""
+    mlp_ratio: float | None = None
+    """Fraction of the MLPs' hidden neurons to remove, between 0 and 1."""
     target_macs: float | None = None
     """MACs to end with, as a fraction of the original's."""
+    target_params: float | None = None
+    """Parameters to end with, as a fraction of the original's."""
+    target_latency: float | None = None
+    """Time of a batch to end with on the device that runs this, as a fraction of the original's."""
+    latency_batch: int = Field(1, gt=0)
+    """Images in that batch."""
     plan: str | None = None
     """A plan file written by --dry-run --out."""
+    parts: list[Part] | None = None
+    """What may go to meet a target: `heads`, `mlp` (its neurons), `branches` (whole attentions and MLPs). None: heads,
+    and neurons too where heads alone cannot meet it."""
     scope: Scope = "global"
     min_heads: int = Field(1, ge=0)
     """Heads every block keeps at least; 0 lets a block lose its attention."""
+    neuron_group: int = Field(8, gt=0)
+    """Neurons go in groups of as many."""
     criterion: Criterion = "residual"
     calibration_images: int = Field(512, gt=0)
     """Training images that the scores and the refit see."""
+    steps: int = Field(1, gt=0)
+    """Rounds of scoring, cutting and refitting on the way to the budget."""
+    step_epochs: int = Field(0, ge=0)
+    """Epochs of fine-tuning after every round but the last, with the settings of finetune."""
 
     def contradictions(self) -> list[str]:
-        given = [k for k in ("ratio", "heads", "target_macs", "plan") if getattr(self, k) is not None]
-        told = f"{' and '.join(given)} were both given; one of ratio, heads, target_macs, plan decides"
-        found = [told] * (len(given) > 1)
-        for key in ("ratio", "target_macs"):
+        given = [k for k in BUDGETS if getattr(self, k) is not None]
+        both = [k for k in given if k != "mlp_ratio"] if {*given} & {"ratio", "heads"} else given
+        one = f"one of {', '.join(BUDGETS)} decides (mlp_ratio goes with ratio and heads)"
+        found = [f"{' and '.join(both)} were both given; {one}"] * (len(both) > 1)
+        for key in ("ratio", "mlp_ratio", *TARGETS):
             value = getattr(self, key)
             if value is not None and not 0 < value < 1:
                 found.append(f"{key} is {value}, but must lie between 0 and 1, both excluded")
         counts = self.heads if isinstance(self.heads, list) else [] if self.heads is None else [self.heads]
         if any(n < 0 for n in counts):
             found.append(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
-        return found
+        rules = {
+            f"parts is for {', '.join(TARGETS)}; drop it": self.parts is not None and self.wanted and not self.target,
+            "parts is empty; name heads, mlp or branches": self.parts == [],
+            "latency_batch is for target_latency; drop it": self.latency_batch != 1 and self.target_latency is None,
+            "steps is for ratios and targets; drop it": self.steps > 1
+            and (self.heads is not None or self.plan is not None),
+            "step_epochs without steps; give at least 2 steps": self.step_epochs > 0 and self.steps == 1,
+        }
+        return found + [clause for clause, broken in rules.items() if broken]
 
     @property
     def wanted(self) -> bool:
         """Whether a budget was named at all."""
-        return any(v is not None for v in (self.ratio, self.heads, self.target_macs, self.plan))
+        return any(getattr(self, key) is not None for key in BUDGETS)
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """The option and the fraction of a budget in MACs, parameters or time."""
+        given = [(k.replace("_", "-"), getattr(self, k)) for k in TARGETS if getattr(self, k) is not None]
+        return given[0] if given else None
 
 
 class RefitSection(Section):
     target: RefitTarget = "stream"
-    ridge: float = Field(0.3, gt=0)
+    ridge: float = Field(0.1, gt=0)
     """Pull towards the old weights, in units of the mean feature variance."""
 
 

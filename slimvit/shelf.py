@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from slimvit import store
 from slimvit.measure.accuracy import Outputs
 from slimvit.models.family import plan_of
-from slimvit.prune.criteria import HeadScores
+from slimvit.prune.criteria import Scores
 from slimvit.prune.keep import read_scores, write_scores
 from slimvit.recipe import Recipe
 from slimvit.runstate import Run
@@ -59,9 +59,9 @@ def original_outputs(now: Run) -> Outputs:
     return Outputs(stored.get("logits"), stored["features"], stored.get("labels"))
 
 
-def scores(now: Run, make: Callable[[], HeadScores]) -> HeadScores:
-    """The scores of the network's heads."""
-    path = _place(now, "scores", ".safetensors")
+def scores(now: Run, parts: tuple[str, ...], make: Callable[[], Scores]) -> Scores:
+    """The scores of the network's ``parts``."""
+    path = _place(now, "scores", f"-{'-'.join(parts)}.json")
     if path is not None and path.exists():
         return read_scores(path, plan_of(now.model))
     found = make()

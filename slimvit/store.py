@@ -22,7 +22,7 @@ from slimvit.folders import new_folder
 from slimvit.models.build import ModelSource, check_timm
 from slimvit.models.family import TimmModule, plan_of
 from slimvit.plan import SlimPlan
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "slim.json", "model.safetensors"
@@ -188,7 +188,7 @@ def read_description(folder: Path) -> SlimFile:
 
 
 def _cut(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
-    slim = prune_heads(model, plan)
+    slim = prune_model(model, plan)
     return slim if dense is None else insert_dense_attention(slim, dense)
 
 

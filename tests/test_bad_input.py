@@ -199,9 +199,10 @@ def test_nothing_to_do(refused: Callable[..., str]) -> None:
 
 
 def test_macs_that_heads_alone_cannot_reach(refused: Callable[..., str], slimvit_: Invoke) -> None:
-    least = re.search(r"heads alone reach ([\d.]+) of the MACs", refused(*DIGITS, "--target-macs", 0.1))
+    alone = ("--parts", "heads", "--target-macs")
+    least = re.search(r"heads alone reach ([\d.]+) of the MACs", refused(*DIGITS, *alone, 0.1))
     assert least
-    words = ("--target-macs", least.group(1), "--criterion", "magnitude", "--dry-run", "--json")
+    words = (*alone, least.group(1), "--criterion", "magnitude", "--dry-run", "--json")
     found = json.loads(slimvit_(*QUICK, *words).stdout)
     assert found["heads"] == [36, 6]
 
@@ -334,7 +335,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, work: Path) 
     def broken(*args: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(slimvit.pipeline, "prune_heads", broken)
+    monkeypatch.setattr(slimvit.pipeline, "prune_model", broken)
     words = (*QUICK, "--heads", 5, "--out", "new")
     result = CliRunner().invoke(main, [str(w) for w in words])
     assert type(result.exception) is RuntimeError

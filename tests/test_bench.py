@@ -132,7 +132,7 @@ def test_originals_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> Non
     model = slimvit.load(EMBEDDED["vit_digits"])
     model.reset_classifier(3)
     kept = SlimPlan.read(runs / "half" / "plan.json")
-    slimvit.save(slimvit.prune_heads(model, kept), tmp_path / "three")
+    slimvit.save(slimvit.prune_model(model, kept), tmp_path / "three")
     shutil.copy(runs / "half" / "recipe.yaml", tmp_path / "three")
     names = [c.name for c in open_contenders([str(runs / "half"), str(tmp_path / "three")])]
     assert names[:2] == ["vit_digits (original)", f"vit_digits (original of {tmp_path / 'three'})"]

@@ -148,6 +148,63 @@ def test_inspect(slimvit_: Invoke, runs: Path) -> None:
         assert re.search(rf"^{block['block']} +{kept} ", text, re.M)
 
 
+def test_inspect_speaks_of_neurons(slimvit_: Invoke, tmp_path: Path) -> None:
+    words = ("--target-macs", 0.2, "--parts", "branches,mlp", "--criterion", "magnitude", "--refit", "none")
+    slimvit_("prune", "vit_digits", *FEW, "--train-images", 64, *words, "--out", tmp_path / "run")
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    found = json.loads(slimvit_("inspect", tmp_path / "run", "--json").stdout)
+    assert [b["kept_neurons"] for b in found["blocks"]] == [b["kept_neurons"] for b in plan["blocks"]]
+    total, kept = found["neurons"]
+    text = slimvit_("inspect", tmp_path / "run").stdout
+    assert total == 1728 and 0 < kept < total and f" heads, {kept:,} of 1,728 neurons, " in text.splitlines()[0]
+    for block in found["blocks"]:
+        assert (block["one_head"] is None) == (not block["kept_heads"])
+        told = "all 6" if block["kept_heads"] else "gone"
+        assert re.search(rf"^{block['block']} +{told} +(\d+ of 288|gone) ", text, re.M)
+    assert any(not b["kept_heads"] for b in found["blocks"])
+
+
+def test_what_inspect_says_a_part_costs_is_what_its_cut_saves(slimvit_: Invoke, runs: Path) -> None:
+    (plan := runs / "one_of_each").mkdir()
+    before = json.loads(slimvit_("inspect", "vit_digits", "--json").stdout)
+    blocks = [
+        {k: b[k] for k in ("block", "stage", "heads", "kept_heads", "neurons", "kept_neurons")}
+        for b in before["blocks"]
+    ]
+    blocks[1] |= {"kept_heads": [0, 1, 2, 3, 4], "kept_neurons": "8-287"}
+    (plan / "plan.json").write_text(json.dumps({"format_version": 2, "model": "", "blocks": blocks}))
+    words = ("prune", "vit_digits", *FEW, "--plan", plan / "plan.json", "--dry-run", "--json")
+    cut, block = json.loads(slimvit_(*words).stdout), before["blocks"][1]
+    for what in ("macs", "params"):
+        assert cut[what][0] - cut[what][1] == block["one_head"][what] + block["neuron_group"][what]
+    assert before["neuron_group"] == 8 and cut["neurons"] == [1728, 1720]
+
+
+def test_inspect_with_data_says_how_much_the_parts_matter(slimvit_: Invoke) -> None:
+    words = ("inspect", "vit_digits", "--data", "digits", "--calibration-images", 32)
+    found = json.loads(slimvit_(*words, "--json").stdout)
+    assert found["scored"] == {"criterion": "residual", "images": 32}
+    for block in found["blocks"]:
+        for part in ("heads", "mlp"):
+            assert 0 < block["matters"][part]["half"] < block["matters"][part]["all"]
+        assert len(block["head_scores"]) == 6 and min(block["head_scores"]) <= block["matters"]["heads"]["half"]
+    text = slimvit_(*words).stdout
+    assert "estimated by residual on 32 images" in text
+    last = found["blocks"][-1]
+    assert text.splitlines()[-1].split()[:2] == ["blocks.5", f"{last['matters']['heads']['all']:.3g}"]
+    assert "matters" not in slimvit_("inspect", "vit_digits", "--json").stdout
+
+
+def test_inspect_refuses_options_of_data_without_data(slimvit_: Invoke) -> None:
+    for words in (("--calibration-images", 3), ("--train-images", 9), ("--skip-bad-images",)):
+        told = slimvit_("inspect", "vit_digits", *words, code=2).stderr
+        assert f"{words[0]} does nothing without --data DATA" in told
+    assert (
+        "calibration_images is 0"
+        in slimvit_("inspect", "vit_digits", "--data", "digits", "--calibration-images", 0, code=1).stderr
+    )
+
+
 def test_inspect_a_timm_model_needs_no_weights(slimvit_: Invoke) -> None:
     found = json.loads(slimvit_("inspect", "deit_tiny_patch16_224", "--json").stdout)
     assert (found["params"], found["heads"], found["num_classes"]) == (5717416, [36, 36], 1000)

@@ -49,6 +49,19 @@ def test_data_from_outside_is_for_every_point():
     assert {p.recipe.data.eval_images for p in points_of(sweep, data={"eval_images": 7})} == {7}
 
 
+def test_budgets_and_what_may_go_are_named_as_on_the_command_line():
+    grid = {"prune.target_macs": [0.5, 0.75], "prune.parts": [None, ["heads", "mlp", "branches"]]}
+    found = points(base=BASE, grid=grid)
+    assert [p.name for p in found[:2]] == [
+        "target macs 0.5, parts as needed",
+        "target macs 0.5, parts heads,mlp,branches",
+    ]
+    assert found[3].id == "target-macs-0.75-parts-heads-mlp-branches"
+    assert found[3].recipe.prune.parts == ["heads", "mlp", "branches"]
+    assert points(base=BASE, grid={"prune.mlp_ratio": [0.25]})[0].name == "mlp ratio 0.25"
+    assert points(base=BASE, grid={"prune.heads": [[2, 4]]})[0].name == "heads 2,4"
+
+
 def test_two_settings_with_one_last_word_are_told_apart():
     (found,) = points(base=BASE, grid={"finetune.lr": [1e-4], "adapt.lr": [1e-3], "prune.ratio": [0.5]})
     assert "finetune.lr 0.0001" in found.name and "adapt.lr 0.001" in found.name

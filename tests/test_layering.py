@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "slimvit"
 
 LAYERS = (
-    {"errors", "choices", "progress", "embedded"},
+    {"errors", "choices", "progress", "ranges", "embedded"},
     {"training"},
     {"defects"},
     {"document"},
@@ -21,10 +21,12 @@ LAYERS = (
     {"models", "engine", "seeds"},
     {"dense"},
     {"prune", "train", "measure", "data", "report"},
-    {"store"},
+    {"store", "ladders"},
+    {"branch_timing"},
+    {"branch_latency"},
     {"creation"},
-    {"sources", "runstate"},
-    {"catalogue", "checks", "inspection", "forecast", "rundir", "sweepdir", "shelf"},
+    {"sources", "runstate", "planning"},
+    {"catalogue", "checks", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
     {"unfinished", "contenders", "gathering"},
     {"learning", "verdict"},
     {"pipeline"},

@@ -66,7 +66,7 @@ def test_heads_a_block_cannot_keep(kept, told):
         ([], 'p.json: expected an object with a list "blocks"'),
         ({}, 'p.json: expected an object with a list "blocks"'),
         (data(blocks={}), 'p.json: expected an object with a list "blocks"'),
-        (data(format_version=2), "p.json: format_version is 2, this slimvit reads 1"),
+        (data(format_version=3), "p.json: format_version is 3, this slimvit reads 1 and 2"),
         ({"blocks": []}, "p.json: format_version is None, this slimvit reads 1"),
         (data(blocks=[3]), "p.json: blocks[0]: expected an object, found int"),
         (block(block=None), "p.json: blocks[1].block: expected a block's name, found None"),

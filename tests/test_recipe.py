@@ -27,7 +27,7 @@ def test_the_smallest_recipe():
     [
         ({"prun": {}}, ["unknown key prun (did you mean prune?)"]),
         ({"prune": {"ration": 0.5}}, ["unknown key prune.ration (did you mean ratio?)"]),
-        ({"prune": {"zzz": 1}}, ["unknown key prune.zzz; known: ratio, heads, target_macs, plan"]),
+        ({"prune": {"zzz": 1}}, ["unknown key prune.zzz; known: ratio, heads, mlp_ratio, target_macs"]),
         (
             {"finetune": {"teacher": {"name": "x", "wieghts": "y"}}},
             ["unknown key finetune.teacher.wieghts (did you mean weights?)"],

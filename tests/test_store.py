@@ -15,14 +15,14 @@ import slimvit
 from slimvit.errors import StoreError
 from slimvit.models.build import create_model
 from slimvit.models.family import plan_of
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 from slimvit.store import DESCRIPTION, WEIGHTS, is_saved, load, save
 
 KEPT = [[0, 2], [], [1]]
 
 
 def cut(model, kept=KEPT):
-    return prune_heads(model, plan_of(model).keeping(kept))
+    return prune_model(model, plan_of(model).keeping(kept))
 
 
 @pytest.fixture
@@ -328,8 +328,8 @@ def test_arguments_that_are_no_data(vit, tmp_path):
 def test_the_public_names(vit, images, tmp_path):
     """A model of timm's, cut, saved and loaded with what `import slimvit` offers."""
     model = vit()
-    plan = slimvit.plan_heads(slimvit.score_heads(model, [], "magnitude"), ratio=0.5)
-    slim = slimvit.prune_heads(model, plan)
+    plan = slimvit.plan_heads(slimvit.score_parts(model, [], "magnitude"), ratio=0.5)
+    slim = slimvit.prune_model(model, plan)
     slimvit.save(slim, tmp_path / "run")
     assert identical(slimvit.load(tmp_path / "run"), slim, images)
 

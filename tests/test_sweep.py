@@ -23,7 +23,7 @@ from slimvit.errors import StoreError
 from slimvit.grid import Sweep, points_of
 from slimvit.options import Options
 from slimvit.pipeline import run
-from slimvit.prune.criteria import score_heads
+from slimvit.prune.criteria import score_parts
 from slimvit.sweepdir import read_contents
 from slimvit.sweeping import sweep
 
@@ -70,8 +70,8 @@ def test_the_original_and_the_scores_are_computed_once(tmp_path, monkeypatch):
     scored, measured = [], []
     monkeypatch.setattr(
         pipeline,
-        "score_heads",
-        lambda *a: scored.append(a[2]) or score_heads(*a),  # type: ignore[func-returns-value]
+        "score_parts",
+        lambda *a: scored.append(a[2]) or score_parts(*a),  # type: ignore[func-returns-value]
     )
     real = pipeline.Run.outputs
     monkeypatch.setattr(

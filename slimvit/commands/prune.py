@@ -14,13 +14,25 @@ budget_options = shared.options(
     click.option("--ratio", type=float, metavar="R", help="Fraction of the heads to remove, 0-1."),
     click.option("--heads", callback=shared.numbers, metavar="N[,N...]",
                  help="Heads to keep in every block, or one number a stage."),
+    click.option("--mlp-ratio", type=float, metavar="R", help="Fraction of the MLPs' hidden neurons to remove, 0-1."),
     click.option("--target-macs", type=float, metavar="F", help="MACs to end with, as a fraction of the model's."),
+    click.option("--target-params", type=float, metavar="F", help="Parameters to end with, as a fraction."),
+    click.option("--target-latency", type=float, metavar="F",
+                 help="Time of a batch on this device to end with, as a fraction."),
+    click.option("--latency-batch", type=int, metavar="N", help="Images in that batch. [default: 1]"),
+    click.option("--parts", callback=shared.words, metavar="PART[,PART...]",
+                 help="What may go to meet a target: heads, mlp, branches. [default: heads; mlp too where heads alone "
+                 "cannot meet it]"),
     click.option("--plan", metavar="FILE", help="A plan written by --dry-run --out, perhaps edited by hand."),
     click.option("--scope", type=click.Choice(SCOPES), help="Cut every block alike, or wherever it costs least. "
                  "[default: global]"),
     click.option("--min-heads", type=int, metavar="N",
                  help="Heads every block keeps; 0 lets a block lose its attention. [default: 1]"),
-    click.option("--criterion", type=click.Choice(CRITERIA), help="How heads are scored. [default: residual]"),
+    click.option("--neuron-group", type=int, metavar="N", help="Neurons go in groups of as many. [default: 8]"),
+    click.option("--criterion", type=click.Choice(CRITERIA),
+                 help="How heads and neurons are scored. [default: residual]"),
+    click.option("--steps", type=int, metavar="K", help="Score, cut and refit in K rounds. [default: 1]"),
+    click.option("--step-epochs", type=int, metavar="N", help="Fine-tune so long between rounds. [default: 0]"),
     click.option("--refit", type=click.Choice(REFIT_TARGETS), help="What the closed-form repair aims at. "
                  "[default: stream]"),
     click.option("--dense", type=click.Choice(DENSE_MIXES), help="Insert dense attention: one learnable mix a pair of "
@@ -48,7 +60,7 @@ training_options = shared.options(
 @shared.training_how
 @shared.out_options
 def command(model: str, dry_run: bool, **given: Any) -> None:
-    """Remove attention heads from MODEL, repair what is left, fine-tune if asked, measure and save.
+    """Remove attention heads and MLP neurons from MODEL, repair what is left, fine-tune if asked, measure and save.
 
     MODEL is a timm name, an embedded model (`slimvit models --embedded`) or the folder of an earlier run.
 
@@ -81,7 +93,9 @@ def _no_idle_options(given: dict[str, Any]) -> None:
 
 
 def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
-    prune = ("ratio", "heads", "target_macs", "plan", "scope", "min_heads", "criterion", "calibration_images")
+    from slimvit.recipe import PruneSection
+
+    prune = PruneSection.model_fields
     tree = shared.sections(model, given)
     more = {
         "prune": {k: given[k] for k in prune},
@@ -101,6 +115,5 @@ def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
     forecast = forecast_of(now, plan)
     click.echo(json.dumps(forecast, indent=1) if given["as_json"] else forecast_text(forecast))
     if given["out"] is not None:
-        click.echo(
-            f"\nplan: {given['out'] / 'plan.json'} (edit kept_heads, then give it to --plan)", err=given["as_json"]
-        )
+        edit = "kept_heads" if plan.kept_neurons == plan.neurons else "kept_heads and kept_neurons"
+        click.echo(f"\nplan: {given['out'] / 'plan.json'} (edit {edit}, then give it to --plan)", err=given["as_json"])

@@ -55,6 +55,11 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     return found[0] if len(found) == 1 else found
 
 
+def words(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    """`heads,mlp` as a list."""
+    return None if value is None else [word.strip() for word in value.split(",")]
+
+
 model_options = options(
     click.option("--weights", metavar="FILE", help="Weights to use instead of timm's (.safetensors, .pth)."),
     click.option("--no-pretrained", is_flag=True, help="Random weights."),

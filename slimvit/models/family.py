@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor, nn
 
 from slimvit.errors import ModelError
+from slimvit.models.mlp import hidden_neurons
 from slimvit.plan import BlockPlan, SlimPlan
 
 TimmModule: TypeAlias = Any
@@ -105,7 +106,7 @@ class Step:
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """A block's attention module. ``attn`` has timm's ``num_heads``, ``qkv`` and ``proj``."""
+    """A block with its attention and its MLP. ``attn`` has timm's ``num_heads``, ``qkv`` and ``proj``."""
 
     name: str
     stage: int
@@ -115,7 +116,13 @@ class AttentionBlock:
     """Tokens of one image that pass through it."""
     window: int
     """Tokens that each token attends to."""
+    mlp_tokens: int
+    """Tokens of one image that pass through its MLP."""
     to_stream: ToStream = as_it_is
+
+    @property
+    def mlp(self) -> TimmModule:
+        return self.block.mlp
 
     @property
     def head_dim(self) -> int:
@@ -187,31 +194,26 @@ def steps(model: nn.Module) -> list[Branch | Step]:
 
 
 def plan_of(model: TimmModule) -> SlimPlan:
-    """The heads a model keeps, by original id: all of them until it is pruned."""
+    """The heads and neurons a model keeps, by original id: all of them until it is pruned."""
     plan = getattr(model, "slim_plan", None)
     if plan is not None:
         return plan
-    blocks = attention_blocks(model)
-    full = tuple(BlockPlan(b.name, b.attn.num_heads, tuple(range(b.attn.num_heads)), b.stage) for b in blocks)
+    counts = [(b, b.attn.num_heads, hidden_neurons(b.mlp)) for b in attention_blocks(model)]
+    full = tuple(BlockPlan(b.name, h, tuple(range(h)), b.stage, n, tuple(range(n))) for b, h, n in counts)
     return SlimPlan(full, model_name(model))
 
 
 def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
-    """Whether ``model`` may have come from ``other`` by cutting heads or inserting dense attention, weights aside."""
+    """Whether ``model`` may have come from ``other`` by cutting or inserting dense attention, weights aside."""
     try:
         mine, theirs = plan_of(model).blocks, plan_of(other).blocks
     except ModelError:  # of no family that slimvit cuts
         return False
     if (model_name(other), other.num_features, len(theirs)) != (model_name(model), model.num_features, len(mine)):
         return False
-    return all(t.heads == m.heads and {*t.kept_heads} >= {*m.kept_heads} for t, m in zip(theirs, mine, strict=True))
-
-
-def head_macs(model: nn.Module) -> list[int]:
-    """MACs that one head costs in each block: its share of qkv, gate and proj, and its two attention products."""
-    counts = []
-    for view in attention_blocks(model):
-        attn, d = view.attn, view.head_dim
-        linears = 4 if getattr(attn, "gate", None) is None else 5
-        counts.append(view.tokens * d * (linears * attn.proj.out_features + 2 * view.window))
-    return counts
+    return all(
+        (t.heads, t.neurons) == (m.heads, m.neurons)
+        and {*t.kept_heads} >= {*m.kept_heads}
+        and {*t.kept_neurons} >= {*m.kept_neurons}
+        for t, m in zip(theirs, mine, strict=True)
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
 from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, plain_type
-from slimvit.models.no_attention import NoAttention
+from slimvit.models.no_branch import NoAttention
 
 
 def windows_to_image(block: TimmModule, windows: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -62,6 +63,7 @@ def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
             attn=block.attn,
             tokens=_padded_tokens(block),
             window=block.window_area,
+            mlp_tokens=prod(block.input_resolution),
             to_stream=partial(windows_to_image, block),
         )
         for i, stage in enumerate(model.layers)

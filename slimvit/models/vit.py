@@ -9,7 +9,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, plain_type
-from slimvit.models.no_attention import NoAttention
+from slimvit.models.no_branch import NoAttention
 
 
 def _check(model: TimmModule) -> str | None:
@@ -29,7 +29,7 @@ def _check(model: TimmModule) -> str | None:
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [
-        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n) for i, block in enumerate(model.blocks.children())
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n) for i, block in enumerate(model.blocks.children())
     ]
 
 

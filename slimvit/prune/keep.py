@@ -1,47 +1,27 @@
-"""Scores as tensors, so that several runs can share them through a file."""
+"""Scores in a file, so that several runs can share them."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from slimvit.errors import PlanError
 from slimvit.plan import SlimPlan
-from slimvit.prune.criteria import BlockScores, FixedScores, HeadScores, ResidualScores
+from slimvit.prune.criteria import PartScores, Scores
 
 
-def write_scores(scores: HeadScores, path: Path) -> None:
-    """A .safetensors file: one tensor a block, or what :class:`ResidualScores` is made of."""
-    tensors: dict[str, Tensor] = {}
-    for i, block in enumerate(scores.blocks):
-        tensors |= {f"{i}.{name}": tensor.contiguous() for name, tensor in _tensors(block).items()}
-    save_file(tensors, path, {"criterion": scores.criterion})
+def write_scores(scores: Scores, path: Path) -> None:
+    """As JSON, which brings numbers back bit for bit."""
+    parts = {part: [asdict(s) for s in scores.of(part)] for part in ("heads", "mlp")}
+    path.write_text(json.dumps({"criterion": scores.criterion, **parts}))
 
 
-def read_scores(path: Path, plan: SlimPlan) -> HeadScores:
-    """What :func:`write_scores` wrote, for a model that keeps ``plan``'s heads."""
-    with safe_open(path, "pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        criterion = file.metadata()["criterion"]
-    blocks = tuple(_block(found, f"{i}.") for i in range(len(plan.blocks)))
-    return HeadScores(criterion, plan, blocks)
+def read_scores(path: Path, plan: SlimPlan) -> Scores:
+    """What :func:`write_scores` wrote, for a model that keeps what ``plan`` does."""
+    found = json.loads(path.read_text())
+    return Scores(found["criterion"], plan, _parts(found["heads"]), _parts(found["mlp"]))
 
 
-def _tensors(block: BlockScores) -> dict[str, Tensor]:
-    if isinstance(block, FixedScores):
-        return {"values": torch.tensor(block.values, dtype=torch.float64)}
-    if isinstance(block, ResidualScores):
-        parts = {name: getattr(block, name) for name in ("hessian", "weight", "metric")}
-        return parts | {"head_dim": torch.tensor(block.head_dim)}
-    raise PlanError(f"scores of kind {type(block).__name__} cannot be kept in a file")
-
-
-def _block(found: dict[str, Tensor], prefix: str) -> BlockScores:
-    parts = {name.removeprefix(prefix): t for name, t in found.items() if name.startswith(prefix)}
-    if "values" in parts:
-        return FixedScores(tuple(parts["values"].tolist()))
-    return ResidualScores(parts["hessian"], parts["weight"], parts["metric"], int(parts["head_dim"]))
+def _parts(found: list[dict[str, Any]]) -> tuple[PartScores, ...]:
+    return tuple(PartScores(**{name: tuple(values) for name, values in block.items()}) for block in found)

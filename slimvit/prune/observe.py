@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimvit.errors import DataError
-from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks
+from slimvit.models.family import AttentionBlock, TimmModule, ToStream, as_it_is, attention_blocks
+from slimvit.models.modes import device_of
 from slimvit.progress import track
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -21,16 +22,20 @@ NO_IMAGES = "no calibration images: the data has no training images to draw them
 
 
 @dataclass
-class HeadStatistics:
-    """Sums over the calibration set for one attention with H heads of width d, k = H*d, output width C.
+class PartStatistics:
+    """Sums over the calibration set for one branch: an attention (units: heads, d channels wide) or an MLP (units:
+    neurons, d = 1). Its last linear layer has k = units * d inputs and C outputs.
 
-    ``covariance`` [k, k] and ``gradient`` [C, C] are second moments per token, of the concatenated head outputs
-    (centred) and of the loss gradient at ``proj``'s output; ``gate_gradient`` [images, H] is dLoss/dm_h.
+    ``covariance`` [k, k] and ``gradient`` [C, C] are second moments per token, of what enters that layer (centred) and
+    of the loss gradient at its output; ``tokens`` of one image pass through it. ``gate_abs`` and ``gate_square``
+    [units] are the means over images of abs(dLoss/dm) and (dLoss/dm)^2, m a multiplier on the unit's output.
     """
 
     covariance: Tensor
     gradient: Tensor
-    gate_gradient: Tensor
+    tokens: float
+    gate_abs: Tensor
+    gate_square: Tensor
 
 
 def _zero() -> Tensor:
@@ -39,42 +44,58 @@ def _zero() -> Tensor:
 
 @dataclass
 class _Sums:
-    """What has been added up so far for one block; ``features`` waits for its gradient;
+    """What has been added up so far for one branch; ``features`` waits for its gradient;
     ``size`` is the stream's without batch and channels."""
 
+    out: nn.Linear
+    units: int
+    to_stream: ToStream
+    images: int = 0
     tokens: int = 0
     shift: Tensor | None = None
     z: Tensor = field(default_factory=_zero)
     zz: Tensor = field(default_factory=_zero)
     gg: Tensor = field(default_factory=_zero)
-    gates: list[Tensor] = field(default_factory=list)
+    gate_abs: Tensor = field(default_factory=_zero)
+    gate_square: Tensor = field(default_factory=_zero)
     features: Tensor | None = None
     size: tuple[int, ...] = ()
 
 
-def observe(model: nn.Module, batches: Batches, loss: str, seed: int = 0) -> list[HeadStatistics]:
-    """Statistics of every attention block, in forward order, from one forward and backward pass.
+def observe(
+    model: nn.Module, batches: Batches, loss: str, seed: int = 0, parts: Sequence[str] = ("heads",)
+) -> dict[str, list[PartStatistics]]:
+    """Statistics of ``parts`` (`heads`, `mlp`) of every block, in forward order, from one forward and backward pass.
 
     ``loss``: ``labels`` (cross-entropy with the given labels), ``sampled`` (labels drawn from the model's own
     predictions: the true Fisher information, no labels needed) or ``features`` (a random direction of the features
     before the classifier: their Gauss-Newton matrix, no classifier needed).
     """
     blocks = attention_blocks(model)
-    sums = [_Sums() for _ in blocks]
-    device = next(model.parameters()).device
+    sums = {part: [_sums_of(block, part) for block in blocks] for part in parts}
+    device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
+    seen = 0
     with ExitStack() as stack:
         stack.enter_context(_frozen_eval(model))
         stack.enter_context(torch.enable_grad())
-        for block, total in zip(blocks, sums, strict=True):
-            stack.enter_context(_watch(block, total))
-        for images, labels in track(batches, "scoring heads"):
+        for totals in sums.values():
+            for block, total in zip(blocks, totals, strict=True):
+                stack.enter_context(_watch(block.block, total))
+        for images, labels in track(batches, f"scoring {' and '.join(parts)}"):
             images = images.to(device)
             value = batch_loss(model, images, labels, loss, generator)
             value.backward()
-    if not sums or sums[0].tokens == 0:
+            seen += len(images)
+    if seen == 0:
         raise DataError(NO_IMAGES)
-    return [_finish(total) for total in sums]
+    return {part: [_finish(total) for total in totals] for part, totals in sums.items()}
+
+
+def _sums_of(block: AttentionBlock, part: str) -> _Sums:
+    if part == "heads":
+        return _Sums(block.attn.proj, block.attn.num_heads, block.to_stream)
+    return _Sums(block.mlp.fc2, block.mlp.fc2.in_features, as_it_is)
 
 
 def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
@@ -109,8 +130,8 @@ def _frozen_eval(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watch(block: AttentionBlock, total: _Sums) -> Iterator[None]:
-    """Collect this block's sums while batches run through the model."""
+def _watch(block: nn.Module, total: _Sums) -> Iterator[None]:
+    """Collect a branch's sums while batches run through the model."""
 
     def enter(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         total.size = args[0].shape[1:-1]
@@ -119,10 +140,10 @@ def _watch(block: AttentionBlock, total: _Sums) -> Iterator[None]:
         total.features = args[0].detach()
         if not output.requires_grad:  # the first block: nothing before it asks for gradients
             output = output.requires_grad_()
-        output.register_hook(lambda grad: _add(block, total, grad))
+        output.register_hook(lambda grad: _add(total, grad))
         return output
 
-    hooks = [block.block.register_forward_pre_hook(enter), block.attn.proj.register_forward_hook(forward)]
+    hooks = [block.register_forward_pre_hook(enter), total.out.register_forward_hook(forward)]
     try:
         yield
     finally:
@@ -130,15 +151,17 @@ def _watch(block: AttentionBlock, total: _Sums) -> Iterator[None]:
             hook.remove()
 
 
-def _add(block: AttentionBlock, total: _Sums, grad: Tensor) -> None:
-    """``grad`` [..., C]: dLoss/d(output of proj) of the batch whose head outputs [..., k] wait in ``total``."""
+def _add(total: _Sums, grad: Tensor) -> None:
+    """``grad`` [..., C]: dLoss/d(output) of the batch whose features [..., k] wait in ``total``."""
     z, total.features = total.features, None
     assert z is not None
     # one row an image, one column a token: padding and windows are gone
-    z, grad = (block.to_stream(t, total.size).flatten(1, -2) for t in (z, grad))
-    back = grad @ block.attn.proj.weight  # dLoss/dZ, [B, N, k]
-    by_head = (z * back).unflatten(-1, (block.attn.num_heads, block.head_dim))
-    total.gates.append(by_head.sum(dim=(1, 3)).cpu().double())
+    z, grad = (total.to_stream(t, total.size).flatten(1, -2) for t in (z, grad))
+    back = grad @ total.out.weight  # dLoss/dz, [B, N, k]
+    gates = (z * back).sum(1).cpu().double().reshape(len(z), total.units, z.shape[-1] // max(1, total.units)).sum(-1)
+    total.gate_abs = total.gate_abs + gates.abs().sum(0)
+    total.gate_square = total.gate_square + gates.square().sum(0)
+    total.images += len(z)
     g, z = grad.flatten(0, -2).float(), z.flatten(0, -2).float()  # reshape(-1, k) cannot take the k = 0 of no heads
     if total.shift is None:
         total.shift = z.mean(0)
@@ -149,7 +172,7 @@ def _add(block: AttentionBlock, total: _Sums, grad: Tensor) -> None:
     total.gg = total.gg + (g.T @ g).cpu().double()
 
 
-def _finish(total: _Sums) -> HeadStatistics:
-    mean = total.z / total.tokens
-    covariance = total.zz / total.tokens - torch.outer(mean, mean)
-    return HeadStatistics(covariance, total.gg / total.tokens, torch.cat(total.gates))
+def _finish(total: _Sums) -> PartStatistics:
+    mean, n, images = total.z / total.tokens, total.tokens, total.images
+    covariance = total.zz / n - torch.outer(mean, mean)
+    return PartStatistics(covariance, total.gg / n, n / images, total.gate_abs / images, total.gate_square / images)

@@ -72,7 +72,7 @@ def refit(
     original: nn.Module,
     batches: Batches,
     target: str = "stream",
-    ridge: float = 0.3,
+    ridge: float = 0.1,
     cache: bool = True,
 ) -> nn.Module:
     """A copy of the pruned ``model`` whose ``proj`` and ``fc2`` layers make up for what was cut.

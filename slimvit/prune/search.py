@@ -1,4 +1,7 @@
-"""From scores and a budget to a plan: heads are dropped one by one, always the one that costs least per MAC saved."""
+"""From scores and a fraction to a plan: units are dropped one by one, always the one that costs least.
+
+Budgets in MACs, parameters or milliseconds are met in budget.py.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,34 @@ from collections.abc import Callable, Sequence
 
 from slimvit.errors import PlanError
 from slimvit.plan import SlimPlan
-from slimvit.prune.criteria import BlockScores, HeadScores
+from slimvit.prune.criteria import PartScores, Scores
 
 
 def plan_heads(
-    scores: HeadScores,
+    scores: Scores,
     *,
     ratio: float | None = None,
     heads: int | Sequence[int] | None = None,
-    macs_to_save: int | None = None,
     head_macs: Sequence[int] | None = None,
     scope: str = "global",
     min_heads: int = 1,
 ) -> SlimPlan:
-    """The plan that meets exactly one budget: ``ratio``, ``heads`` or ``macs_to_save``.
+    """The plan that meets one budget of heads: ``ratio`` or ``heads``.
 
     ``ratio``: fraction of the model's heads to remove. With scope ``uniform`` every block loses the same share of
     its heads, nearest to the ratio; with ``global`` the cheapest heads go, wherever they are.
     ``heads``: heads that every block keeps, or one number a stage; blocks that have fewer stay as they are.
-    ``macs_to_save``: remove heads until at least this many MACs are saved. ``head_macs``: MACs of one head of each
-    block; needed for ``macs_to_save``, and to weigh blocks of different cost against each other.
+    ``head_macs``: MACs of one head of each block, to weigh blocks of different cost against each other.
     ``min_heads``: heads every block keeps at least.
 
     Raises :class:`PlanError` when the budget removes nothing, or more than ``min_heads`` allows.
     """
     plan = scores.plan
-    if sum(budget is not None for budget in (ratio, heads, macs_to_save)) > 1:
-        raise PlanError("several budgets were given; one of ratio, heads and macs_to_save decides how much goes")
+    if (ratio is None) == (heads is None):
+        raise PlanError("give a budget of heads, and one only: ratio or heads decides how many go")
     if plan.kept == 0:
         raise PlanError("the model has no heads left to remove")
-    if macs_to_save is not None and head_macs is None:
-        raise PlanError("macs_to_save needs head_macs, the MACs of one head of each block")
-    search = _Search(scores, head_macs or [1] * len(plan.blocks), min_heads)
+    search = _Search(scores.heads, head_macs or [1] * len(plan.blocks), min_heads)
     if heads is not None:
         for block, keep in enumerate(heads_per_block(plan, heads)):
             if keep < min_heads:
@@ -52,56 +51,78 @@ def plan_heads(
         _uniform(search, plan, ratio, min_heads)
     elif ratio is not None:
         _global(search, plan, ratio, min_heads)
-    elif macs_to_save is not None:
-        _to_macs(search, plan, macs_to_save, scope)
+    blocks = zip(plan.blocks, search.kept(), strict=True)
+    return plan.keeping(heads=[[b.kept_heads[i] for i in kept] for b, kept in blocks])
+
+
+def plan_neurons(scores: Scores, plan: SlimPlan, ratio: float, scope: str = "global", group: int = 8) -> SlimPlan:
+    """``plan`` with a fraction ``ratio`` of the model's hidden neurons gone too, in groups of ``group``.
+
+    With scope ``uniform`` every block loses the same share of its neurons, nearest to the ratio; with ``global`` the
+    cheapest go, wherever they are. A group stays in every block. Raises :class:`PlanError` when nothing goes, or more
+    than that would.
+    """
+    counts = [len(b.kept_neurons) for b in plan.blocks]
+    groups = [max(0, (n - 1) // group) for n in counts]  # that may go: what does not divide stays
+    search = _Search([_in_groups(s, group, n) for s, n in zip(scores.mlp, groups, strict=True)], [1] * len(counts), 0)
+    wanted = [_nearest_count(ratio * n / group) for n in counts]
+    if scope == "global":
+        wanted = [_nearest_count(ratio * sum(counts) / group)]
+    if sum(wanted) <= 0:
+        raise PlanError(f"mlp-ratio {ratio} of {sum(counts)} neurons, in groups of {group}, rounds to nothing")
+    most = [sum(groups)] if scope == "global" else groups
+    if any(w > m for w, m in zip(wanted, most, strict=True)):
+        raise PlanError(
+            f"mlp-ratio {ratio} removes more neurons than may go: {group} stay in every block "
+            f"(ratio {group * sum(groups) / max(1, sum(counts)):.3f} at the most); give a smaller ratio"
+        )
+    if scope == "global":
+        search.drop_anywhere(lambda: search.removed >= wanted[0])
     else:
-        raise PlanError("no budget was given; one of ratio, heads, target-macs or a plan decides how much goes")
-    return plan.keeping(search.kept_ids())
+        for block, count in enumerate(wanted):
+            search.drop_in_block(block, count)
+    kept = [sorted(s.order[gone * group :]) for s, gone in zip(scores.mlp, search.gone, strict=True)]
+    return plan.keeping(neurons=[[b.kept_neurons[i] for i in k] for b, k in zip(scores.plan.blocks, kept, strict=True)])
+
+
+def _in_groups(scores: PartScores, group: int, groups: int) -> PartScores:
+    """The first ``groups`` times ``group`` units to go, as units of their own."""
+    sums = tuple(sum(scores.costs[i * group : (i + 1) * group]) for i in range(groups))
+    return PartScores(tuple(range(groups)), sums, sums)
 
 
 class _Search:
-    """The heads still kept, by position, and the order in which they go."""
+    """How many units of each block are gone; they go in the order of the scores."""
 
-    def __init__(self, scores: HeadScores, head_macs: Sequence[int], min_heads: int) -> None:
-        self.plan = scores.plan
-        self.scores: tuple[BlockScores, ...] = scores.blocks
-        self.head_macs = head_macs
-        self.min_heads = min_heads
-        self.kept = [list(range(len(b.kept_heads))) for b in self.plan.blocks]
-        self.removed = 0
-        self.saved = 0
+    def __init__(self, scores: Sequence[PartScores], unit_macs: Sequence[int], min_kept: int) -> None:
+        self.scores = scores
+        self.unit_macs = unit_macs
+        self.gone = [0] * len(scores)
+        self.may_go = [max(0, len(s.order) - min_kept) for s in scores]
 
-    def cheapest(self, block: int) -> tuple[float, int]:
-        """Cost per MAC and position of the head that would go next in a block."""
-        costs = self.scores[block].removal_costs(self.kept[block])
-        cost, head = min(zip(costs, self.kept[block], strict=True))
-        return cost / self.head_macs[block], head
-
-    def drop(self, block: int, head: int) -> None:
-        self.kept[block].remove(head)
-        self.removed += 1
-        self.saved += self.head_macs[block]
+    @property
+    def removed(self) -> int:
+        return sum(self.gone)
 
     def drop_in_block(self, block: int, count: int) -> None:
-        for _ in range(count):
-            self.drop(block, self.cheapest(block)[1])
+        self.gone[block] += count
 
     def drop_anywhere(self, enough: Callable[[], bool]) -> None:
-        """Drop the cheapest head of the network until ``enough()`` or nothing may go any more."""
-        queue = [(*self.cheapest(b), b) for b in range(len(self.kept)) if self._may_lose(b)]
+        """Drop the unit of the network that costs least per MAC until ``enough()`` or nothing may go any more."""
+        queue = [(self._next(b), b) for b in range(len(self.scores)) if self.may_go[b]]
         heapq.heapify(queue)
         while queue and not enough():
-            _, head, block = heapq.heappop(queue)
-            self.drop(block, head)
-            if self._may_lose(block):
-                heapq.heappush(queue, (*self.cheapest(block), block))
+            _, block = heapq.heappop(queue)
+            self.gone[block] += 1
+            if self.gone[block] < self.may_go[block]:
+                heapq.heappush(queue, (self._next(block), block))
 
-    def _may_lose(self, block: int) -> bool:
-        return len(self.kept[block]) > self.min_heads
+    def _next(self, block: int) -> float:
+        return self.scores[block].costs[self.gone[block]] / self.unit_macs[block]
 
-    def kept_ids(self) -> list[list[int]]:
-        """By original id."""
-        return [[b.kept_heads[i] for i in kept] for b, kept in zip(self.plan.blocks, self.kept, strict=True)]
+    def kept(self) -> list[list[int]]:
+        """Positions of the units that stay, block by block."""
+        return [sorted(s.order[gone:]) for s, gone in zip(self.scores, self.gone, strict=True)]
 
 
 def heads_per_block(plan: SlimPlan, heads: int | Sequence[int]) -> list[int]:
@@ -159,18 +180,6 @@ def _global(search: _Search, plan: SlimPlan, ratio: float, min_heads: int) -> No
             f"may go (ratio {removable / plan.kept:.3f}); give a smaller ratio or a smaller --min-heads"
         )
     search.drop_anywhere(lambda: search.removed >= count)
-
-
-def _to_macs(search: _Search, plan: SlimPlan, macs_to_save: int, scope: str) -> None:
-    if scope == "uniform":
-        while search.saved < macs_to_save and any(search._may_lose(b) for b in range(len(plan.blocks))):
-            for block in range(len(plan.blocks)):
-                if search._may_lose(block):
-                    search.drop_in_block(block, 1)
-    else:
-        search.drop_anywhere(lambda: search.saved >= macs_to_save)
-    if search.saved < macs_to_save:
-        raise PlanError(f"{search.saved} MACs can be saved, {macs_to_save} are wanted")
 
 
 def _up(value: float) -> float:

@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 from torch import nn
 
 from slimvit.dense.insert import can_mix, dense_mix, insert_dense_attention, mixes_of, remove_dense_attention
 from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, plan_of
-from slimvit.models.no_attention import NoAttention, NoNorm
+from slimvit.models.mlp import hidden_neurons, input_layers
+from slimvit.models.no_branch import NoAttention, NoMlp, NoNorm
 from slimvit.plan import SlimPlan
 from slimvit.prune.torch_pruning import drop_inputs, drop_outputs
 
 
-def prune_heads(model: nn.Module, plan: SlimPlan) -> nn.Module:
-    """A copy of ``model`` that keeps the heads of ``plan``; ``model`` itself stays as it is.
+def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
+    """A copy of ``model`` that keeps the heads and neurons of ``plan``; ``model`` itself stays as it is.
 
-    The result equals the model whose removed heads output zero, to rounding. Raises
-    :class:`~slimvit.errors.PlanError` when the plan is for another model or keeps heads that are gone.
+    The result equals the model whose removed heads and neurons output zero, to rounding. Raises
+    :class:`~slimvit.errors.PlanError` when the plan is for another model or keeps what is gone.
     """
     mix = dense_mix(model)
     if mix is not None:
         return _prune_dense(model, plan, mix)
     current = plan_of(model)
-    plan.check_against(current)
+    plan = plan.on(current)
     slim: TimmModule = copy.deepcopy(model)
     for view, wanted, now in zip(attention_blocks(slim), plan.blocks, current.blocks, strict=True):
-        positions = [i for i, head in enumerate(now.kept_heads) if head not in wanted.kept_heads]
-        if not positions:
-            continue
-        if not wanted.kept_heads:
-            _remove_attention(view)
-        else:
-            _remove_heads(view, positions)
-    slim.slim_plan = SlimPlan(plan.blocks, current.model)
+        _cut(view, _gone(now.kept_heads, wanted.kept_heads), _gone(now.kept_neurons, wanted.kept_neurons))
+    slim.slim_plan = plan
     return slim
+
+
+def narrowed(view: AttentionBlock, heads: int, neurons: int) -> TimmModule:
+    """A copy of a plain block that keeps its first ``heads`` heads and ``neurons`` neurons; layers that stay whole are
+    the block's own."""
+    parts = ((view.attn, heads, view.attn.num_heads), (view.mlp, neurons, hidden_neurons(view.mlp)))
+    own = {id(part): part for part, kept, whole in parts if not 0 < kept < whole}
+    block = copy.deepcopy(view.block, own)
+    _cut(replace(view, block=block, attn=block.attn), *(list(range(kept, whole)) for _, kept, whole in parts))
+    return block
+
+
+def _cut(view: AttentionBlock, heads: list[int], neurons: list[int]) -> None:
+    """Remove heads and neurons, by their position among those still there, in place."""
+    if heads:
+        if len(heads) < view.attn.num_heads:
+            _remove_heads(view, heads)
+        else:
+            _remove_attention(view)
+    if neurons:
+        if len(neurons) < hidden_neurons(view.mlp):
+            _remove_neurons(view.mlp, neurons)
+        else:
+            _remove_mlp(view)
+
+
+def _gone(now: tuple[int, ...], wanted: tuple[int, ...]) -> list[int]:
+    """Positions, among what is there ``now``, of what is not ``wanted`` any more."""
+    keep = set(wanted)
+    return [position for position, i in enumerate(now) if i not in keep]
 
 
 def _prune_dense(model: nn.Module, plan: SlimPlan, mix: str) -> nn.Module:
     """The mixes of the pairs of blocks that still share a head stay as they were."""
-    slim = prune_heads(remove_dense_attention(model), plan)
+    slim = prune_model(remove_dense_attention(model), plan)
     if not can_mix(plan):
         return slim
     return insert_dense_attention(slim, mix, mixes=mixes_of(model))
@@ -73,3 +99,18 @@ def _remove_attention(view: AttentionBlock) -> None:
     block = view.block
     block.attn = NoAttention(view.head_dim, block.attn.proj).train(block.training)
     block.norm1 = NoNorm(block.norm1)
+
+
+def _remove_neurons(mlp: TimmModule, positions: list[int]) -> None:
+    """Cut hidden neurons out of ``fc1`` (or what feeds a GLU) and ``fc2``, in place."""
+    width = mlp.fc2.in_features
+    for layer, copies in input_layers(mlp):
+        drop_outputs(layer, [part * width + i for part in range(copies) for i in positions])
+    drop_inputs(mlp.fc2, positions)
+
+
+def _remove_mlp(view: AttentionBlock) -> None:
+    """A block without neurons: its branch is a constant, so norm2 goes too."""
+    block = view.block
+    block.mlp = NoMlp(block.mlp.fc2).train(block.training)
+    block.norm2 = NoNorm(block.norm2)

@@ -10,7 +10,8 @@ import torch_pruning as tp
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock
+from slimvit.models.family import AttentionBlock, TimmModule
+from slimvit.models.mlp import input_layers
 
 
 def drop_outputs(linear: nn.Linear, channels: list[int]) -> None:
@@ -47,16 +48,34 @@ def group_importance(block: AttentionBlock, kind: str) -> Tensor:
     ``block`` must be of a throw-away copy: the tracing changes it.
     """
     attn = _traceable(block).requires_grad_(True)  # the graph is read off autograd's
-    importance = {
-        "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
-        "taylor": tp.importance.GroupTaylorImportance(),
-    }[kind]
     example = torch.zeros(1, 2, attn.qkv.in_features, device=attn.qkv.weight.device, dtype=attn.qkv.weight.dtype)
     with torch.enable_grad():
         graph = tp.DependencyGraph().build_dependency(attn, example_inputs=example)
     channels = list(range(attn.qkv.out_features))
     group = graph.get_pruning_group(attn.qkv, tp.prune_linear_out_channels, idxs=channels)
-    return importance(group).view(3, attn.num_heads, block.head_dim).mean(dim=(0, 2))
+    return _importance(kind)(group).view(3, attn.num_heads, block.head_dim).mean(dim=(0, 2))
+
+
+def neuron_importance(mlp: TimmModule, kind: str) -> Tensor:
+    """Torch-Pruning's importance of each hidden neuron of one MLP, [neurons]; see :func:`group_importance`.
+
+    The group is read off ``fc2``, whose inputs are the neurons; a GLU's neuron has two rows before it.
+    """
+    mlp = mlp.requires_grad_(True)
+    first = input_layers(mlp)[0][0]
+    example = torch.zeros(1, 2, first.in_features, device=first.weight.device, dtype=first.weight.dtype)
+    with torch.enable_grad():
+        graph = tp.DependencyGraph().build_dependency(mlp, example_inputs=example)
+    group = graph.get_pruning_group(mlp.fc2, tp.prune_linear_in_channels, idxs=list(range(mlp.fc2.in_features)))
+    found = _importance(kind)(group)
+    return found.view(-1, mlp.fc2.in_features).mean(0)
+
+
+def _importance(kind: str) -> tp.importance.Importance:
+    return {
+        "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
+        "taylor": tp.importance.GroupTaylorImportance(),
+    }[kind]
 
 
 def _traceable(block: AttentionBlock) -> Attention:

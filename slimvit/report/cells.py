@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from slimvit.report.columns import ACCURACY, LEGEND, NOT_MEASURED, SIZE, Column
+from slimvit.report.columns import ACCURACY, LEGEND, NEURONS, NOT_MEASURED, SIZE, Column
 from slimvit.report.comparison import Comparison
 from slimvit.report.rows import Row, Stat
 from slimvit.report.speed import setting_said
@@ -39,8 +39,8 @@ class Cells:
 def cells_of(comparison: Comparison, plus_minus: str = " ± ", in_terminal: bool = False) -> Cells:
     texts = _texts(comparison)
     measured = {key for row in comparison.rows for key in row.stats}
-    wanted = [c for c in FIGURES if c.in_terminal or not in_terminal]
-    figures = tuple(c for c in wanted if c.key in measured and _told(c, comparison))
+    wanted = [c for c in figures_told(comparison) if c.in_terminal or not in_terminal]
+    figures = tuple(c for c in wanted if c.key in measured and _shown(c, comparison))
     ends = _ends(comparison)
     rows = []
     for row in comparison.rows:
@@ -56,7 +56,14 @@ def _texts(comparison: Comparison) -> tuple[str, ...]:
     return ("model",) * (len(comparison.models) > 1) + ("name",) + ("data",) * mixed
 
 
-def _told(column: Column, comparison: Comparison) -> bool:
+def figures_told(comparison: Comparison) -> tuple[Column, ...]:
+    """:data:`FIGURES`, with the neurons where a row has fewer than its original."""
+    shares = [row.value("neurons_share") for row in comparison.rows]
+    fewer = any(share is not None and share < 1 for share in shares)
+    return tuple(c for c in FIGURES if c is not NEURONS or fewer)
+
+
+def _shown(column: Column, comparison: Comparison) -> bool:
     """Epochs are shown where something was trained."""
     return column is not EPOCHS or any(row.value("epochs") for row in comparison.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from slimvit.report.record import Stage
@@ -56,8 +57,16 @@ def difference(after: float | None, before: float | None) -> float | None:
     return None if after is None or before is None else after - before
 
 
+def neurons_gone(stages: Sequence[Stage]) -> bool:
+    """Whether a stage has fewer neurons than the first: only then do tables speak of them."""
+    first = stages[0].neurons
+    return first is not None and any(s.neurons is not None and s.neurons < first for s in stages)
+
+
+NEURONS = Column("neurons", "neurons", ",.0f")
 SIZE = (
     Column("heads", "heads", ".0f"),
+    NEURONS,
     Column("params (M)", "params", ".2f", 1e6),
     Column("FLOPs (G)", "macs", ".3f", 1e9),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from slimvit.report.cells import EPOCHS, FIGURES, cells_of, legend
+from slimvit.report.cells import EPOCHS, cells_of, figures_told, legend
 from slimvit.report.claimed import Claimed
 from slimvit.report.columns import NOT_MEASURED
 from slimvit.report.comparison import Comparison
@@ -36,7 +36,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def _record(row: Row, comparison: Comparison) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": row.kind, "model": row.model, "name": row.name, "data": row.data}
-    for column in FIGURES:
+    for column in figures_told(comparison):
         stat = row.stats.get(column.key)
         found |= _stat(column.key, stat) if column is not EPOCHS else {"epochs": row.value("epochs")}
     found |= {"seeds": row.seeds, "front": row in comparison.front, "macs_by_part": row.parts}

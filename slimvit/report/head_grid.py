@@ -13,6 +13,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Patch, Rectangle
 
 from slimvit.plan import SlimPlan
+from slimvit.report.neuron_bars import bars_width, draw_neurons, shows_neurons
 
 KEPT, SHADED, UNSCORED, GONE, CROSS = "#2f6db5", "#9cbfe2", "#eef1f4", "#ffffff", "#c0392b"
 LOG_FROM = 30.0
@@ -22,7 +23,10 @@ Shades = list[list[float | None]]
 
 
 def draw_heads(axes: Axes, plan: SlimPlan, scores: Sequence[Sequence[float | None]] | None) -> None:
-    """One square a head: shaded by its share of the largest score, crossed out in red when it is removed."""
+    """One square a head: shaded by its share of the largest score, crossed out in red when it is removed.
+
+    Beside them stands how many neurons the blocks keep, where some are gone.
+    """
     shades = _shares(scores)
     norm = _norm(shades)
     for row, block in enumerate(plan.blocks):
@@ -33,11 +37,14 @@ def draw_heads(axes: Axes, plan: SlimPlan, scores: Sequence[Sequence[float | Non
                 colour = _colour(norm, shades[row][head])
             _draw_head(axes, row, head, colour, kept)
     _finish(axes, plan, KEPT if shades is None else SHADED)
+    if shows_neurons(plan):
+        draw_neurons(axes, plan)
     if shades is not None:
         across = axes.get_xlim()[1] - axes.get_xlim()[0]
-        beside = axes.inset_axes((1 + 0.5 / across, 0.0, 0.45 / across, 1.0))
+        beside = axes.inset_axes((1 + (0.5 + bars_width(plan)) / across, 0.0, 0.45 / across, 1.0))
         bar = axes.figure.colorbar(ScalarMappable(norm, _map()), cax=beside)
-        bar.set_label("score, share of the largest", color="#1f2933")
+        of_heads = "score of the heads" if shows_neurons(plan) else "score"
+        bar.set_label(f"{of_heads}, share of the largest", color="#1f2933")
         bar.outline.set_visible(False)
         bar.ax.tick_params(labelsize=8, colors="#616e7c")
 

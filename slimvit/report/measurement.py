@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.grid import Claim
-from slimvit.recipe import Recipe
+from slimvit.recipe import BUDGETS, Recipe
 from slimvit.report.columns import Figures, difference, figures_of
 from slimvit.report.record import Report, Stage
 from slimvit.report.timing import Timing, setting_of
 
-BUDGET = ("ratio", "heads", "target_macs", "plan")
-"""Settings of prune that say how much is cut."""
 AGAINST_ORIGINAL = ("agreement", "feature_error", "feature_cosine")
 ACCURACIES = ("top1", "top5", "loss", *AGAINST_ORIGINAL)
 Setting = tuple[str, str, bool]
@@ -72,7 +70,8 @@ class Measurement:
         before, after = self.original, self.last
         found = figures_of(after, before) | {"epochs": self.epochs, "change_top5": difference(after.top5, before.top5)}
         found |= {
-            f"{key}_share": _share(getattr(after, key), getattr(before, key)) for key in ("heads", "params", "macs")
+            f"{key}_share": _share(getattr(after, key), getattr(before, key))
+            for key in ("heads", "neurons", "params", "macs")
         }
         return found | _times(next((t for t in self.timings if setting_of(t) == setting), None)) | {"seconds": None}
 
@@ -88,7 +87,7 @@ class Measurement:
             return str(self.folder)
         tree = self.recipe.model_dump(mode="json", exclude={"seed"})
         if not budget:
-            tree["prune"] = {k: v for k, v in tree["prune"].items() if k not in BUDGET}
+            tree["prune"] = {k: v for k, v in tree["prune"].items() if k not in BUDGETS}
         return json.dumps(tree, sort_keys=True)
 
     def command(self, folder: str | None = None) -> str:

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from slimvit.plan import SlimPlan
 from slimvit.report.head_grid import draw_heads
+from slimvit.report.neuron_bars import bars_width
 from slimvit.report.record import Report
 from slimvit.report.style import INK, MUTED, SERIES, TITLE, plain_axes, save
 
@@ -23,11 +24,12 @@ def head_map(plan: SlimPlan, scores: Figures | None, path: Path) -> None:
     """Blocks down, original heads across: kept, or removed (crossed out); shaded by score, one list a block.
 
     Scores are shown relative to the largest, on a logarithmic scale where they span more than a factor of 30; None
-    is a head without a score.
+    is a head without a score. Where neurons are gone, bars show the share that each block keeps.
     """
     widest = max((b.heads for b in plan.blocks), default=1)
     name = plan.model or "heads"
-    size = max(2.2 + 0.31 * widest, 0.6 + 0.092 * len(name)), 1.75 + 0.31 * len(plan.blocks)
+    across = 2.2 + 0.31 * (widest + bars_width(plan))
+    size = max(across, 0.6 + 0.092 * len(name)), 1.75 + 0.31 * len(plan.blocks)
     fig = Figure(figsize=size, layout="constrained")
     axes = fig.add_subplot()
     draw_heads(axes, plan, scores)

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.errors import StoreError
 
-FORMAT_VERSION = 2
-"""2 added `macs_by_part` and `input_size`."""
-READS = (1, 2)
+FORMAT_VERSION = 3
+"""2 added `macs_by_part` and `input_size`, 3 `neurons`."""
+READS = (1, 2, 3)
 
 STAGES = ("original", "pruned", "refit", "dense", "finetuned")
 """In the order a run goes through them; a run leaves out those it was not asked for."""
@@ -30,6 +30,8 @@ class Stage(Record):
     stage: str
     """One of :data:`STAGES`."""
     heads: int | None = None
+    neurons: int | None = None
+    """Hidden neurons of all MLPs."""
     params: int | None = None
     macs: int | None = None
     """Multiply-accumulates of one image, norms included."""
@@ -89,7 +91,7 @@ class Report(Record):
     def from_json(cls, data: Any, source: str = "report") -> Report:
         """Read what :meth:`to_json` wrote; raises :class:`StoreError` with one line that names every bad field."""
         if isinstance(data, dict) and data.get("format_version") not in READS:
-            reads = " and ".join(map(str, READS))
+            reads = f"{READS[0]} to {READS[-1]}"
             raise StoreError(
                 f"{source}: format_version is {data.get('format_version')!r}, this slimvit reads {reads}; "
                 "use the slimvit that wrote it, or run again"

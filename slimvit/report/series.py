@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slimvit.grid import SHORT
-from slimvit.report.measurement import BUDGET
+from slimvit.grid import SHORT, said
+from slimvit.recipe import BUDGETS
 from slimvit.report.rows import Row
 
 ACCURACY_KEYS = ("top1", "agreement", "feature_error")
@@ -64,7 +64,7 @@ def _label(rows: list[Row], settings: dict[str, Any], varying: list[str], shared
     common = [part for part in words(rows[0].name) if all(part in words(r.name) for r in rows) and part not in shared]
     if common:
         return ", ".join(common)
-    told = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {settings.get(k)}" for k in varying]
+    told = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {said(k, settings.get(k))}" for k in varying]
     return ", ".join(told) if 0 < len(told) <= TOLD else rows[0].name
 
 
@@ -75,4 +75,4 @@ def _settings(row: Row) -> dict[str, Any]:
         return {}
     tree = recipe.model_dump(mode="json", exclude={"seed"})
     flat = {f"{s}.{k}": v for s, section in tree.items() for k, v in section.items()}
-    return {k: v for k, v in flat.items() if k not in {f"prune.{b}" for b in BUDGET}}
+    return {k: v for k, v in flat.items() if k not in {f"prune.{b}" for b in BUDGETS}}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
-from slimvit.report.cells import FIGURES, cells_of, legend, spread
+from slimvit.report.cells import cells_of, figures_told, legend, spread
+from slimvit.report.columns import Column
 from slimvit.report.comparison import Comparison
 from slimvit.report.formats import CLAIMED, claim_cells
 from slimvit.report.pick import Pick
@@ -26,13 +28,13 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
         print("", file=file)
         print_cells(CLAIMED, claim_cells(comparison.claims, PLUS_MINUS), 2, file)
     for pick in comparison.picks:
-        print("", *_picked(pick), sep="\n", file=file)
+        print("", *_picked(pick, figures_told(comparison)), sep="\n", file=file)
 
 
-def _picked(pick: Pick) -> list[str]:
+def _picked(pick: Pick, columns: Sequence[Column]) -> list[str]:
     """What was asked, the point and its figures, and the command that makes it."""
     row = pick.row
-    figures = [f"{c.name} {spread(c, row.stats[c.key], PLUS_MINUS)}" for c in FIGURES if c.key in row.stats]
+    figures = [f"{c.name} {spread(c, row.stats[c.key], PLUS_MINUS)}" for c in columns if c.key in row.stats]
     return [
         f"pick {pick.wish.text} ({pick.wish.goal}): {row.name}",
         f"  {', '.join(figures)}",

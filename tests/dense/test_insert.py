@@ -15,9 +15,9 @@ from slimvit.dense.insert import can_mix, dense_mix, insert_dense_attention, mix
 from slimvit.errors import ModelError, PlanError
 from slimvit.models.family import State, attention_blocks, plan_of, steps
 from slimvit.models.modes import evaluating
-from slimvit.prune.criteria import CRITERIA, score_heads
+from slimvit.prune.criteria import CRITERIA, score_parts
 from slimvit.prune.refit import TARGETS, refit
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 KEPT = {"vit": [[0, 2], [1, 2], [], [0, 1, 2]], "swin": [[0, 1], [], [0, 1], [0, 2, 3], [1], [1, 2, 3]]}
 each_mix = pytest.mark.parametrize("mix", ["layer", "head"])
@@ -53,7 +53,7 @@ def dense(model):
 
 
 def cut(model, kept_heads):
-    return prune_heads(model, plan_of(model).keeping(kept_heads))
+    return prune_model(model, plan_of(model).keeping(kept_heads))
 
 
 def mixes(model):
@@ -212,7 +212,7 @@ def test_mixes_keep_the_precision_of_the_model(model):
     dense = insert_dense_attention(model.double(), "head")
     for i, p in enumerate(mixes(dense).values()):
         p.data.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64))
-    assert mixes_of(prune_heads(dense, plan_of(dense))) == mixes_of(dense)
+    assert mixes_of(prune_model(dense, plan_of(dense))) == mixes_of(dense)
 
 
 REFUSED = {
@@ -654,7 +654,7 @@ def test_cutting_twice_equals_cutting_once(dense, family, images):
 
 
 def test_keeping_every_head_changes_nothing(dense, images):
-    again = prune_heads(dense, plan_of(dense))
+    again = prune_model(dense, plan_of(dense))
     assert mixes_of(again) == mixes_of(dense) and torch.equal(again(images(dense)), dense(images(dense)))
 
 
@@ -676,13 +676,13 @@ def test_a_cut_that_leaves_nothing_to_mix_leaves_a_plain_model(vit, images):
 def test_a_head_that_is_gone_cannot_come_back(family, dense):
     slim = cut(dense, KEPT[family])
     with pytest.raises(PlanError, match="the plan keeps head 1, which was removed earlier|keeps head 0, which was"):
-        prune_heads(slim, plan_of(dense))
+        prune_model(slim, plan_of(dense))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_scores_a_dense_model(criterion, family, dense, batches):
     for net in (dense, cut(dense, KEPT[family])):
-        scores = score_heads(net, batches(net, count=2), criterion).table()
+        scores = score_parts(net, batches(net, count=2), criterion).table()
         kept = [list(b.kept_heads) for b in plan_of(net).blocks]
         assert [[h for h, value in enumerate(row) if value is not None] for row in scores] == kept
         assert all(value is None or 0 <= value < float("inf") for row in scores for value in row)
@@ -715,5 +715,5 @@ def test_with_and_without_cache(target, family, dense, batches):
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_removed_nothing_changed(target, dense, batches, gap):
     data = batches(dense, count=3, size=24)
-    fitted = refit(prune_heads(dense, plan_of(dense)), dense, data, target, ridge=1e-6)
+    fitted = refit(prune_model(dense, plan_of(dense)), dense, data, target, ridge=1e-6)
     assert gap(fitted.forward_features(data[0][0]), dense.forward_features(data[0][0])) <= 1e-3

@@ -12,7 +12,7 @@ from torch import nn
 
 from slimvit.dense.insert import insert_dense_attention
 from slimvit.models.family import attention_blocks, plan_of
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 NEEDS_GATE = pytest.mark.skipif("gated" not in inspect.signature(Attention).parameters, reason="this timm has no gate")
 each_mix = pytest.mark.parametrize("mix", ["layer", "head"])
@@ -146,7 +146,7 @@ def fuse(model, fused):
 def make_dense(model, mix, kept=None):
     """In float64, with mixes drawn from N(0, 1)."""
     if kept is not None:
-        model = prune_heads(model, plan_of(model).keeping(kept))
+        model = prune_model(model, plan_of(model).keeping(kept))
     return insert_dense_attention(model.double(), mix, "normal", seed=1)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from slimvit.errors import ModelError
 from slimvit.measure.macs import count_macs, count_params, params_by_part
 from slimvit.measure.parts import part_of
-from slimvit.models.no_attention import NoAttention
+from slimvit.models.no_branch import NoAttention
 
 
 def small(**kwargs) -> VisionTransformer:

@@ -7,7 +7,7 @@ import torch
 from slimvit.measure.closed_form import closed_form
 from slimvit.measure.macs import count_macs, count_params, params_by_part
 from slimvit.models.family import attention_blocks, head_macs, plan_of
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 SMALL = {
     "plain": {},
@@ -30,7 +30,7 @@ PLANS = {
 
 
 def cut(model, kept_heads):
-    return prune_heads(model, plan_of(model).keeping(kept_heads))
+    return prune_model(model, plan_of(model).keeping(kept_heads))
 
 
 def on_meta(name, **kwargs):

@@ -10,7 +10,7 @@ from slimvit.errors import ModelError
 from slimvit.models.family import State, attention_blocks, family_of, plan_of, steps
 from slimvit.models.modes import evaluating
 from slimvit.models.swin import image_to_windows, padded_size, windows_to_image
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 SHAPES = {
     "plain": ({}, (32, 32)),
@@ -45,7 +45,7 @@ def test_the_steps_are_the_forward_pass(kwargs, size, pruned, swin):
     model = swin(**kwargs)
     if pruned:
         kept = [[0], [], [1, 2], [0], [0, 3], []]
-        model = prune_heads(model, plan_of(model).keeping(kept[: len(plan_of(model).blocks)]))
+        model = prune_model(model, plan_of(model).keeping(kept[: len(plan_of(model).blocks)]))
     with evaluating(model):
         assert torch.equal(model.norm(walk(model, draw(size))), model.forward_features(draw(size)))
 

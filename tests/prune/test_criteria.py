@@ -8,14 +8,14 @@ from torch.nn import functional as F
 
 from slimvit.errors import DataError, PlanError
 from slimvit.models.family import plan_of
-from slimvit.prune.criteria import CRITERIA, NEEDS_CLASSIFIER, score_heads
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.criteria import CRITERIA, NEEDS_CLASSIFIER, score_parts
+from slimvit.prune.surgery import prune_model
 
 HAS_GATE = "gated" in inspect.signature(Attention).parameters
 
 
 def values(model, batches, criterion, seed=0):
-    return torch.tensor(score_heads(model, batches, criterion, seed).table(), dtype=torch.float64)
+    return torch.tensor(score_parts(model, batches, criterion, seed).table(), dtype=torch.float64)
 
 
 def gated(model, randomise):
@@ -27,12 +27,12 @@ def gated(model, randomise):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scores_are_positive_finite_and_repeatable(criterion, vit, batches):
     model = vit()
-    scores = score_heads(model, batches(model), criterion, seed=1)
+    scores = score_parts(model, batches(model), criterion, seed=1)
     table = torch.tensor(scores.table())
     assert scores.criterion == criterion and table.shape == (3, 3)
     assert table.isfinite().all() and (table > 0).all()
     torch.rand(1)
-    assert score_heads(model, batches(model), criterion, seed=1).table() == scores.table()
+    assert score_parts(model, batches(model), criterion, seed=1).table() == scores.table()
 
 
 @pytest.mark.parametrize("criterion", ["random", "residual"])
@@ -54,7 +54,7 @@ def test_the_model_is_left_as_it_was(criterion, vit, batches):
         return *flags, hooks, [p.grad for p in model.parameters()], [type(m) for m in model.modules()]
 
     before, weights = condition(), copy.deepcopy(model.state_dict())
-    score_heads(model, batches(model), criterion)
+    score_parts(model, batches(model), criterion)
     assert condition() == before
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
 
@@ -76,8 +76,8 @@ def test_every_kind_of_attention(criterion, kind, vit, batches, randomise):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_model_that_was_cut_before(criterion, vit, batches):
     model = vit()
-    slim = prune_heads(model, plan_of(model).keeping([[0, 2], [], [1]]))
-    table = score_heads(slim, batches(slim), criterion).table()
+    slim = prune_model(model, plan_of(model).keeping([[0, 2], [], [1]]))
+    table = score_parts(slim, batches(slim), criterion).table()
     assert [[v is None for v in row] for row in table] == [[False, True, False], [True] * 3, [True, False, True]]
 
 
@@ -161,10 +161,10 @@ def test_what_needs_labels_says_so(criterion, vit, batches):
     with pytest.raises(
         DataError, match="needs labels, but the calibration images have none; use residual or magnitude"
     ):
-        score_heads(model, batches(model, labelled=False), criterion)
+        score_parts(model, batches(model, labelled=False), criterion)
     model.reset_classifier(0)
     with pytest.raises(DataError, match=f"criterion {criterion} needs a classifier, but the model has none"):
-        score_heads(model, batches(model), criterion)
+        score_parts(model, batches(model), criterion)
 
 
 @pytest.mark.parametrize("criterion", ["residual", "random", "magnitude", "tp-magnitude"])
@@ -178,9 +178,9 @@ def test_what_needs_no_labels_does_without_classifier_too(criterion, vit, batche
 @pytest.mark.parametrize("criterion", ["residual", "fisher", "taylor", "tp-taylor"])
 def test_no_images(criterion, vit):
     with pytest.raises(DataError, match="no calibration images"):
-        score_heads(vit(), [], criterion)
+        score_parts(vit(), [], criterion)
 
 
 def test_an_unknown_criterion_is_met_with_the_nearest(vit):
     with pytest.raises(PlanError, match=r"criterion 'tailor' is not known .did you mean taylor.*choose from residual,"):
-        score_heads(vit(), [], "tailor")
+        score_parts(vit(), [], "tailor")

@@ -6,7 +6,7 @@ import torch
 from slimvit.errors import PlanError
 from slimvit.models.family import plan_of
 from slimvit.prune.refit import TARGETS, Moments, refit
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 SETTINGS = [{}, {"init_values": 0.1}]
 """Without and with LayerScale."""
@@ -23,7 +23,7 @@ def data(batches):
 
 
 def cut(model, kept):
-    return prune_heads(model, plan_of(model).keeping(kept))
+    return prune_model(model, plan_of(model).keeping(kept))
 
 
 def error(model, original, data):
@@ -38,7 +38,7 @@ def error(model, original, data):
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_removed_nothing_changed(settings, target, vit, data, gap):
     model = vit(**settings)
-    same = refit(prune_heads(model, plan_of(model)), model, data(model), target)
+    same = refit(prune_model(model, plan_of(model)), model, data(model), target)
     x = data(model)[0][0]
     assert gap(same(x), model(x)) <= 1e-4
 

@@ -1,15 +1,18 @@
-from itertools import accumulate
-
 import pytest
-import torch
 
 from slimvit.errors import PlanError
 from slimvit.plan import BlockPlan, SlimPlan
-from slimvit.prune.criteria import FixedScores, HeadScores, ResidualScores
-from slimvit.prune.search import plan_heads
+from slimvit.prune.criteria import PartScores, Scores
+from slimvit.prune.search import plan_heads, plan_neurons
+from slimvit.ranges import to_ranges
 
 SCORES = ([5, 1, 4, 3], [9, 8, 7, 6], [2, 10, 11, 12])
 """Cheapest first, anywhere: block 0 head 1, block 2 head 0, block 0 heads 3, 2, 0, block 1 heads 3, 2, 1, 0, ..."""
+
+
+def part(values):
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    return PartScores(tuple(order), tuple(float(values[i]) for i in order), tuple(map(float, values)))
 
 
 def fixed(values=SCORES, stages=None):
@@ -18,7 +21,7 @@ def fixed(values=SCORES, stages=None):
         BlockPlan(f"blocks.{i}", len(v), tuple(range(len(v))), s)
         for i, (v, s) in enumerate(zip(values, stages, strict=True))
     ]
-    return HeadScores("magnitude", SlimPlan(tuple(blocks)), tuple(FixedScores(tuple(map(float, v))) for v in values))
+    return Scores("magnitude", SlimPlan(tuple(blocks)), tuple(map(part, values)))
 
 
 def kept(plan):
@@ -109,32 +112,10 @@ def test_heads_below_min_heads():
     assert plan_heads(fixed(), heads=0, min_heads=0).kept == 0
 
 
-MACS = [100, 30, 50]
-
-
-@pytest.mark.parametrize("wanted", range(10, 541, 53))
-def test_macs_are_reached_and_not_exceeded_by_more_than_a_head(wanted):
-    plan = plan_heads(fixed(), macs_to_save=wanted, head_macs=MACS)
-    saved = sum(len(b.removed_heads) * m for b, m in zip(plan.blocks, MACS, strict=True))
-    assert wanted <= saved < wanted + max(MACS)
-
-
-def test_macs_uniform():
-    plan = plan_heads(fixed(), macs_to_save=200, head_macs=MACS, scope="uniform")
-    assert [len(b.removed_heads) for b in plan.blocks] == [2, 2, 2]
-    with pytest.raises(PlanError, match="540 MACs can be saved, 541 are wanted"):
-        plan_heads(fixed(), macs_to_save=541, head_macs=MACS, scope="uniform")
-
-
-def test_macs_out_of_reach():
-    with pytest.raises(PlanError, match="540 MACs can be saved, 541 are wanted"):
-        plan_heads(fixed(), macs_to_save=541, head_macs=MACS)
-
-
 def test_one_budget():
-    with pytest.raises(PlanError, match="no budget was given"):
+    with pytest.raises(PlanError, match="give a budget of heads, and one only"):
         plan_heads(fixed())
-    with pytest.raises(PlanError, match="several budgets were given"):
+    with pytest.raises(PlanError, match="give a budget of heads, and one only"):
         plan_heads(fixed(), ratio=0.5, heads=1)
 
 
@@ -143,67 +124,51 @@ def test_a_model_that_was_cut_before_keeps_its_ids():
     plan = SlimPlan(
         (BlockPlan("blocks.0", 6, (1, 3, 5)), BlockPlan("blocks.1", 6, (0, 4)), BlockPlan("blocks.2", 6, ()))
     )
-    scores = HeadScores("magnitude", plan, (*scores.blocks, FixedScores(())))
+    scores = Scores("magnitude", plan, (*scores.heads, part([])))
     assert kept(plan_heads(scores, ratio=0.4)) == [[1, 5], [4], []]
     assert kept(plan_heads(scores, heads=1)) == [[1], [4], []]
     assert scores.table() == [[None, 3, None, 1, None, 2], [1, None, None, None, 2, None], [None] * 6]
 
 
 def test_a_model_without_heads():
-    scores = HeadScores("magnitude", SlimPlan((BlockPlan("blocks.0", 6, ()),)), (FixedScores(()),))
+    scores = Scores("magnitude", SlimPlan((BlockPlan("blocks.0", 6, ()),)), (part([]),))
     with pytest.raises(PlanError, match="no heads left"):
         plan_heads(scores, ratio=0.5)
 
 
-def residual(heads, head_dim=3, outputs=7, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    k = heads * head_dim
-    z = torch.randn(4 * k, k, generator=g, dtype=torch.float64) @ torch.randn(k, k, generator=g, dtype=torch.float64)
-    weight = torch.randn(k, outputs, generator=g, dtype=torch.float64)
-    gradients = torch.randn(20, outputs, generator=g, dtype=torch.float64)
-    return ResidualScores(z.T @ z / len(z), weight, gradients.T @ gradients, head_dim)
+# neurons
 
 
-def unexplained(scores, kept):
-    """trace(F E^T S E) of the best linear stand-in, by constrained least squares: what the kept heads cannot give."""
-    index = [h * scores.head_dim + i for h in kept for i in range(scores.head_dim)]
-    best = torch.zeros_like(scores.weight)
-    if index:
-        root = torch.linalg.cholesky(scores.hessian).T  # S = root^T root
-        best[index] = torch.linalg.lstsq(root[:, index], root @ scores.weight).solution
-    error = scores.weight - best
-    return float((error.T @ scores.hessian @ error * scores.metric).sum())
+def neurons(values, heads=1):
+    blocks = [
+        BlockPlan(f"blocks.{i}", heads, tuple(range(heads)), 0, len(v), tuple(range(len(v))))
+        for i, v in enumerate(values)
+    ]
+    return Scores("magnitude", SlimPlan(tuple(blocks)), (part([1] * heads),) * len(values), tuple(map(part, values)))
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 2, 3], [0, 2, 3], [1, 3], [2]])
-def test_residual_costs_equal_constrained_least_squares(kept):
-    scores = residual(4)
-    before = unexplained(scores, kept)
-    wanted = [unexplained(scores, [k for k in kept if k != h]) - before for h in kept]
-    assert scores.removal_costs(kept) == pytest.approx(wanted, rel=1e-6)
+def left(plan):
+    return [to_ranges(b.kept_neurons) for b in plan.blocks]
 
 
-def test_residual_costs_add_up_along_a_path():
-    scores, path = residual(4), [[0, 1, 2, 3], [0, 1, 3], [1, 3], [1]]
-    costs = [scores.removal_costs(k) for k in path]
-    gone = [2, 0, 3]
-    steps = [c[k.index(h)] for c, k, h in zip(costs, path, gone, strict=False)]
-    assert list(accumulate(steps)) == pytest.approx([unexplained(scores, k) for k in path[1:]], rel=1e-6)
+def test_the_cheapest_neurons_go_in_groups():
+    scores = neurons([[1, 9, 2, 9, 3, 4], [5, 6, 7, 8, 1, 5]])
+    assert left(plan_neurons(scores, scores.plan, 2 / 12, group=2)) == ["1,3-5", "0-5"]
+    assert left(plan_neurons(scores, scores.plan, 4 / 12, group=2)) == ["1,3-5", "1-3,5"]
+    assert left(plan_neurons(scores, scores.plan, 4 / 12, "uniform", 2)) == ["1,3-5", "1-3,5"]
+    assert left(plan_neurons(scores, scores.plan, 8 / 12, group=2)) == ["1,3", "2-3"]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_residual_greedy_equals_brute_force(seed):
-    blocks = [residual(4, seed=10 * seed + i) for i in range(3)]
-    plan = SlimPlan(tuple(BlockPlan(f"blocks.{i}", 4, (0, 1, 2, 3)) for i in range(3)))
-    macs = [3, 1, 2]
-    left = [[0, 1, 2, 3] for _ in blocks]
-    for count in range(1, 10):
-        moves = [
-            ((unexplained(s, [k for k in keep if k != h]) - unexplained(s, keep)) / m, b, h)
-            for b, (s, keep, m) in enumerate(zip(blocks, left, macs, strict=True))
-            for h in keep
-            if len(keep) > 1
-        ]
-        _, block, head = min(moves)
-        left[block].remove(head)
-        assert kept(plan_heads(HeadScores("residual", plan, tuple(blocks)), ratio=count / 12, head_macs=macs)) == left
+def test_a_group_stays_in_every_block():
+    scores = neurons([[1, 2, 3, 4], [5, 6, 7, 8]])
+    assert left(plan_neurons(scores, scores.plan, 0.5, group=2)) == ["2-3", "2-3"]
+    with pytest.raises(PlanError, match=r"mlp-ratio 0.8 removes more neurons .* 2 stay in every block .ratio 0\.500"):
+        plan_neurons(scores, scores.plan, 0.8, group=2)
+    with pytest.raises(PlanError, match=r"mlp-ratio 0.1 of 8 neurons, in groups of 2, rounds to nothing"):
+        plan_neurons(scores, scores.plan, 0.1, group=2)
+
+
+def test_heads_and_neurons_together():
+    scores = neurons([[1, 2, 3, 4], [5, 6, 7, 8]], heads=2)
+    plan = plan_neurons(scores, plan_heads(scores, heads=1), 0.25, group=2)
+    assert [len(b.kept_heads) for b in plan.blocks] == [1, 1] and left(plan) == ["2-3", "0-3"]

@@ -6,9 +6,9 @@ from timm.layers import Attention
 from torch import nn
 
 from slimvit.errors import PlanError
-from slimvit.models.family import plan_of
-from slimvit.models.no_attention import NoAttention
-from slimvit.prune.surgery import prune_heads
+from slimvit.models.family import attention_blocks, plan_of
+from slimvit.models.no_branch import NoAttention
+from slimvit.prune.surgery import narrowed, prune_model
 
 MODELS = {
     "deit_tiny_patch16_224": {},
@@ -44,7 +44,7 @@ def build(vit, randomise):
 
 
 def cut(model, kept_heads):
-    return prune_heads(model, plan_of(model).keeping(kept_heads))
+    return prune_model(model, plan_of(model).keeping(kept_heads))
 
 
 def outputs(model, x):
@@ -79,7 +79,7 @@ def test_one_wrong_head_misses_the_bar(name, build, masked, images, gap):
 
 def test_keeping_every_head_changes_nothing(build, images):
     model = build()
-    same = prune_heads(model, plan_of(model))
+    same = prune_model(model, plan_of(model))
     assert torch.equal(same(images(model)), model(images(model)))
 
 
@@ -105,7 +105,7 @@ def test_a_head_that_is_gone_cannot_come_back(build):
     model = build("deit_small_patch16_224")
     slim = cut(model, [[0, 1], [2], [3]])
     with pytest.raises(PlanError, match=r"blocks\.0: the plan keeps head 5, which was removed earlier.*\[0, 1\]"):
-        prune_heads(slim, plan_of(model).keeping([[5], [2], [3]]))
+        prune_model(slim, plan_of(model).keeping([[5], [2], [3]]))
 
 
 def test_an_emptied_block_loses_norm_and_weights(build):
@@ -131,3 +131,14 @@ def test_without_proj_bias(vit, masked, images, gap):
     model = vit("vit_tiny_patch16_224", proj_bias=False)
     kept = [[], [0, 2], [1]]
     assert gap(cut(model, kept)(images(model)), masked(model, kept)(images(model))) <= 1e-5
+
+
+@pytest.mark.parametrize(("heads", "neurons"), [(2, 0), (0, 40), (3, 16), (1, 768), (0, 0), (3, 768)])
+def test_a_block_alone_is_narrowed_as_in_its_model(vit, heads, neurons):
+    model = vit()
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    plan = plan_of(model).keeping([range(heads)] * 3, [range(neurons)] * 3)
+    wanted, found = prune_model(model, plan).blocks[1], narrowed(attention_blocks(model)[1], heads, neurons)
+    x = torch.randn(2, 5, 192, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found(x), wanted(x)) and found.state_dict().keys() == wanted.state_dict().keys()
+    assert all(p.equal(before[name]) for name, p in model.state_dict().items())

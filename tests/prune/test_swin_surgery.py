@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from slimvit.models.family import attention_blocks, plan_of
-from slimvit.models.no_attention import NoAttention
-from slimvit.prune.criteria import CRITERIA, score_heads
+from slimvit.models.no_branch import NoAttention
+from slimvit.prune.criteria import CRITERIA, score_parts
 from slimvit.prune.observe import observe
 from slimvit.prune.refit import TARGETS, refit
-from slimvit.prune.surgery import prune_heads
+from slimvit.prune.surgery import prune_model
 
 FOUR_STAGES = {"img_size": 56, "window_size": 7}
 MODELS = {
@@ -68,7 +68,7 @@ def fuse(model, fused):
 
 
 def cut(model, kept_heads):
-    return prune_heads(model, plan_of(model).keeping(kept_heads))
+    return prune_model(model, plan_of(model).keeping(kept_heads))
 
 
 def draw(size, n=2):
@@ -143,7 +143,7 @@ def test_what_is_left_are_timms_modules_with_their_heads_of_everything(swin):
 
 def test_keeping_every_head_changes_nothing(swin, images):
     model = swin()
-    assert torch.equal(prune_heads(model, plan_of(model))(images(model)), model(images(model)))
+    assert torch.equal(prune_model(model, plan_of(model))(images(model)), model(images(model)))
 
 
 def test_the_model_given_stays_as_it_was(swin, images):
@@ -223,7 +223,7 @@ def test_on_the_meta_device(swin):
 
 
 def table(model, data, criterion):
-    return score_heads(model, data, criterion).table()
+    return score_parts(model, data, criterion).table()
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -311,7 +311,7 @@ def test_padding_does_not_enter_the_statistics(swin, batches):
         F.cross_entropy(model(images), labels, reduction="sum").backward()
     for hook in hooks:
         hook.remove()
-    for i, (view, found) in enumerate(zip(views, observe(model, data, "labels"), strict=True)):
+    for i, (view, found) in enumerate(zip(views, observe(model, data, "labels")["heads"], strict=True)):
         real = real_tokens(view.block, sizes[i]).repeat(len(data[0][0]), 1)
         assert not real.all()
         z, g = (torch.cat([batch[real] for batch in batches]).double() for batches in (seen[i], gradients[i]))
@@ -352,7 +352,7 @@ def test_the_refit_brings_the_features_nearer_the_original(target, model, data):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_removed_nothing_changed(target, model, data, gap):
-    same = refit(prune_heads(model, plan_of(model)), model, data(model), target, ridge=1e-6)
+    same = refit(prune_model(model, plan_of(model)), model, data(model), target, ridge=1e-6)
     found, wanted = outputs(same, data(model)[0][0]), outputs(model, data(model)[0][0])
     assert all(gap(found[what], wanted[what]) <= 1e-4 for what in found)
 

@@ -30,12 +30,15 @@ def timing() -> Callable[..., Timing]:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., Measurement]:
-    """A run that cut ``ratio`` of the heads, at the seed and top-1 given; ``**recipe`` are sections of its recipe."""
+    """A run that cut ``ratio`` of the heads, at the seed and top-1 given; ``**recipe`` are sections of its recipe.
+
+    ``neurons``: before and after; None as in older reports.
+    """
 
     def make(
         name: str, ratio: float = 0.5, top1: float | None = 70.0, seed: int = 0, *, original: float | None = 80.0,
         model: str = "tiny", parts: bool = True, recipe: Tree | None = None, report: Tree | None = None,
-        final: Tree | None = None, **given: Any,
+        final: Tree | None = None, neurons: tuple[int, int] | None = None, **given: Any,
     ) -> Measurement:  # fmt: skip
         cut = {k: int(v * (1 - ratio)) if k in ("qkv", "attention", "proj") else v for k, v in PARTS.items()}
         first = {"heads": 100, "params": 2000, "macs": sum(PARTS.values()), "top1": original, "top5": 95.0}
@@ -46,6 +49,8 @@ def run() -> Callable[..., Measurement]:
             "top1": top1,
             "top5": 94.0,
         }
+        if neurons is not None:
+            first["neurons"], last["neurons"] = neurons
         stages = [
             Stage(stage="original", macs_by_part=PARTS if parts else None, agreement=100.0, feature_error=0.0, **first),
             Stage(

@@ -15,6 +15,7 @@ from slimvit.grid import Claim
 from slimvit.report.comparison import Comparison, compare_runs
 from slimvit.report.formats import latex, markdown, to_csv, to_json
 from slimvit.report.measurement import Gathered, Measurement
+from slimvit.report.page import page
 from slimvit.report.pick import parse_pick
 from slimvit.report.shown import print_comparison
 
@@ -147,3 +148,31 @@ def test_the_pick_is_told_with_its_command(many: list[Measurement]) -> None:
     at = lines.index("pick top1 >= -4 (fewest FLOPs): criterion residual, ratio 0.4")
     assert "change -3.5 +-0.7" in lines[at + 1]
     assert lines[at + 2].strip() == "slimvit run sweep/points/residual-0.4-0/recipe.yaml --out NEW"
+
+
+def test_neurons_have_a_column_where_a_row_has_fewer_than_its_original(run: Make) -> None:
+    old, cut = run("old", 0.3), run("cut", 0.5, neurons=(2000, 1000))
+    whole = compared(old, run("whole", 0.4, neurons=(2000, 2000)))
+    told = compared(old, cut, picks=("macs <= 0.9",))
+    for text in (
+        to_csv(whole),
+        markdown(whole),
+        latex(whole),
+        shown(whole),
+        page(whole, {}),
+        json.dumps(to_json(whole)),
+    ):
+        assert "neurons" not in text
+    for text in (to_csv(told), markdown(told), latex(told), shown(told), page(told, {}), json.dumps(to_json(told))):
+        assert "neurons" in text
+    assert {row["name"]: row["neurons"] for row in table(markdown(told))}["cut"] == "1,000"
+    assert {row["name"]: row["neurons"] for row in table(markdown(told))}["old"] == "-"
+    assert {row["name"]: row["neurons"] for row in to_json(told)["rows"]} == {
+        "original": 2000,
+        "old": None,
+        "cut": 1000,
+    }
+
+
+def test_a_model_without_any_neuron_has_fewer(run: Make) -> None:
+    assert table(markdown(compared(run("none", neurons=(2000, 0)))))[1]["neurons"] == "0"

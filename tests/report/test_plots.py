@@ -52,6 +52,41 @@ def test_head_map_is_written(tmp_path, scores, suffix):
         assert "2 of 9 heads kept" in texts(path) and "removed" in texts(path)
 
 
+def narrowed(*kept: int) -> SlimPlan:
+    """Blocks of 3 heads and 8 neurons of which so many stay; all heads of the first are gone."""
+    heads = [(), *([(0, 2)] * (len(kept) - 1))]
+    return SlimPlan(tuple(BlockPlan(f"b.{i}", 3, heads[i], 0, 8, tuple(range(n))) for i, n in enumerate(kept)), "tiny")
+
+
+@pytest.mark.parametrize("scores", [[[0.1, 0.2, 0.3]] * 3, None])
+def test_head_map_shows_the_neurons_that_stay(tmp_path, scores):
+    head_map(narrowed(8, 2, 0), scores, tmp_path / "heads.svg")
+    shown = texts(tmp_path / "heads.svg")
+    assert "10 of 24 neurons kept" in shown and "8 of 8" in shown and "2 of 8" in shown and "MLP gone" in shown
+    assert "4 of 9 heads kept" in shown
+
+
+def test_the_length_of_a_bar_is_the_share_kept():
+    grid = Figure().add_subplot()
+    draw_heads(grid, narrowed(8, 2, 0), None)
+    (bars,) = grid.child_axes
+    tracks, filled = bars.patches[0::2], bars.patches[1::2]
+    shares = [bar.get_width() / track.get_width() for bar, track in zip(filled, tracks, strict=True)]
+    assert shares == [1, 0.25, 0]
+    assert tracks[2].get_edgecolor() != tracks[1].get_edgecolor() == tracks[0].get_edgecolor()
+
+
+def test_where_no_neuron_is_gone_the_picture_speaks_of_heads_alone(tmp_path):
+    head_map(narrowed(8, 8, 8), None, tmp_path / "all.svg")
+    head_map(
+        SlimPlan(tuple(BlockPlan(b.name, 3, b.kept_heads) for b in narrowed(8, 8, 8).blocks), "tiny"),
+        None,
+        tmp_path / "none.svg",
+    )
+    assert (tmp_path / "all.svg").read_bytes() == (tmp_path / "none.svg").read_bytes()
+    assert "neurons" not in texts(tmp_path / "all.svg")
+
+
 @pytest.mark.parametrize("scores", [SCORES, None])
 def test_every_head_is_drawn_and_the_removed_are_crossed(scores):
     squares, lines = drawn_heads(scores)

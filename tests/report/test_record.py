@@ -23,8 +23,17 @@ def test_round_trip(tmp_path):
     report(notes=["π"]).write(path)
     assert Report.read(path) == report(notes=["π"])
     data = json.loads(path.read_text(encoding="utf-8"))
-    assert data["format_version"] == 2
+    assert data["format_version"] == 3
     assert data["stages"][1]["top5"] is None and data["stages"][1]["top1"] == 40.0
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_older_reports_are_read(version):
+    data = report().to_json() | {"format_version": version}
+    if version < 3:
+        for stage in data["stages"]:
+            del stage["neurons"]
+    assert Report.from_json(data).last.neurons is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +51,7 @@ def test_round_trip(tmp_path):
             r"stages\[0\]\.heads: input should be a valid integer, found True",
         ),
         (lambda d: d.update(stages=[]), "stages: list should have at least 1 item"),
-        (lambda d: d.update(format_version=3), "format_version is 3, this slimvit reads 1 and 2"),
+        (lambda d: d.update(format_version=4), "format_version is 4, this slimvit reads 1 to 3"),
         (lambda d: d.pop("format_version"), "format_version is None"),
     ],
 )

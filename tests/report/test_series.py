@@ -60,7 +60,11 @@ def test_one_series_needs_no_label(many: list[Measurement]) -> None:
     assert [s.label for s in series_of(points(many[:8]))] == [""]
 
 
-@pytest.mark.parametrize("budget", [{"ratio": 0.3}, {"heads": 3}, {"target_macs": 0.7}, {"plan": "plan.json"}])
+@pytest.mark.parametrize(
+    "budget",
+    [{"heads": 3}, {"plan": "plan.json"}, {"ratio": 0.3, "mlp_ratio": 0.5}]
+    + [{key: 0.3} for key in ("ratio", "mlp_ratio", "target_macs", "target_params", "target_latency")],
+)
 def test_every_budget_lies_on_the_line(run: Make, budget: dict[str, object]) -> None:
     assert len(series_of(points([run("a"), run("b", recipe={"prune": budget})]))) == 1
 
@@ -71,6 +75,14 @@ def test_folders_are_labelled_by_the_settings_that_differ(run: Make) -> None:
         for i, (target, ratio) in enumerate((t, r) for t in ("stream", "own") for r in (0.3, 0.5))
     ]
     assert [s.label for s in series_of(points(runs))] == ["refit stream", "refit own"]
+
+
+def test_what_may_go_is_told_as_on_the_command_line(run: Make) -> None:
+    runs = [
+        run(f"runs/{i}", recipe={"prune": {"target_macs": target, "parts": parts}})
+        for i, (parts, target) in enumerate((p, t) for p in (["heads"], ["heads", "mlp"], None) for t in (0.7, 0.9))
+    ]
+    assert [s.label for s in series_of(points(runs))] == ["parts heads", "parts heads,mlp", "parts as needed"]
 
 
 def test_a_point_alone_is_labelled_by_its_name(run: Make) -> None:

@@ -1,6 +1,7 @@
 import io
 
 import pandas as pd
+import pytest
 
 from slimvit.report.record import Report, Stage
 from slimvit.report.table import frame, markdown, print_table
@@ -90,3 +91,33 @@ def test_without_top1_the_features_are_all_there_is_to_go_by():
     assert "top-1" not in header and "change" not in header
     assert dict(zip(header, pruned, strict=True))["feature cosine"] == "0.9000"
     assert "feature cosine" not in rows(markdown(report(stages=stages(feature_cosine=0.9))))[0]
+
+
+def narrowed(before: int | None = 18432, after: int | None = 9000) -> Report:
+    first, last = stages()
+    return report(stages=[first.model_copy(update={"neurons": before}), last.model_copy(update={"neurons": after})])
+
+
+def test_neurons_are_told_where_some_are_gone():
+    text = markdown(narrowed())
+    assert text.startswith("# deit_small_patch16_224: 72 -> 36 heads, 18,432 -> 9,000 neurons\n")
+    assert "- neurons removed: 51.2 %\n" in text
+    header, _, original, pruned = rows(text)
+    assert (header[2], original[2], pruned[2]) == ("neurons", "18,432", "9,000")
+
+
+@pytest.mark.parametrize("neurons", [(18432, 18432), (None, None), (None, 9000), (0, 0)])
+def test_where_none_is_gone_nothing_is_said_of_neurons(neurons):
+    assert markdown(narrowed(*neurons)) == markdown(report())
+
+
+def test_no_neuron_left_is_a_figure():
+    assert [row[2] for row in rows(markdown(narrowed(18432, 0)))[2:]] == ["18,432", "0"]
+
+
+def test_the_terminal_table_has_room_for_neurons():
+    out = io.StringIO()
+    print_table(narrowed(), out)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 80 and "neurons" in text and "18,432" in text
+    assert "top-1" in text and "top-5" not in text

@@ -20,7 +20,7 @@ Build = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def cut(trained: Any) -> Any:
-    return slimvit.prune_heads(trained, slimvit.plan_heads(slimvit.score_heads(trained, (), "magnitude"), ratio=0.5))
+    return slimvit.prune_model(trained, slimvit.plan_heads(slimvit.score_parts(trained, (), "magnitude"), ratio=0.5))
 
 
 def closeness(model: Any, original: Any, data: Data) -> Accuracy:

@@ -1,4 +1,4 @@
-"""What stands in for the attention of a block that lost all of its heads."""
+"""What stands in for a branch of a block that lost all of its heads, or all of its neurons: its bias."""
 
 from __future__ import annotations
 
@@ -30,14 +30,7 @@ class NoAttention(nn.Module):
         self.num_heads = 0
         self.head_dim = head_dim
         self.attn_dim = 0
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # none is what we want
-            self.proj = nn.utils.skip_init(
-                nn.Linear, 0, proj.out_features, device=proj.weight.device, dtype=proj.weight.dtype
-            )
-        bias = torch.zeros_like(self.proj.bias) if proj.bias is None else proj.bias.detach().clone()
-        self.proj.bias = nn.Parameter(bias)
-        self.proj.requires_grad_(proj.weight.requires_grad)
+        self.proj = _bias_alone(proj)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., C] -> [..., C]; masks and the like are accepted and have nothing to act on."""
@@ -45,3 +38,26 @@ class NoAttention(nn.Module):
 
     def set_window_size(self, window_size: Any) -> None:
         """Swin's attention has a table to resize; without heads there is none."""
+
+
+class NoMlp(nn.Module):
+    """The same for an MLP without neurons: ``fc2`` has no inputs."""
+
+    def __init__(self, fc2: nn.Linear) -> None:
+        super().__init__()
+        self.fc2 = _bias_alone(fc2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        return self.fc2(x[..., :0])
+
+
+def _bias_alone(linear: nn.Linear) -> nn.Linear:
+    """A layer with no inputs that gives the bias of ``linear``, or zeros."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # none is what we want
+        like = linear.weight
+        alone = nn.utils.skip_init(nn.Linear, 0, linear.out_features, device=like.device, dtype=like.dtype)
+    bias = torch.zeros_like(alone.bias) if linear.bias is None else linear.bias.detach().clone()
+    alone.bias = nn.Parameter(bias)
+    return alone.requires_grad_(like.requires_grad)

@@ -1,0 +1,40 @@
+"""The MLPs that slimvit can narrow: timm's Mlp, GluMlp and SwiGLU, whose hidden neurons end in the linear ``fc2``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from torch import nn
+
+from slimvit.models.no_branch import NoMlp
+
+INPUTS: dict[type, tuple[tuple[str, int], ...]] = {
+    Mlp: (("fc1", 1),),
+    GluMlp: (("fc1", 2),),
+    SwiGLU: (("fc1_g", 1), ("fc1_x", 1)),
+    NoMlp: (),
+}
+"""The layers before the hidden neurons, and how many outputs of each belong to one neuron."""
+
+
+def hidden_neurons(mlp: Any) -> int:
+    """Hidden neurons that may be removed: 0 where no one of them can go without changing the others."""
+    if type(mlp) not in INPUTS or not isinstance(mlp.fc2, nn.Linear):
+        return 0
+    return mlp.fc2.in_features if isinstance(getattr(mlp, "norm", None), nn.Identity | None) else 0
+
+
+def input_layers(mlp: Any) -> list[tuple[nn.Linear, int]]:
+    """The linear layers that feed the hidden neurons, with their number of outputs for each: a GLU has two in one."""
+    return [(getattr(mlp, name), copies) for name, copies in INPUTS[type(mlp)]]
+
+
+def neuron_weights(mlp: Any) -> int:
+    """Weights that one hidden neuron multiplies with, a token: its rows of the input layers and its column of fc2."""
+    return sum(copies * layer.in_features for layer, copies in input_layers(mlp)) + mlp.fc2.out_features
+
+
+def neuron_params(mlp: Any) -> int:
+    """Parameters of one hidden neuron."""
+    return neuron_weights(mlp) + sum(copies for layer, copies in input_layers(mlp) if layer.bias is not None)
