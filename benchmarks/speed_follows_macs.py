@@ -33,7 +33,8 @@ from slimvit.measure.latency import by_round, images_for, interleaved
 from slimvit.measure.machine import device_words
 from slimvit.measure.profile import MATRIX, amdahl, time_shares
 from slimvit.measure.ratios import median_ratio
-from slimvit.models.family import head_macs
+from slimvit.models.costs import head_macs
+from slimvit.models.family import attention_blocks
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "speed_follows_macs.jsonl"
@@ -50,7 +51,9 @@ def build(name: str, cut: str | None) -> nn.Module:
     if cut is None:
         return model
     scores = slimvit.score_parts(model, (), "random")
-    plan = slimvit.plan_heads(scores, ratio=0.5, scope=CUTS[cut], head_macs=head_macs(model))
+    plan = slimvit.plan_heads(
+        scores, ratio=0.5, scope=CUTS[cut], head_macs=[head_macs(b) for b in attention_blocks(model)]
+    )
     return slimvit.prune_model(model, plan)
 
 
