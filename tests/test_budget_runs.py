@@ -20,8 +20,7 @@ def stages(slimvit_: Invoke, model: str, *words: Any) -> list[dict[str, Any]]:
     return json.loads(slimvit_("prune", model, *QUICK, *words).stdout)["stages"]
 
 
-@pytest.mark.parametrize("model", ["vit_digits", "swin_digits"])
-@pytest.mark.parametrize("dense", [(), ("--dense", "head")], ids=["plain", "dense"])
+@pytest.mark.parametrize(("model", "dense"), [("vit_digits", ()), ("swin_digits", ("--dense", "head"))])
 def test_the_finished_model_costs_at_most_the_target(model: str, dense: tuple[str, ...], slimvit_: Invoke) -> None:
     first, *_, last = stages(slimvit_, model, "--target-macs", 0.6, "--parts", "heads,mlp", *dense)
     assert 0.59 * first["macs"] < last["macs"] <= 0.6 * first["macs"]

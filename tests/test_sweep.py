@@ -190,8 +190,13 @@ def test_a_ray_cluster_gives_the_same_figures(whole, tmp_path):
 @pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, 1), (signal.SIGTERM, 2)])
 def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(tmp_path, how, jobs, slimvit_: Invoke, monkeypatch):
     monkeypatch.undo()  # with pictures, as the process that is stopped draws them
-    grid = {"prune.ratio": [0.25, 0.5], "finetune.epochs": [0, 2]}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": BASE, "grid": grid}))
+    points = [
+        {"name": "cut"},
+        {"name": "trained", "change": {"finetune.epochs": 2}},
+        {"name": "more", "change": {"prune.ratio": 0.5}},
+    ]
+    base = BASE | {"prune": BASE["prune"] | {"ratio": 0.25}}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": base, "points": points}))
     words = ["sweep", str(tmp_path / "s.yaml"), "--device", "cpu", "--save-minutes", "0"]
     slimvit_(*words, "--out", tmp_path / "unbroken")
     out = tmp_path / "sweep"
