@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from peers import cell
 from recovery import first, hits, interval, packed, table, unpacked
 from setting import loader, said, setting, test_images
 from torch import nn
@@ -194,15 +195,10 @@ def render() -> str:
 
 def _line(arm: str, rows: pd.DataFrame) -> list[Any]:
     paired = [unpacked(r["hits"], r["test"]) - unpacked(r["hits_original"], r["test"]) for r in rows.to_dict("records")]
-    spread = [_cell(rows[k], d) for k, d in (("top1", 2), ("kept", 2), ("agreement", 2), ("feature_error", 3))]
+    spread = [cell(rows[k], d) for k, d in (("top1", 2), ("kept", 2), ("agreement", 2), ("feature_error", 3))]
     passes = f"{rows['passes'].mean():.1f}"
     share = f"{rows['macs'].mean():.4f}"
     return [arm, len(rows), share, spread[0], spread[1], interval(np.stack(paired)), spread[2], spread[3], passes]
-
-
-def _cell(values: pd.Series, digits: int) -> str:
-    spread = "" if len(values) < 2 else f" ± {values.std():.{digits}f}"
-    return f"{values.mean():.{digits}f}{spread}"
 
 
 WHAT = """DINOv2 ViT-S/14 at 112 px, Fashion-MNIST, a linear classifier of 20,000 images, 5,000 test images, 512

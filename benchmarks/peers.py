@@ -136,7 +136,7 @@ def _table(group: pd.DataFrame) -> list[str]:
         mine = group[group["method"] == method]
         if mine.empty:
             continue
-        cells = [_cell(_of(mine, *ARMS[a])[f], 3 if f == "feature_error" else 2) for a in present for f in FIGURES]
+        cells = [cell(_of(mine, *ARMS[a])[f], 3 if f == "feature_error" else 2) for a in present for f in FIGURES]
         lines.append(f"| {method} | {mine['seed'].nunique()} | " + " | ".join(cells) + " |")
     return lines
 
@@ -145,7 +145,7 @@ def _of(rows: pd.DataFrame, refit: bool, epochs: int) -> pd.DataFrame:
     return rows[(rows["refit"] == refit) & (rows["epochs"] == epochs)]
 
 
-def _cell(values: pd.Series, digits: int) -> str:
+def cell(values: pd.Series, digits: int) -> str:
     if values.empty:
         return "-"
     spread = "" if len(values) < 2 else f" ± {values.std():.{digits}f}"

@@ -16,6 +16,7 @@ from slimvit.measure.curves import read_off
 from slimvit.measure.latency_file import LatencyTable, place_of, read_table, write_table
 from slimvit.measure.machine import device_words, versions
 from slimvit.measure.macs import input_size_of
+from slimvit.measure.parts import count_params
 from slimvit.models.costs import PARTS, Costs, Price
 from slimvit.models.family import AttentionBlock, attention_blocks
 from slimvit.models.modes import device_of
@@ -86,6 +87,6 @@ def _place(model: nn.Module, batch: int) -> Path:
         "input_size": input_size_of(model),
         "blocks": blocks,
         "model": str(model),
-        "params": sum(p.numel() for p in model.parameters()),  # its mixes are in no other fact
+        "params": count_params(model),  # its mixes are in no other fact
     }
     return place_of(facts)

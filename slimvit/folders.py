@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from slimvit.errors import StoreError
 
@@ -22,6 +25,11 @@ MARKERS = {"slim.json", "tradeoff.md", "points.json", UNFINISHED}
 """Files that tell a folder of ours from anything else; --force replaces only such folders."""
 DRY_RUN = {"plan.json"}
 """All that a dry run leaves: a name that others use too, so nothing else may lie beside it."""
+
+
+def fingerprint(facts: dict[str, Any]) -> str:
+    """The name under which something is kept that depends on ``facts``."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_free(target: Path, force: bool) -> None:

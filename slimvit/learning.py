@@ -76,8 +76,6 @@ def seat_teacher(now: Run) -> None:
 
 def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None, lr: float) -> None:
     """Train the run's model: `adapt` or `finetune`, from its last saved state if it was interrupted."""
-    prep, seed = preprocessing_of(now.model), now.recipe.seed
-    loader = train_loader(now.data.train, prep, section, now.recipe.data.batch_size, now.options.workers, seed)
     states = unfinished.checkpoints(now, name)
     rows = [] if states is None else states.history()
     now.engine.start_log(name)
@@ -91,12 +89,7 @@ def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None,
         if states is not None and now.engine.is_main:
             rundir.write_history(now.histories | {name: rows}, states.folder / "history.csv")
 
-    sees = converter(prep, prep if teacher is None else preprocessing_of(teacher))
-    now.model, now.histories[name] = finetune(
-        now.model, loader, section, teacher=teacher, teacher_sees=sees, labelled=now.data.labelled, lr=lr,
-        engine=now.engine, seed=seed, mix_lr_scale=now.recipe.dense.lr_scale, what=name, after_epoch=after_epoch,
-        checkpoints=states, in_order=now.in_order(now.data.train),
-    )  # fmt: skip
+    _train(now, name, section, teacher, lr, after_epoch=after_epoch, checkpoints=states)
     now.engine.end_log()
     if name == "finetune" and states is not None:
         _keep_best(now, states)
@@ -104,14 +97,18 @@ def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None,
 
 def learn_between(now: Run, name: str, epochs: int, teacher: nn.Module | None, lr: float) -> None:
     """A short training between two rounds of a cut; no state of it is kept, a run interrupted in it begins anew."""
-    section = now.recipe.finetune.model_copy(update={"epochs": epochs})
+    _train(now, name, now.recipe.finetune.model_copy(update={"epochs": epochs}), teacher, lr)
+
+
+def _train(now: Run, name: str, section: TrainSection, teacher: nn.Module | None, lr: float, **more: Any) -> None:
+    """The training itself: its network and history become the run's. ``more``: further arguments of `finetune`."""
     prep, seed = preprocessing_of(now.model), now.recipe.seed
     loader = train_loader(now.data.train, prep, section, now.recipe.data.batch_size, now.options.workers, seed)
+    sees = converter(prep, prep if teacher is None else preprocessing_of(teacher))
     now.model, now.histories[name] = finetune(
-        now.model, loader, section, teacher=teacher,
-        teacher_sees=converter(prep, prep if teacher is None else preprocessing_of(teacher)),
-        labelled=now.data.labelled, lr=lr, engine=now.engine, seed=seed, what=name,
-        in_order=now.in_order(now.data.train),
+        now.model, loader, section, teacher=teacher, teacher_sees=sees, labelled=now.data.labelled, lr=lr,
+        engine=now.engine, seed=seed, mix_lr_scale=now.recipe.dense.lr_scale, what=name,
+        in_order=now.in_order(now.data.train), **more,
     )  # fmt: skip
 
 

@@ -18,13 +18,13 @@ from slimvit.measure.macs import count_macs, count_params
 from slimvit.models.family import family_of, plan_of
 from slimvit.options import Options
 from slimvit.plan import SlimPlan
-from slimvit.planning import agree_on_prices, check_budget, decide, read_plan, scored_parts
+from slimvit.planning import agree_on_prices, check_budget, decide, goal_of, read_plan, scored_parts
 from slimvit.progress import say
 from slimvit.promise import check_promise
 from slimvit.prune.criteria import Scores, score_parts
 from slimvit.prune.refit import refit
 from slimvit.prune.surgery import prune_model
-from slimvit.recipe import Recipe
+from slimvit.recipe import BUDGETS, Recipe
 from slimvit.report.record import Stage
 from slimvit.runstate import Run
 from slimvit.seeds import seeded
@@ -32,7 +32,7 @@ from slimvit.sources import open_model
 
 DEFAULTS = Options()
 FINETUNE_LR = 2e-5
-A_BUDGET = "--ratio, --heads, --mlp-ratio, --target-macs, --target-params, --target-latency or --plan"
+A_BUDGET = " or ".join(", ".join(f"--{key.replace('_', '-')}" for key in BUDGETS).rsplit(", ", 1))
 
 
 def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
@@ -132,7 +132,8 @@ def make_plan(now: Run, share: float = 1.0) -> SlimPlan:
 def _scored_plan(now: Run, share: float) -> SlimPlan:
     recipe, started = now.recipe, time.perf_counter()
     agree_on_prices(recipe, now.original, now.engine)
-    parts = scored_parts(recipe, now.model, now.original)
+    goal = goal_of(recipe, now.model, now.original, share)
+    parts = scored_parts(recipe.prune, goal)
 
     def score() -> Scores:
         return score_parts(now.model, now.calibration(), recipe.prune.criterion, recipe.seed, parts)
@@ -140,7 +141,7 @@ def _scored_plan(now: Run, share: float) -> SlimPlan:
     uncut = now.model is now.original  # what other runs start from too
     scores = now.engine.agreed(shelf.scores(now, parts, score) if uncut else score())
     now.scores = scores.table()
-    plan = decide(scores, recipe, now.model, now.original, share)
+    plan = decide(scores, recipe, now.model, now.original, goal, share)
     now.spent += time.perf_counter() - started
     return plan
 

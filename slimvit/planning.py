@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from slimvit.branch_latency import latency_costs, share_table
+from slimvit.choices import PARTS
 from slimvit.dense.insert import can_mix, dense_mix, insert_dense_attention
 from slimvit.engine import Engine
 from slimvit.errors import PlanError
@@ -59,9 +60,10 @@ def check_budget(recipe: Recipe, model: nn.Module) -> None:
     if section.plan is not None:
         read_plan(section.plan, model)
     elif section.wanted:
-        if section.target is not None and (remark := _goal(recipe, model, model).remark) is not None:
-            say(remark)
-        decide(score_parts(model, (), "random", parts=scored_parts(recipe, model, model)), recipe, model, model)
+        goal = goal_of(recipe, model, model)
+        if goal is not None and goal.remark is not None:
+            say(goal.remark)
+        decide(score_parts(model, (), "random", parts=scored_parts(section, goal)), recipe, model, model, goal)
 
 
 def read_plan(file: str, model: nn.Module) -> SlimPlan:
@@ -73,20 +75,22 @@ def read_plan(file: str, model: nn.Module) -> SlimPlan:
     return plan
 
 
-def scored_parts(recipe: Recipe, model: nn.Module, original: nn.Module) -> tuple[str, ...]:
+def scored_parts(section: PruneSection, goal: Goal | None) -> tuple[str, ...]:
     """The parts whose scores a budget needs; heads always, for the picture of them."""
-    section = recipe.prune
-    if section.target is None:
-        return ("heads", "mlp") if section.mlp_ratio is not None else ("heads",)
-    parts = _goal(recipe, model, original).parts
-    return ("heads", "mlp") if {"mlp", "branches"} & {*parts} else ("heads",)
+    neurons = section.mlp_ratio is not None if goal is None else {"mlp", "branches"} & {*goal.parts}
+    return ("heads", "mlp") if neurons else ("heads",)
 
 
-def decide(scores: Scores, recipe: Recipe, model: nn.Module, original: nn.Module, share: float = 1.0) -> SlimPlan:
-    """The plan that goes ``share`` of the way from the ``original`` to the budget, for ``model`` as it is now."""
+def decide(
+    scores: Scores, recipe: Recipe, model: nn.Module, original: nn.Module, goal: Goal | None, share: float = 1.0
+) -> SlimPlan:
+    """The plan that goes ``share`` of the way from the ``original`` to the budget, for ``model`` as it is now.
+
+    ``goal``: what :func:`goal_of` gives for the same.
+    """
+    if goal is not None:
+        return _to_target(scores, recipe, model, goal)
     section, now, uncut = recipe.prune, plan_of(model), plan_of(original)
-    if section.target is not None:
-        return _to_target(scores, recipe, model, _goal(recipe, model, original, share))
     plan = now
     if section.heads is not None or section.ratio is not None:
         ratio = None if section.ratio is None else _further(section.ratio * share, uncut.kept, now.kept)
@@ -105,9 +109,12 @@ def _further(ratio: float, uncut: int, now: int) -> float:
     return ratio if now == uncut else 1 - (1 - ratio) * uncut / max(1, now)
 
 
-def _goal(recipe: Recipe, model: nn.Module, original: nn.Module, share: float = 1.0) -> Goal:
+def goal_of(recipe: Recipe, model: nn.Module, original: nn.Module, share: float = 1.0) -> Goal | None:
+    """What ``model`` has to come down to, ``share`` of the way from the ``original`` to the target; None where the
+    budget is no target. Raises :class:`PlanError` when it cannot be reached."""
     section = recipe.prune
-    assert section.target is not None
+    if section.target is None:
+        return None
     name, fraction = section.target
     costs = _costs(section, model, original)
     total = (costs if original is model else _costs(section, original, original)).total(plan_of(original))
@@ -177,5 +184,5 @@ def _and(parts: Sequence[str]) -> str:
 
 
 def _more(parts: Sequence[str]) -> str:
-    missing = [p for p in ("heads", "mlp", "branches") if p not in parts]
+    missing = [p for p in PARTS if p not in parts]
     return f", or let more go: --parts {','.join([*parts, *missing])}" if missing else ""

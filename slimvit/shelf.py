@@ -5,7 +5,6 @@ Each entry lies in a file or folder whose name is a hash of all that it depends 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from slimvit import store
+from slimvit.folders import fingerprint
 from slimvit.measure.accuracy import Outputs
 from slimvit.models.family import plan_of
 from slimvit.prune.criteria import Scores
@@ -39,12 +39,12 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
         start |= {"adapt": recipe.adapt.model_dump()}
     if trained or random_weights(recipe.model):
         start |= {"seed": recipe.seed}
-    found = {"adapted": _hash(start)} if trained else {}
-    found["original"] = _hash(start)
+    found = {"adapted": fingerprint(start)} if trained else {}
+    found["original"] = fingerprint(start)
     if recipe.prune.wanted and recipe.prune.plan is None:
         section = recipe.prune
         draws = {"criterion": section.criterion, "images": section.calibration_images, "seed": recipe.seed}
-        found["scores"] = _hash(start | {"scores": draws})
+        found["scores"] = fingerprint(start | {"scores": draws})
     return {what: f"{what}-{name}" for what, name in found.items()}
 
 
@@ -112,7 +112,3 @@ def _put(now: Run, place: Path | None, write: Callable[[Path], Any]) -> None:
             os.replace(aside / place.name, place)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _hash(parts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Collection
@@ -11,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from slimvit.folders import fingerprint
 
 FORMAT_VERSION = 1
 
@@ -41,8 +41,7 @@ class LatencyTable(BaseModel):
 
 def place_of(facts: dict[str, Any]) -> Path:
     """Where the table lies, or would lie, that depends on ``facts``."""
-    text = json.dumps({"format_version": FORMAT_VERSION} | facts, sort_keys=True)
-    return cache_folder() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    return cache_folder() / f"{fingerprint({'format_version': FORMAT_VERSION} | facts)}.json"
 
 
 def cache_folder() -> Path:

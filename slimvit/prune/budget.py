@@ -95,13 +95,13 @@ def plan_budget(
         raise PlanError(
             f"the model costs {now:.6g} {costs.unit} already, and the target is {target:.6g}; nothing to cut"
         )
+    least = reachable(plan, costs, parts, min_heads, neuron_group)
+    if least > target:
+        raise PlanError(f"{least:.6g} {costs.unit} is the least that can be reached, the target is {target:.6g}")
     tracks = [
         _track(b, part, scores.of(part)[b], costs.of(part)[b], stops)
         for part, b, stops in _ways(plan, parts, min_heads, neuron_group)
     ]
-    least = now - sum(float(t.saved.max()) for t in tracks)
-    if least > target:
-        raise PlanError(f"{least:.6g} {costs.unit} is the least that can be reached, the target is {target:.6g}")
     over = -(_alike if scope == "uniform" else _cheapest)(tracks, now - target)
     _give_back(tracks, over)
     return _result(plan, tracks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from slimvit.errors import PlanError
 from slimvit.plan import SlimPlan
@@ -77,7 +77,7 @@ def plan_neurons(scores: Scores, plan: SlimPlan, ratio: float, scope: str = "glo
             f"(ratio {group * sum(groups) / max(1, sum(counts)):.3f} at the most); give a smaller ratio"
         )
     if scope == "global":
-        search.drop_anywhere(lambda: search.removed >= wanted[0])
+        search.drop_anywhere(wanted[0])
     else:
         for block, count in enumerate(wanted):
             search.drop_in_block(block, count)
@@ -107,12 +107,12 @@ class _Search:
     def drop_in_block(self, block: int, count: int) -> None:
         self.gone[block] += count
 
-    def drop_anywhere(self, enough: Callable[[], bool]) -> None:
-        """Drop the unit of the network that costs least per MAC until ``enough()`` or nothing may go any more."""
+    def drop_anywhere(self, count: int) -> None:
+        """``count`` times, drop the unit of the network that costs least per MAC; no more than may go."""
         queue = [(self._next(b), b) for b in range(len(self.scores)) if self.may_go[b]]
         heapq.heapify(queue)
-        while queue and not enough():
-            _, block = heapq.heappop(queue)
+        for _ in range(min(count, sum(self.may_go))):
+            block = heapq.heappop(queue)[1]
             self.gone[block] += 1
             if self.gone[block] < self.may_go[block]:
                 heapq.heappush(queue, (self._next(block), block))
@@ -179,7 +179,7 @@ def _global(search: _Search, plan: SlimPlan, ratio: float, min_heads: int) -> No
             f"ratio {ratio} removes {count} of {plan.kept} heads, but with min_heads {min_heads} at most {removable} "
             f"may go (ratio {removable / plan.kept:.3f}); give a smaller ratio or a smaller --min-heads"
         )
-    search.drop_anywhere(lambda: search.removed >= count)
+    search.drop_anywhere(count)
 
 
 def _up(value: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -48,12 +49,8 @@ def group_importance(block: AttentionBlock, kind: str) -> Tensor:
     ``block`` must be of a throw-away copy: the tracing changes it.
     """
     attn = _traceable(block).requires_grad_(True)  # the graph is read off autograd's
-    example = torch.zeros(1, 2, attn.qkv.in_features, device=attn.qkv.weight.device, dtype=attn.qkv.weight.dtype)
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(attn, example_inputs=example)
-    channels = list(range(attn.qkv.out_features))
-    group = graph.get_pruning_group(attn.qkv, tp.prune_linear_out_channels, idxs=channels)
-    return _importance(kind)(group).view(3, attn.num_heads, block.head_dim).mean(dim=(0, 2))
+    found = _importance(kind, attn, attn.qkv, (attn.qkv, tp.prune_linear_out_channels, attn.qkv.out_features))
+    return found.view(3, attn.num_heads, block.head_dim).mean(dim=(0, 2))
 
 
 def neuron_importance(mlp: TimmModule, kind: str) -> Tensor:
@@ -62,20 +59,23 @@ def neuron_importance(mlp: TimmModule, kind: str) -> Tensor:
     The group is read off ``fc2``, whose inputs are the neurons; a GLU's neuron has two rows before it.
     """
     mlp = mlp.requires_grad_(True)
-    first = input_layers(mlp)[0][0]
-    example = torch.zeros(1, 2, first.in_features, device=first.weight.device, dtype=first.weight.dtype)
-    with torch.enable_grad():
-        graph = tp.DependencyGraph().build_dependency(mlp, example_inputs=example)
-    group = graph.get_pruning_group(mlp.fc2, tp.prune_linear_in_channels, idxs=list(range(mlp.fc2.in_features)))
-    found = _importance(kind)(group)
-    return found.view(-1, mlp.fc2.in_features).mean(0)
+    neurons = mlp.fc2.in_features
+    found = _importance(kind, mlp, input_layers(mlp)[0][0], (mlp.fc2, tp.prune_linear_in_channels, neurons))
+    return found.view(-1, neurons).mean(0)
 
 
-def _importance(kind: str) -> tp.importance.Importance:
-    return {
+def _importance(kind: str, module: nn.Module, first: nn.Linear, cut: tuple[nn.Linear, Any, int]) -> Tensor:
+    """Of all channels that go together with those of a layer, when ``cut`` says: the layer, how it is pruned, and how
+    many channels that way. ``first`` is what the module's input enters."""
+    importance = {
         "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
         "taylor": tp.importance.GroupTaylorImportance(),
     }[kind]
+    example = torch.zeros(1, 2, first.in_features, device=first.weight.device, dtype=first.weight.dtype)
+    with torch.enable_grad():
+        graph = tp.DependencyGraph().build_dependency(module, example_inputs=example)
+    layer, prune, channels = cut
+    return importance(graph.get_pruning_group(layer, prune, idxs=list(range(channels))))
 
 
 def _traceable(block: AttentionBlock) -> Attention:

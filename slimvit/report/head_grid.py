@@ -14,8 +14,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from slimvit.plan import SlimPlan
 from slimvit.report.neuron_bars import bars_width, draw_neurons, shows_neurons
+from slimvit.report.style import BLUE, EDGE, INK, MUTED, PALE, RED
 
-KEPT, SHADED, UNSCORED, GONE, CROSS = "#2f6db5", "#9cbfe2", "#eef1f4", "#ffffff", "#c0392b"
+KEPT, SHADED, UNSCORED, GONE, CROSS = BLUE, "#9cbfe2", PALE, "#ffffff", RED
 LOG_FROM = 30.0
 """Scores that span more than this factor are shaded on a logarithmic scale."""
 
@@ -44,9 +45,9 @@ def draw_heads(axes: Axes, plan: SlimPlan, scores: Sequence[Sequence[float | Non
         beside = axes.inset_axes((1 + (0.5 + bars_width(plan)) / across, 0.0, 0.45 / across, 1.0))
         bar = axes.figure.colorbar(ScalarMappable(norm, _map()), cax=beside)
         of_heads = "score of the heads" if shows_neurons(plan) else "score"
-        bar.set_label(f"{of_heads}, share of the largest", color="#1f2933")
+        bar.set_label(f"{of_heads}, share of the largest", color=INK)
         bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, colors="#616e7c")
+        bar.ax.tick_params(labelsize=8, colors=MUTED)
 
 
 def _shares(scores: Sequence[Sequence[float | None]] | None) -> Shades | None:
@@ -76,7 +77,7 @@ def _colour(norm: Normalize, share: float | None) -> Any:
 
 def _draw_head(axes: Axes, row: int, head: int, colour: Any, kept: bool) -> None:
     corner = (head - 0.44, row - 0.44)
-    axes.add_patch(Rectangle(corner, 0.88, 0.88, facecolor=colour, edgecolor="#cbd2d9", linewidth=0.6))
+    axes.add_patch(Rectangle(corner, 0.88, 0.88, facecolor=colour, edgecolor=EDGE, linewidth=0.6))
     if not kept:
         for rise in (1, -1):
             ends = [head - 0.3, head + 0.3], [row - 0.3 * rise, row + 0.3 * rise]
@@ -90,12 +91,12 @@ def _finish(axes: Axes, plan: SlimPlan, kept_colour: str) -> None:
     axes.set(xlim=(-0.6, widest - 0.4), ylim=(len(plan.blocks) - 0.4, -0.6), aspect="equal")
     axes.set_xticks(range(0, widest, 1 if widest <= 16 else 4))
     axes.set_yticks(range(len(plan.blocks)))
-    axes.tick_params(length=0, labelsize=8, labelcolor="#1f2933")
+    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
     axes.spines[:].set_visible(False)
     for row, (above, below) in enumerate(zip(plan.blocks, plan.blocks[1:], strict=False)):
         if above.stage != below.stage:
-            axes.axhline(row + 0.5, color="#616e7c", linewidth=0.8, linestyle=(0, (4, 3)))
+            axes.axhline(row + 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     if plan.removed:
         cross = axes.scatter([], [], marker="x", s=30, color=CROSS, linewidth=1.4, label="removed")
-        kept = Patch(facecolor=kept_colour, edgecolor="#cbd2d9", label="kept")
+        kept = Patch(facecolor=kept_colour, edgecolor=EDGE, label="kept")
         axes.figure.legend(handles=[kept, cross], loc="outside lower center", ncols=2, frameon=False, fontsize=8)

@@ -6,9 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from slimvit.plan import BlockPlan, SlimPlan
-from slimvit.report.style import BLUE, INK, MUTED
+from slimvit.report.style import BLUE, EDGE, INK, MUTED, PALE, RED
 
-TRACK, EDGE, GONE = "#eef1f4", "#cbd2d9", "#c0392b"
 BEFORE, LONGEST = 0.7, 4.5
 """Space before the bars and length of a whole one, in squares of the grid."""
 CHARACTER = 0.17
@@ -44,12 +43,12 @@ def _draw_bar(axes: Axes, row: int, block: BlockPlan) -> None:
     kept, gone = len(block.kept_neurons), bool(block.neurons) and not block.kept_neurons
     corner, height = (0.0, row - 0.27), 0.54
     if block.neurons:
-        edge, style = (GONE, "--") if gone else (EDGE, "-")
+        edge, style = (RED, "--") if gone else (EDGE, "-")
         axes.add_patch(
-            Rectangle(corner, LONGEST, height, facecolor=TRACK, edgecolor=edge, linestyle=style, clip_on=False)
+            Rectangle(corner, LONGEST, height, facecolor=PALE, edgecolor=edge, linestyle=style, clip_on=False)
         )
         axes.add_patch(Rectangle(corner, LONGEST * kept / block.neurons, height, facecolor=BLUE))
-    axes.text(LONGEST + CHARACTER, row, _count(block), color=GONE if gone else INK, fontsize=8, va="center")
+    axes.text(LONGEST + CHARACTER, row, _count(block), color=RED if gone else INK, fontsize=8, va="center")
 
 
 def _count(block: BlockPlan) -> str:

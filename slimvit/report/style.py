@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from slimvit.errors import StoreError
 
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
-BLUE, ORANGE = "#2f6db5", "#e08a2e"
+BLUE, ORANGE, RED = "#2f6db5", "#e08a2e", "#c0392b"
+PALE, EDGE = "#eef1f4", "#cbd2d9"
+"""Of what is empty, and the lines around it."""
 SERIES = (BLUE, ORANGE, "#3a9a6e", "#b5485d", "#7a5fb0", "#8c6d46")
 TITLE: dict[str, Any] = {"color": INK, "fontsize": 11, "fontweight": "bold", "loc": "left"}
 
