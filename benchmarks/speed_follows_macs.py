@@ -1,6 +1,7 @@
 """Does the time fall as the MACs do? DeiT-S and Swin-T beside themselves with half their heads, in one run.
 
-    python benchmarks/speed_follows_macs.py --threads 1      # both at 224, batch 32; a quarter of an hour on one core
+    python benchmarks/speed_follows_macs.py --threads 1                       # both at 224; some minutes on one core
+    python benchmarks/speed_follows_macs.py --threads 1 --batch 32 --keep-memory
     python benchmarks/speed_follows_macs.py --models DeiT-S --pairs 40 --threads 1 --compile
 
 `uniform` cuts every block's heads to half; `random` half of the network's heads, drawn by chance, so that blocks differ
@@ -8,15 +9,19 @@ in width. Weights are random: they do not matter to the time. Rounds are interle
 round, so a noisy machine hurts all alike. A row is the median over rounds of plain's time over the cut one's in the
 same round, and the share of the gain that the MACs promise which it reached, (speed-up - 1) / (promised - 1), with
 their 95 % intervals (bootstrap of the median). The bar, 0.8, is for the lower end. Beside it stand the time of both by
-kind of operator (torch's profiler, uncompiled) and the speed-up that is left where only the matrix products shrink, as
-the MACs do. On a machine with other work give --threads 1: two threads that wait for each other measure the other
-work. Rows are appended to results/speed_follows_macs.jsonl; --render writes the table.
+kind of operator (torch's profiler, uncompiled), the speed-up that is left where only the matrix products shrink, as
+the MACs do, and the share of the time that the system takes to hand out memory. Without --batch the batch is the one
+that fills the machine, found as `slimvit bench` finds it. --keep-memory keeps freed memory instead of returning it to
+the system (as the commands of slimvit do). On a machine with other work give --threads 1: two threads that wait for
+each other measure the other work. Rows are appended to results/speed_follows_macs.jsonl; --render writes the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,9 @@ import torch
 from torch import nn
 
 import slimvit
+from slimvit.allocator import keep_freed_memory
 from slimvit.measure.contest import Contest, compiling
+from slimvit.measure.filling import fill
 from slimvit.measure.latency import by_round, images_for, interleaved
 from slimvit.measure.machine import device_words
 from slimvit.measure.profile import MATRIX, amdahl, time_shares
@@ -58,14 +65,18 @@ def build(name: str, cut: str | None) -> nn.Module:
 
 
 def compared(
-    name: str, batch: int, pairs: int, device: str, dtype: torch.dtype, compiled: bool
+    name: str, batch: int | None, pairs: int, device: str, dtype: torch.dtype, compiled: bool
 ) -> list[dict[str, Any]]:
     """A row a cut; plain and both cuts are timed in the same rounds."""
     models = {arm: build(name, arm).to(device, dtype) for arm in (None, *CUTS)}
     arms = {arm or "plain": model for arm, model in models.items()}
     with torch.inference_mode(), compiling() if compiled else nullcontext():
-        calls = Contest(arms, dict.fromkeys(arms, SIZE), compiled).calls(batch)
+        contest = Contest(arms, dict.fromkeys(arms, SIZE), compiled)
+        batch = batch or fill(contest.calls).best
+        calls = contest.calls(batch)
+        system, started = system_seconds(), time.perf_counter()
         times = {arm: by_round(turns) for arm, turns in interleaved(calls, range(pairs)).items()}
+        system = (system_seconds() - system) / (time.perf_counter() - started)
     macs = {arm: slimvit.count_macs(model).total for arm, model in arms.items()}
     spent = {arm: milliseconds(model, batch, times[arm]) for arm, model in arms.items()}
     rows = []
@@ -73,10 +84,15 @@ def compared(
         speedup, promised = median_ratio(times["plain"], times[cut]), macs["plain"] / macs[cut]
         matrix = spent["plain"].get(MATRIX, 0) / sum(spent["plain"].values())
         row = {"model": name, "cut": cut, "batch": batch, "compiled": compiled, "dtype": str(dtype).split(".")[1]}
-        row |= {"pairs": pairs, "promised": promised, "allowed": amdahl(matrix, promised)}
+        row |= {"pairs": pairs, "promised": promised, "allowed": amdahl(matrix, promised), "system": system}
         row |= {"speedup": vars(speedup), "share": vars(speedup.of_the_gain(promised))}
         rows.append(row | {"plain_ms": spent["plain"], "cut_ms": spent[cut]})
     return rows
+
+
+def system_seconds() -> float:
+    """Processor time that the system spent for this process: on a CPU, mostly on giving it memory."""
+    return os.times().system
 
 
 def milliseconds(model: nn.Module, batch: int, seconds: list[float]) -> dict[str, float]:
@@ -96,12 +112,14 @@ def render() -> str:
 
 
 def speedups(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| model | cut | batch | weights | compiled | pairs | promised by MACs | allowed by Amdahl "
-             f"| speed-up (95 %) | share of the gain (95 %) | bar {BAR} |", "|" + " --- |" * 11]  # fmt: skip
+    lines = ["| model | cut | batch | memory | weights | compiled | pairs | system | promised by MACs "
+             f"| allowed by Amdahl | speed-up (95 %) | share of the gain (95 %) | bar {BAR} |",
+             "|" + " --- |" * 13]  # fmt: skip
     for r in rows:
         told = ["{middle:.3f} ({low:.3f}-{high:.3f})".format(**r[key]) for key in ("speedup", "share")]
         met = "met" if r["share"]["low"] >= BAR else "missed"
-        cells = [r["model"], r["cut"], r["batch"], r["dtype"], "yes" if r["compiled"] else "no", r["pairs"]]
+        cells = [r["model"], r["cut"], r["batch"], r["memory"], r["dtype"], "yes" if r["compiled"] else "no"]
+        cells += [r["pairs"], "-" if pd.isna(r["system"]) else f"{r['system']:.1%}"]
         cells += [f"{r['promised']:.3f}", f"{r['allowed']:.3f}", *told, met]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
@@ -111,17 +129,18 @@ def profiles(rows: list[dict[str, Any]]) -> list[str]:
     """Plain -> cut, a column a kind; of compiled models nothing is known by kind."""
     eager = [r for r in rows if not r["compiled"]]
     kinds = list(dict.fromkeys(kind for r in eager for kind in (*r["plain_ms"], *r["cut_ms"])))
-    lines = ["| " + " | ".join(("model", "cut", "batch", *kinds)) + " |", "|" + " --- |" * (3 + len(kinds))]
+    lines = ["| " + " | ".join(("model", "cut", "batch", "memory", *kinds)) + " |", "|" + " --- |" * (4 + len(kinds))]
     for r in eager:
         cells = [f"{r['plain_ms'].get(kind, 0):.1f} -> {r['cut_ms'].get(kind, 0):.1f}" for kind in kinds]
-        lines.append("| " + " | ".join(map(str, (r["model"], r["cut"], r["batch"], *cells))) + " |")
+        lines.append("| " + " | ".join(map(str, (r["model"], r["cut"], r["batch"], r["memory"], *cells))) + " |")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
-    parser.add_argument("--batch", type=int, default=32, help="one that fills the machine")
+    parser.add_argument("--batch", type=int, help="images of a pass; without it, as many as fill the machine")
+    parser.add_argument("--keep-memory", action="store_true", help="do not return freed memory to the system")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--threads", type=int, help="of torch on a CPU; all cores where it is not given")
     parser.add_argument("--bf16", action="store_true")
@@ -134,10 +153,11 @@ def main() -> None:
     versions = f"{device_words(torch.device(device))}, torch {torch.__version__}, timm {timm.__version__}"
     dtype = torch.bfloat16 if args.bf16 else torch.float32
     ROWS.parent.mkdir(exist_ok=True)
+    memory = {"memory": "kept" if args.keep_memory and keep_freed_memory() else "returned"}
     for name in [] if args.render else args.models:
         for row in compared(name, args.batch, args.pairs, device, dtype, args.compile):
             with ROWS.open("a") as file:
-                file.write(json.dumps(row | {"versions": versions}) + "\n")
+                file.write(json.dumps(row | memory | {"versions": versions}) + "\n")
             print(json.dumps(row), flush=True)
     ROWS.with_suffix(".md").write_text(render())
 

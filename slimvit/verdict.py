@@ -8,10 +8,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from slimvit.contenders import Contender
 from slimvit.measure.latency import images_for
-from slimvit.measure.profile import time_shares
+from slimvit.measure.profile import system_share, time_shares
 from slimvit.measure.ratios import Ratio, median_ratio
 from slimvit.measure.shortfall import Evidence, follows, remark
 
@@ -38,8 +39,16 @@ class Measured:
         """Where the time of a full batch goes; not known of a compiled model."""
         if self.compiled:
             return None
-        model = self.contender.model
-        return time_shares(model, images_for(model, self.contender.input_size, self.batch))
+        return time_shares(self.contender.model, self._images())
+
+    @cached_property
+    def system(self) -> float | None:
+        """Share of a full batch's time that the system takes; known on a CPU only."""
+        images = self._images()
+        return system_share(self.contender.model, images) if images.device.type == "cpu" else None
+
+    def _images(self) -> Tensor:
+        return images_for(self.contender.model, self.contender.input_size, self.batch)
 
     def figures(self) -> dict[str, Any]:
         """Fields of a Timing that need no original."""
@@ -75,6 +84,7 @@ def _evidence(slim: Measured, original: Measured, latency: Ratio, throughput: Ra
         throughput=throughput,
         few_over_one=original.few_over_one,
         shares=None if follows(throughput, promised) else original.shares,
+        system=None if follows(throughput, promised) else original.system,
         widths=slim.contender.widths,
         original_widths=original.contender.widths,
     )

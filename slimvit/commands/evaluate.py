@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from slimvit.allocator import keep_freed_memory
 from slimvit.commands import shared
 
 
@@ -29,6 +30,7 @@ def command(model: str, as_json: bool, **given: Any) -> None:
     from slimvit.recipe import Recipe
     from slimvit.rundir import recipe_of
 
+    keep_freed_memory()
     tree = shared.sections(model, given)
     tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
     shared.need_data({"data": tree["data"].get("name")})

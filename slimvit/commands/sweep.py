@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from slimvit.allocator import keep_freed_memory
 from slimvit.commands import shared
 
 
@@ -68,6 +69,7 @@ def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given:
     if given.pop("force"):
         begin_anew(out)
     del given["out"]
+    keep_freed_memory()
     contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
     if (comparison := report_on(out, contents)) is not None:
         show(comparison, as_json=False)

@@ -52,6 +52,18 @@ def time_shares(call: Callable[[Tensor], Any], images: Tensor) -> dict[str, floa
     return {kind: time / total for kind, time in sorted(spent.items(), key=lambda item: -item[1]) if time}
 
 
+def system_share(call: Callable[[Tensor], Any], images: Tensor) -> float:
+    """The share (0-1) of a pass's processor time that the system takes: on a CPU, to hand out memory."""
+    with torch.inference_mode():
+        call(images)
+        before = os.times()
+        for _ in range(PASSES):
+            call(images)
+    after = os.times()
+    system, user = after.system - before.system, after.user - before.user
+    return system / (system + user) if system else 0.0
+
+
 def kind_of(operator: str) -> str:
     """``aten::addmm`` -> ``matrix products``."""
     return next((kind for kind, parts in KINDS if any(part in operator for part in parts)), "other")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from slimvit.allocator import AS_ENVIRONMENT
 from slimvit.measure.profile import MATRIX, amdahl
 from slimvit.measure.ratios import Ratio
 
@@ -15,6 +16,9 @@ FEW = 4
 
 HARDLY = 1.5
 """Times as long as one image: what `hardly` means."""
+
+MUCH = 0.03
+"""Share of the time that the system takes from which on it is worth a word."""
 
 NEAR = 0.03
 """Two speed-ups this close (relative) are alike."""
@@ -38,6 +42,8 @@ class Evidence:
     """Time of the original for :data:`FEW` images over that for one."""
     shares: dict[str, float] | None = None
     """Share of the original's time (0-1) by kind of operator, at ``batch``."""
+    system: float | None = None
+    """Share of the original's time (0-1) that the system takes to hand out memory, at ``batch``, on a CPU."""
     widths: tuple[int, ...] = ()
     """attn_dim of the slim model's blocks."""
     original_widths: tuple[int, ...] = ()
@@ -52,7 +58,7 @@ def remark(found: Evidence) -> str | None:
     if not any(said):
         return None
     facts = [_few(found), _params(found)] if _behind(found, found.latency, 1) else []
-    facts += [_shares(found)] if _behind(found, found.throughput, found.batch) else []
+    facts += [_shares(found), _system(found)] if _behind(found, found.throughput, found.batch) else []
     return "; ".join(clause for clause in (*said, *facts, _sizes(found)) if clause)
 
 
@@ -100,6 +106,15 @@ def _shares(found: Evidence) -> str | None:
         f"{MATRIX} take {matrix:.0%} of the original's time at batch {found.batch}"
         + (f" ({', '.join(others)})" if others else "")
         + f"; where only they shrink, and as the MACs do, {allowed:.2f} is what can be had"
+    )
+
+
+def _system(found: Evidence) -> str | None:
+    if found.system is None or found.system < MUCH:
+        return None
+    return (
+        f"the system takes {found.system:.0%} of the original's time at batch {found.batch} to hand out memory, which "
+        f"no cut spares; {AS_ENVIRONMENT} keeps freed memory"
     )
 
 

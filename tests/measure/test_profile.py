@@ -1,9 +1,11 @@
+import os
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slimvit.measure.profile import MATRIX, amdahl, kind_of, time_shares
+from slimvit.measure.profile import MATRIX, amdahl, kind_of, system_share, time_shares
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,16 @@ def test_the_shares_are_the_whole_and_know_what_multiplies():
     assert sum(products.values()) == pytest.approx(1) and list(products)[0] == MATRIX
     others = time_shares(lambda x: F.gelu(x).add(1).softmax(-1), images)
     assert others.get(MATRIX, 0) == 0 and {"activations", "arithmetic", "softmax"} <= others.keys()
+
+
+def test_the_systems_share():
+    def busy(x):
+        for _ in range(20):
+            x = x @ x
+        return x
+
+    assert 0 <= system_share(busy, torch.zeros(64, 64)) < 0.5
+    assert system_share(lambda _: [os.stat("/") for _ in range(20000)], torch.zeros(1)) > 0.2
 
 
 def test_amdahl():
