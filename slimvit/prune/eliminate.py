@@ -16,6 +16,9 @@ DAMPING = 0.01
 AT_ONCE = 64
 """Single channels removed before the inverse is brought up to date."""
 
+COMPACT = 0.75
+"""Share of the units still there below which those that went are dropped from the matrices."""
+
 Eliminated = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
 """Units in the order in which they go; what each costs then; what each, by position, would cost if it went alone."""
 
@@ -29,7 +32,8 @@ def eliminate(covariance: Tensor, weight: Tensor, metric: Tensor, width: int) ->
     if k == 0:
         return (), (), ()
     damping = DAMPING * covariance.diagonal().mean().clamp_min(1e-12)
-    inverse = torch.linalg.inv(covariance.double() + damping * torch.eye(k, dtype=torch.float64))
+    damped = covariance.double() + damping * torch.eye(k, dtype=torch.float64)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     weight, metric = weight.double(), metric.double()
     alone = _costs(inverse, weight, metric, width)
     order, costs = _singles(inverse, weight, metric) if width == 1 else _groups(inverse, weight, metric, width)
@@ -61,31 +65,39 @@ def _groups(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> tupl
 
 
 def _singles(inverse: Tensor, weight: Tensor, metric: Tensor) -> tuple[list[int], list[float]]:
-    """The same for units of one channel, of which there are many: the removals of a round are kept as columns U and
-    rows V, inverse - U U^T and weight - U V, and only what the next choice needs is brought up to date."""
-    left = torch.arange(len(inverse))
+    """The same for units of one channel, of which there are many.
+
+    A unit's cost asks for its own entries of M and of G = W F W^T alone, so only those two [k, k] are kept. Removing j
+    takes the outer product of u with itself from M and of u with w_j / root from W, where u = M_j / root and root^2 =
+    M_jj. A round's removals are kept as columns: U, P = W F V^T and Q = V F V^T, V the removed rows over their roots.
+    """
+    gram = weight @ metric @ weight.T
+    there, alive = torch.arange(len(inverse)), torch.ones(len(inverse), dtype=torch.bool)
     order: list[int] = []
     costs: list[float] = []
-    while len(left):
-        rounds = min(AT_ONCE, len(left))
-        u, v = inverse.new_zeros(len(left), rounds), inverse.new_zeros(rounds, weight.shape[1])
-        diagonal, energy = inverse.diagonal().clone(), ((weight @ metric) * weight).sum(1)
-        alive = torch.ones(len(left), dtype=torch.bool)
+    while alive.any():
+        if alive.sum() < COMPACT * len(alive):  # the copies would take longer than what they save, done every round
+            inverse, gram, there = inverse[alive][:, alive], gram[alive][:, alive], there[alive]
+            alive = alive[alive]
+        rounds = min(AT_ONCE, int(alive.sum()))
+        u, p = (inverse.new_zeros(len(inverse), rounds) for _ in range(2))
+        q = inverse.new_zeros(rounds, rounds)
+        diagonal, energy = inverse.diagonal().clone(), gram.diagonal().clone()
         for i in range(rounds):
-            each = torch.where(alive, energy / diagonal, torch.inf)
-            cost, j = each.min(0)
-            root = diagonal[j].sqrt()
-            column = (inverse[:, j] - u[:, :i] @ u[j, :i]) / root
-            row = (weight[j] - u[j, :i] @ v[:i]) / root
-            heard = metric @ row
-            along = weight @ heard - u[:, :i] @ (v[:i] @ heard)
-            energy = energy - 2 * column * along + column.square() * (row @ heard)
+            cost, j = torch.where(alive, energy / diagonal, torch.inf).min(0)
+            root, mine = diagonal[j].sqrt(), u[j, :i]
+            column = (inverse[j] - u[:, :i] @ mine) / root
+            p[:, i] = (gram[j] - p[:, :i] @ mine) / root
+            q[i, :i] = q[:i, i] = (p[j, :i] - q[:i, :i] @ mine) / root
+            along = p[:, i] - u[:, :i] @ q[i, :i]
+            q[i, i] = along[j] / root
+            energy = energy - 2 * column * along + column.square() * q[i, i]
             diagonal = diagonal - column.square()
-            u[:, i], v[i] = column, row
+            u[:, i] = column
             alive[j] = False
-            order.append(int(left[j]))
+            order.append(int(there[j]))
             costs.append(max(0.0, float(cost)))
-        inverse = inverse[alive][:, alive] - u[alive] @ u[alive].T
-        weight = weight[alive] - u[alive] @ v
-        left = left[alive]
+        half = p - u @ q / 2
+        inverse.addmm_(u, u.T, alpha=-1)
+        gram.addmm_(u, half.T, alpha=-1).addmm_(half, u.T, alpha=-1)
     return order, costs
