@@ -22,8 +22,7 @@ from slimvit.models.modes import evaluating
 from slimvit.prune.surgery import prune_model
 
 REFUSED = {
-    "beit_base_patch16_224": ({}, "Beit is not a model slimvit can prune"),
-    "eva02_tiny_patch14_224": ({}, "Eva is not a model slimvit can prune"),
+    "xcit_nano_12_p16_224": ({}, "Xcit is not a model slimvit can prune"),
     "vit_relpos_small_patch16_224": ({}, "VisionTransformerRelPos is not a model slimvit can prune"),
     "resnet18": ({}, "ResNet is not a model slimvit can prune"),
     "vit_tiny_patch16_224": (
