@@ -68,7 +68,7 @@ def _times(models: Mapping[str, nn.Module], steps: Sequence[Ladder], batch: int)
     calls: dict[str, Callable[[], float]] = {name: partial(timed, m, images) for name, m in models.items()}
     for step in steps:
         stream, more = streams[step.view.name]
-        calls |= {_named(step, w): partial(timed, partial(step.block(w), **more), stream) for w in step.widths}
+        calls |= {_named(step, w): partial(timed, step.block(w), stream, **more) for w in step.widths}
     took = {name: max(1e-6, _warm(call)) for name, call in calls.items()}
     turns = {name: partial(_turn, call, ceil(TURN / took[name])) for name, call in calls.items()}
     rounds = _rounds(sum(max(TURN, seconds) for seconds in took.values()))

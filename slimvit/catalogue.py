@@ -114,8 +114,15 @@ def _shape_of(name: str) -> nn.Module | None:
 
 
 def markdown(rows: Iterable[Support]) -> str:
-    """The table of ``slimvit models --table``."""
-    lines = ["| timm module | models | heads | MLP | dense | why not |", "| --- | --- | --- | --- | --- | --- |"]
+    """The page that ``slimvit models --table`` prints."""
+    lines = [
+        "# What can be done with timm's models",
+        "",
+        f"Printed by `slimvit models --table` with timm {timm.__version__}: all models with attention, those of a",
+        "module that are alike in one row.",
+        "",
+    ]
+    lines += ["| timm module | models | heads | MLP | dense | why not |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         more = f" and {len(row.models) - 1} more" if len(row.models) > 1 else ""
         marks = " | ".join("yes" if can else "no" for can in (row.heads, row.mlp, row.dense))

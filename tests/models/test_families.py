@@ -15,7 +15,7 @@ from slimvit import branch_timing
 from slimvit.dense.insert import insert_dense_attention, mixes_in, remove_dense_attention
 from slimvit.errors import ModelError
 from slimvit.measure.macs import count_macs, count_params
-from slimvit.models.costs import head_macs, macs_costs, params_costs
+from slimvit.models.costs import macs_costs, params_costs
 from slimvit.models.family import State, attention_blocks, family_of, plan_of, steps
 from slimvit.models.modes import evaluating
 from slimvit.models.no_branch import NoNorm
@@ -140,17 +140,17 @@ def test_save_and_load(network, build, images, tmp_path):
 
 
 @each
-@pytest.mark.parametrize("what", ["", "heads and neurons", "everything"])
-def test_counters_agree_and_prices_add_up(network, what, build):
+def test_counters_agree_and_prices_add_up(network, build):
     model = build(network)
-    slim = prune_model(model, planned(model, what))
-    count = count_macs(slim)
-    assert count.disagreement() is None and count.closed_form is not None and count.torch_counter is not None
-    assert macs_costs(model, count_macs(model).total).total(plan_of(slim)) == count.total
-    assert params_costs(model).total(plan_of(slim)) == count_params(slim)
-    assert all(head_macs(b) > 0 for b in attention_blocks(model))
-    if what == "":
-        assert all(block["qkv"] > 0 and block["attention"] > 0 for block in count.by_block)
+    whole = count_macs(model)
+    assert all(block["qkv"] > 0 and block["attention"] > 0 for block in whole.by_block)
+    for what in ("heads and neurons", "everything")[: 2 if network in ("post-norm", "swin v2") else 1]:
+        slim = prune_model(model, planned(model, what))
+        count = count_macs(slim)
+        for one in (whole, count):
+            assert one.disagreement() is None and one.closed_form is not None and one.torch_counter is not None
+        assert macs_costs(model, whole.total).total(plan_of(slim)) == count.total
+        assert params_costs(model).total(plan_of(slim)) == count_params(slim)
 
 
 @each
@@ -167,7 +167,7 @@ def test_the_refit_repairs(network, what, build, batches, images):
     model = build(network)
     slim = prune_model(model, planned(model, what))
     error = {}
-    for target in ("none", *TARGETS):
+    for target in ("none", *(TARGETS if what == "heads" else ("stream",))):
         found = slim if target == "none" else refit(slim, model, batches(model), target=target, ridge=1e-2)
         x = images(model, seed=1)  # one of the calibration images
         with torch.no_grad():

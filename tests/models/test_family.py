@@ -74,7 +74,7 @@ def test_a_new_model_keeps_every_head(vit):
         ("deit3_small_patch16_224", {}),
         ("deit_tiny_distilled_patch16_224", {}),
         ("vit_small_patch14_reg4_dinov2", {}),
-        ("vit_base_patch32_clip_224", {}),
+        ("vit_tiny_r_s16_p8_224", {}),
         ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
     ],
 )
