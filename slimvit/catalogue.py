@@ -50,8 +50,8 @@ def prunable_models(pattern: str) -> list[dict[str, str]]:
     names = sorted({m for mod in MODULES for m in timm.list_models(pattern, module=mod)})
     for name in track(names, "looking at models"):
         model = _shape_of(name)
-        found = None if model is None else family_or_reason(model)
-        if model is None or not isinstance(found, Family):
+        found = family_or_reason(model) if isinstance(model, nn.Module) else model
+        if isinstance(model, str) or not isinstance(found, Family):
             continue
         blocks = found.attention_blocks(model)
         heads = [b.attn.num_heads for b in blocks]
@@ -81,7 +81,9 @@ def support(pattern: str = "*") -> list[Support]:
     names = [(module, m) for module in timm.list_modules() for m in timm.list_models(pattern, module=module)]
     for module, name in track(names, "looking at models"):
         model = _shape_of(name)
-        if model is not None and any(hasattr(m, "num_heads") for m in model.modules()):
+        if isinstance(model, str):
+            alike.setdefault((module, (False, False, False, model)), []).append(name)
+        elif any(hasattr(m, "num_heads") for m in model.modules()):
             alike.setdefault((module, verdict(model)), []).append(name)
     return [Support(module, tuple(models), *found) for (module, found), models in alike.items()]
 
@@ -104,13 +106,13 @@ def _why_neurons_stay(blocks: Iterable[AttentionBlock]) -> str | None:
     return next(filter(None, (why_neurons_stay(b.mlp) for b in blocks)), None)
 
 
-def _shape_of(name: str) -> nn.Module | None:
-    """The model without memory or weights; None where timm cannot build it like that."""
+def _shape_of(name: str) -> nn.Module | str:
+    """The model without memory or weights, or why timm cannot build it like that."""
     try:
         with torch.device("meta"):
             return timm.create_model(name)
-    except (TypeError, RuntimeError, NotImplementedError):
-        return None
+    except (TypeError, RuntimeError) as error:
+        return f"could not be looked at: {type(error).__name__}"
 
 
 def markdown(rows: Iterable[Support]) -> str:

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from slimvit.catalogue import MODULES, markdown, support, verdict
+from slimvit.catalogue import MODULES, Support, markdown, support, verdict
 
 TABLE = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.splitlines() if "`" in line[:60]]
@@ -41,6 +41,16 @@ def test_the_table_of_some_models(slimvit_):
     assert json.loads(slimvit_("models", "beit_base*", "--table", "--json").stdout)[0]["heads"] is True
     assert "no timm model with attention" in slimvit_("models", "resnet18", "--table", code=1).stderr
     assert "--embedded" in slimvit_("models", "--table", "--embedded", code=2).stderr
+
+
+def test_what_cannot_be_built_is_not_left_out(monkeypatch):
+    def fail(name):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    assert support("beit_base_patch16_224") == [
+        Support("beit", ("beit_base_patch16_224",), False, False, False, "could not be looked at: RuntimeError")
+    ]
 
 
 def test_what_cannot_be_done_is_listed_too(slimvit_):

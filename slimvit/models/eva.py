@@ -27,7 +27,8 @@ from slimvit.models.narrow import Narrow, attended, merged
 
 
 class _Rotary(Narrow):
-    """Both of Eva's attentions, with fewer heads. Positions that differ between the heads are shared by all blocks."""
+    """Both of Eva's attentions, with fewer heads. Positions that differ between the heads are one parameter for all
+    blocks: it stays whole, and each block takes what belongs to its heads."""
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False

@@ -83,7 +83,7 @@ def as_class(module: Any, cls: Any, **attributes: Any) -> Any:
 
 
 def is_narrow(attn: nn.Module) -> bool:
-    """Whether it has computed with fewer heads than timm gave it, in a class of our own."""
+    """Whether an attention has its family's narrow form, dense or not."""
     return "head_ids" in attn._buffers
 
 
