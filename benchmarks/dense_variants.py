@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import slimvit
-from slimvit.dense.blocks import MixesValues, Values, dense_module
+from slimvit.dense.blocks import MixesValues, Values
 from slimvit.dense.mixing import Pair, mix_size
 from slimvit.dense.vit import DenseAttention
 from slimvit.models.family import Branch, State, steps
+from slimvit.models.narrow import as_class
 from slimvit.plan import SlimPlan
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -97,7 +98,7 @@ class LinearlyMapped(DenseAttention):
 def _map_linearly(model: Any) -> None:
     widths = [block.attn.attn_dim for block in model.blocks]
     for block in (block for block in model.blocks if block.attn.mix is not None):
-        attn = dense_module(block.attn, LinearlyMapped)
+        attn = as_class(block.attn, LinearlyMapped)
         here = tuple(range(attn.num_heads))
         attn.maps = nn.ParameterList(torch.zeros(widths[p.earlier], attn.attn_dim) for p in attn.pairs)
         attn.pairs = tuple(Pair(p.earlier, here, here, here) for p in attn.pairs)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slimvit.creation import create_model as create_model
     from slimvit.dense.insert import insert_dense_attention as insert_dense_attention
+    from slimvit.feature_maps import backbone as backbone
     from slimvit.measure.accuracy import evaluate as evaluate
     from slimvit.measure.macs import count_macs as count_macs
     from slimvit.options import Options as Options
@@ -27,6 +28,7 @@ _HOME = {
     "Recipe": "recipe",
     "SlimPlan": "plan",
     "SlimvitError": "errors",
+    "backbone": "feature_maps",
     "count_macs": "measure.macs",
     "create_model": "creation",
     "evaluate": "measure.accuracy",

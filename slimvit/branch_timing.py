@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from statistics import mean, median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,8 @@ def _times(models: Mapping[str, nn.Module], steps: Sequence[Ladder], batch: int)
     streams = _streams(plain, [s.view for s in steps], images)
     calls: dict[str, Callable[[], float]] = {name: partial(timed, m, images) for name, m in models.items()}
     for step in steps:
-        stream = streams[step.view.name]
-        calls |= {_named(step, width): partial(timed, step.block(width), stream) for width in step.widths}
+        stream, more = streams[step.view.name]
+        calls |= {_named(step, w): partial(timed, step.block(w), stream, **more) for w in step.widths}
     took = {name: max(1e-6, _warm(call)) for name, call in calls.items()}
     turns = {name: partial(_turn, call, ceil(TURN / took[name])) for name, call in calls.items()}
     rounds = _rounds(sum(max(TURN, seconds) for seconds in took.values()))
@@ -91,11 +92,15 @@ def _turn(call: Callable[[], float], passes: int) -> float:
     return mean(call() for _ in range(passes))
 
 
-def _streams(plain: nn.Module, views: Sequence[AttentionBlock], images: Tensor) -> dict[str, Tensor]:
-    """What enters the blocks, by their names."""
-    found: dict[str, Tensor] = {}
+def _streams(
+    plain: nn.Module, views: Sequence[AttentionBlock], images: Tensor
+) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """What enters the blocks, by their names: the stream, and what else by keyword."""
+    found: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     hooks = [
-        view.block.register_forward_pre_hook(lambda _, args, name=view.name: found.update({name: args[0]}))
+        view.block.register_forward_pre_hook(
+            lambda _, args, kwargs, name=view.name: found.update({name: (args[0], kwargs)}), with_kwargs=True
+        )
         for view in views
     ]
     try:

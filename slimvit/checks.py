@@ -11,7 +11,7 @@ from slimvit.data.images import Images
 from slimvit.data.loaders import check_images, draw, preprocessing_of
 from slimvit.data.preprocessing import converter, train_transform
 from slimvit.data.sources import Data
-from slimvit.dense.insert import dense_mix
+from slimvit.dense.insert import check_takes_dense, dense_mix
 from slimvit.errors import DataError, ModelError, RecipeError, StoreError
 from slimvit.folders import check_free
 from slimvit.models.family import TimmModule
@@ -34,9 +34,12 @@ def check_out(recipe: Recipe, out: Path, force: bool) -> None:
 
 
 def check_dense(section: DenseSection, model: nn.Module) -> None:
-    """Raise :class:`ModelError` when dense attention is asked for and there already."""
-    if section.mix is not None and dense_mix(model) is not None:
+    """Raise :class:`ModelError` when dense attention is asked for and there already, or not for this model."""
+    if section.mix is None:
+        return
+    if dense_mix(model) is not None:
         raise ModelError(f"--dense {section.mix}: the model has dense attention already (mix {dense_mix(model)})")
+    check_takes_dense(model)
 
 
 def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:

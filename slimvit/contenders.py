@@ -44,7 +44,7 @@ class Contender:
     def widths(self) -> tuple[int, ...]:
         """attn_dim of every block that has heads."""
         views = attention_blocks(self.model)
-        return tuple(v.attn.num_heads * v.head_dim for v in views if hasattr(v.attn, "qkv"))
+        return tuple(v.attn.num_heads * v.head_dim for v in views if v.attn.num_heads)
 
 
 def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[Contender]:

@@ -12,7 +12,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from slimvit.choices import DenseMix
@@ -20,7 +19,7 @@ from slimvit.dense.insert import dense_mix, insert_dense_attention
 from slimvit.errors import PlanError, SlimvitError, StoreError
 from slimvit.folders import new_folder
 from slimvit.models.build import ModelSource, check_timm
-from slimvit.models.family import TimmModule, plan_of
+from slimvit.models.family import TimmModule, arguments_of, plan_of
 from slimvit.plan import SlimPlan
 from slimvit.prune.surgery import prune_model
 
@@ -115,27 +114,12 @@ def describe(model: TimmModule) -> ModelSource:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:
         args["img_size"] = size[0] if size[0] == size[1] else list(size)
-    if isinstance(model, SwinTransformer):
-        args |= _windows(model)
-    if hasattr(model, "fc_norm"):  # reset_classifier may change the pooling, but leaves the norm where it was
-        args |= {"global_pool": model.global_pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
+    args |= arguments_of(model)
     try:
         json.dumps(args)
     except TypeError:
         raise StoreError(f"{source.name}: its model arguments {args} cannot be written as JSON") from None
     return ModelSource(source.name, args)
-
-
-def _windows(model: TimmModule) -> dict[str, Any]:
-    """The windows of a Swin as arguments: set_input_size may have changed them. One for all stages where that gives
-    the same (timm shrinks a window to a smaller stage), otherwise one a stage."""
-    blocks = [stage.blocks[0] for stage in model.layers]
-    sizes = [b.window_size for b in blocks]
-    largest = tuple(max(sides) for sides in zip(*sizes, strict=True))
-    shrunk = [tuple(map(min, largest, b.input_resolution)) for b in blocks]
-    alike = largest if blocks[0].always_partition or shrunk == sizes else None
-    window = ([*alike] if alike[0] != alike[1] else alike[0]) if alike else [list(s) for s in sizes]
-    return {"window_size": window} | ({"always_partition": True} if blocks[0].always_partition else {})
 
 
 def load(folder: str | Path) -> nn.Module:
@@ -154,7 +138,9 @@ def load(folder: str | Path) -> nn.Module:
         raise StoreError(str(error)) from None
     _check_weights(folder / WEIGHTS, _shapes(_skeleton(source, plan, info.dense, folder)), info.weights_sha256)
     model = _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, info.dense)
-    model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+    # copies, since in the file tensors begin anywhere, and matrix products round by where theirs begin
+    state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    model.load_state_dict(state, strict=True, assign=True)
     model.slim_source = source
     model.class_names = tuple(info.class_names)
     model.pretrained_cfg = dict(model.pretrained_cfg, **_for_timm(info.preprocessing), num_classes=info.num_classes)

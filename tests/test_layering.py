@@ -24,7 +24,7 @@ LAYERS = (
     {"store", "ladders"},
     {"branch_timing"},
     {"branch_latency"},
-    {"creation"},
+    {"creation", "feature_maps"},
     {"sources", "runstate", "planning"},
     {"catalogue", "checks", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
     {"unfinished", "contenders", "gathering"},

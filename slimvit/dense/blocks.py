@@ -22,7 +22,10 @@ class DenseBlocks(nn.ModuleList):
 
     Walking (``for block in blocks: x = block(x)``), as timm does in ``forward_intermediates``, with attention masks and
     in gradient checkpointing, gives blocks that share the values of this one walk; ``blocks[i]`` is the bare module.
+    ``container`` is the class of timm's own, in whose place it stands.
     """
+
+    container: type[nn.Module] = nn.Sequential
 
     def forward(self, x: Tensor) -> Tensor:
         """The stream after all blocks; [B, ..., C] -> [B, ..., C]."""
@@ -86,11 +89,6 @@ class MixesValues:
         return found
 
 
-def dense_module(plain: Any, cls: Any, **attributes: Any) -> Any:
-    """A module of ``cls`` with the parameters, children and settings of ``plain``, which must not be used any more."""
-    module = cls.__new__(cls)
-    nn.Module.__init__(module)
-    module.__dict__.update(plain.__dict__)
-    for name, value in attributes.items():
-        setattr(module, name, value)
-    return module
+def kept(values: Tensor) -> Tensor:
+    """Values to keep until the stage ends: without gradients as a copy, so that queries and keys can be freed."""
+    return values if values.requires_grad else values.contiguous()

@@ -11,19 +11,35 @@ import torch
 from torch import nn
 
 from slimvit.choices import DENSE_INITS, DENSE_MIXES
-from slimvit.dense.blocks import DenseBlocks, MixesValues, dense_module
+from slimvit.dense.beit import DenseBeitAttention, DenseBeitBlock
+from slimvit.dense.blocks import DenseBlocks, MixesValues
+from slimvit.dense.eva import DenseAttentionRope, DenseEvaAttention, DenseEvaBlock
 from slimvit.dense.mixing import Pair, mix_size, pairs_of
 from slimvit.dense.swin import DenseSwinBlock, DenseWindowAttention
 from slimvit.dense.vit import DenseAttention, DenseBlock
 from slimvit.errors import ModelError
-from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, family_of, plan_of
+from slimvit.models.family import (
+    AttentionBlock,
+    TimmModule,
+    attention_blocks,
+    family_of,
+    model_name,
+    plain_type,
+    plan_of,
+)
+from slimvit.models.narrow import as_class, without_values
 from slimvit.plan import SlimPlan
 
-CLASSES: dict[str, tuple[Any, Any]] = {
-    "vit": (DenseBlock, DenseAttention),
-    "swin": (DenseSwinBlock, DenseWindowAttention),
-}
-"""Block and attention that take the place of a family's own."""
+BLOCKS: tuple[Any, ...] = (DenseBlock, DenseSwinBlock, DenseBeitBlock, DenseEvaBlock)
+ATTENTIONS: tuple[Any, ...] = (
+    DenseAttention,
+    DenseWindowAttention,
+    DenseBeitAttention,
+    DenseEvaAttention,
+    DenseAttentionRope,
+)
+DENSE: dict[type, Any] = {dense.plain: dense for dense in (*BLOCKS, *ATTENTIONS)}
+"""timm's blocks and attentions, and what takes their place."""
 
 NOTHING_TO_MIX = "dense attention has nothing to mix: no two blocks of a stage share a head"
 
@@ -53,12 +69,13 @@ def insert_dense_attention(
     ``init``: ``zero`` leaves the function of the model as it is, bit for bit; ``normal`` draws from N(0, 1), the
     paper's way when training from scratch. ``mixes`` sets known weights instead.
 
-    Raises :class:`ModelError` for a model that has dense attention already, or in which no two blocks share a head.
+    Raises :class:`ModelError` for a model whose family takes none or that has dense attention already, or in which no
+    two blocks share a head.
     """
     for name, value, known in (("mix", mix, DENSE_MIXES), ("init", init, DENSE_INITS)):
         if value not in known:
             raise ModelError(f"dense {name} {value!r} is not known; choose from {', '.join(known)}")
-    family = family_of(model)
+    check_takes_dense(model)
     if dense_mix(model) is not None:
         raise ModelError(f"the model has dense attention already (mix {dense_mix(model)})")
     dense: TimmModule = copy.deepcopy(model)
@@ -69,24 +86,36 @@ def insert_dense_attention(
     for slot in slots:
         if slot.pairs or slot.feeds:
             weights = _weights(slot, mix == "head", init, generator, mixes)
-            _convert(dense, slot, CLASSES[family.name], mix == "head", weights)
+            _convert(dense, slot, mix == "head", weights)
     for path in {slot.view.name.rpartition(".")[0] for slot in slots}:
-        _replace(dense, path, DenseBlocks(list(dense.get_submodule(path).children())))
+        plain: Any = dense.get_submodule(path)
+        blocks = DenseBlocks(list(plain.children()))
+        blocks.container = type(plain)
+        _replace(dense, path, blocks)
     return dense
+
+
+def check_takes_dense(model: nn.Module) -> None:
+    """Raise :class:`ModelError` for a model that is not understood, or whose family takes no dense attention."""
+    reason = family_of(model).no_dense(model)
+    if reason is not None:
+        raise ModelError(f"{model_name(model)} takes no dense attention: {reason}; leave dense out")
 
 
 def remove_dense_attention(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with timm's own blocks; what the mixes added is lost."""
-    family = family_of(model)
     plain: TimmModule = copy.deepcopy(model)
     for view in attention_blocks(plain):
         if isinstance(view.attn, MixesValues):
             for name in ("mix", "pairs", "per_head", "feeds"):
                 delattr(view.attn, name)
-            view.block.attn = dense_module(view.attn, CLASSES[family.name][1].plain)
-            _replace(plain, view.name, dense_module(view.block, CLASSES[family.name][0].plain))
+            view.block.attn = as_class(view.attn, without_values(view.attn))
+            _replace(plain, view.name, as_class(view.block, plain_type(view.block)))
     for path in {view.name.rpartition(".")[0] for view in attention_blocks(plain)}:
-        _replace(plain, path, nn.Sequential(*plain.get_submodule(path).children()))
+        blocks = plain.get_submodule(path)
+        if isinstance(blocks, DenseBlocks):
+            own = list(blocks.children())
+            _replace(plain, path, nn.ModuleList(own) if blocks.container is nn.ModuleList else nn.Sequential(*own))
     return plain
 
 
@@ -148,17 +177,16 @@ def _weights(
     return torch.randn(size, generator=generator) if init == "normal" else torch.zeros(size)
 
 
-def _convert(
-    model: nn.Module, slot: _Slot, classes: tuple[type, type], per_head: bool, weights: torch.Tensor | None
-) -> None:
+def _convert(model: nn.Module, slot: _Slot, per_head: bool, weights: torch.Tensor | None) -> None:
     """Put the dense block in the place of the plain one, in a model that is ours to change."""
     view = slot.view
     like = view.attn.proj.weight
     mix = None if weights is None else nn.Parameter(weights.to(like), requires_grad=like.requires_grad)
-    attn = dense_module(view.attn, classes[1], pairs=slot.pairs, per_head=per_head, feeds=slot.feeds)
+    cls = DENSE[plain_type(view.attn)]
+    attn = as_class(view.attn, cls, pairs=slot.pairs, per_head=per_head, feeds=slot.feeds)
     attn.register_parameter("mix", mix)
     view.block.attn = attn
-    _replace(model, view.name, dense_module(view.block, classes[0]))
+    _replace(model, view.name, as_class(view.block, DENSE[type(view.block)]))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

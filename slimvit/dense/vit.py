@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor
-from torch.nn import functional as F
 
-from slimvit.dense.blocks import MixesValues, Values
+from slimvit.dense.blocks import MixesValues, Values, kept
 from slimvit.dense.mixing import mix_values
+from slimvit.models.narrow import attended
 
 
 class DenseAttention(MixesValues, Attention):
@@ -29,33 +28,11 @@ class DenseAttention(MixesValues, Attention):
         if self.mix is not None:
             v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, self.head_dim)
         q, k, v = (t.view(b, n, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
-        x = self._attend(self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
+        x = attended(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
         x = self.norm(x.transpose(1, 2).reshape(b, n, self.attn_dim))
         if gate is not None:
             x = x * gate
         return self.proj_drop(self.proj(x)), kept(own) if self.feeds else None
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        """softmax(q k^T / sqrt(d)) v on timm's path, fused or not; q, k, v [B, H, N, d] -> [B, H, N, d]."""
-        if self.fused_attn:
-            dropout = self.attn_drop.p if self.training else 0.0
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
-        scores = (q * self.scale) @ k.transpose(-2, -1)
-        if is_causal:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if mask is not None:
-            bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf) if _is_bool(mask) else mask
-            scores = scores + bias
-        return self.attn_drop(scores.softmax(dim=-1)) @ v
-
-
-def _is_bool(mask: Tensor) -> bool:
-    return mask.dtype == torch.bool
-
-
-def kept(values: Tensor) -> Tensor:
-    """Values to keep until the stage ends: without gradients as a copy, so that queries and keys can be freed."""
-    return values if values.requires_grad else values.contiguous()
 
 
 class DenseBlock(Block):

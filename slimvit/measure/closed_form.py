@@ -1,7 +1,8 @@
 """MACs of a plain ViT or Swin from the shapes of its layers and the number of its tokens; nothing is run.
 
 Per block with N tokens, each attending to M: N * (weights of its linear layers) + 2 * N * M * attn_dim. Norms are
-left out. M is N, and in Swin the window; there qkv, attention and proj also see the padding of the windows.
+left out. M is N, and in Swin the window; there qkv, attention and proj also see the padding of the windows. Swin V2's
+network of position biases sees every offset within a window once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from timm.layers import AttentionPoolLatent
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 
 from slimvit.models.swin import padded_size
@@ -21,10 +23,10 @@ def closed_form(model: Any, input_size: tuple[int, int, int]) -> int | None:
     stem = stem_of(model)
     if stem is None:
         return None
-    if isinstance(model, SwinTransformer):
+    if isinstance(model, SwinTransformer | SwinTransformerV2):
         return _swin(model, stem, input_size)
     blocks = getattr(model, "blocks", None)
-    if blocks is None or not all(hasattr(b, "attn") for b in blocks):
+    if blocks is None or not all(hasattr(getattr(b, "attn", None), "proj") for b in blocks):
         return None
     patches = _patches(model, stem, input_size)
     tokens = patches + model.num_prefix_tokens
@@ -42,10 +44,8 @@ def _swin(model: Any, stem: nn.Conv2d, input_size: tuple[int, int, int]) -> int:
             h, w = (h + 1) // 2, (w + 1) // 2
             count += _linear(stage.downsample, h * w)
         for block in stage.blocks:
-            (wh, ww), attn = block.window_size, block.attn
             tokens = prod(padded_size(block, (h, w)))
-            attn_dim = attn.proj.in_features if hasattr(attn, "qkv") else 0
-            count += _linear(attn, tokens) + 2 * tokens * wh * ww * attn_dim + _linear(block.mlp, h * w)
+            count += _attention(block.attn, tokens, prod(block.window_size)) + _linear(block.mlp, h * w)
     return count + _linear(model.head, h * w if model.global_pool == "" else 1)
 
 
@@ -71,9 +71,16 @@ def _linear(module: nn.Module | None, tokens: int) -> int:
 
 
 def _block(block: Any, tokens: int) -> int:
-    attn = block.attn
-    attn_dim = attn.num_heads * attn.head_dim if hasattr(attn, "qkv") else 0
-    return _linear(block, tokens) + 2 * tokens * tokens * attn_dim
+    rest = _linear(block, tokens) - _linear(block.attn, tokens)
+    return rest + _attention(block.attn, tokens, tokens)
+
+
+def _attention(attn: Any, tokens: int, window: int) -> int:
+    """Its layers, and both products of its heads."""
+    biases = getattr(attn, "cpb_mlp", None)
+    offsets = 0 if biases is None else attn.relative_coords_table.numel() // 2
+    layers = _linear(attn, tokens) - _linear(biases, tokens) + _linear(biases, offsets)
+    return layers + 2 * tokens * window * attn.proj.in_features
 
 
 def _head(model: Any, tokens: int) -> int | None:

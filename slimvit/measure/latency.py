@@ -54,12 +54,12 @@ def images_for(model: nn.Module, input_size: tuple[int, int, int], batch: int) -
     return torch.randn(batch, *input_size, device=device_of(model), dtype=dtype)
 
 
-def timed(call: Callable[[Tensor], Any], images: Tensor) -> float:
-    """Seconds of one forward pass, waiting for the device to finish before and after."""
+def timed(call: Callable[..., Any], images: Tensor, **more: Any) -> float:
+    """Seconds of one forward pass, waiting for the device to finish before and after; ``more`` is for the call."""
     wait = _WAIT.get(images.device.type, lambda: None)
     wait()
     start = time.perf_counter()
-    call(images)
+    call(images, **more)
     wait()
     return time.perf_counter() - start
 

@@ -157,8 +157,15 @@ def _own_counts(counts: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
     for name, operators in by_operator.items():
         own[name] = Counter()
         for operator, macs in operators.items():
-            own[name]["norm" if operator in NORMS else part_of(name)] += int(macs)
+            own[name][_part(name, operator)] += int(macs)
     return own
+
+
+def _part(name: str, operator: str) -> str:
+    """An attention that multiplies with the weights of its qkv by itself does what the layer would have done."""
+    if operator in NORMS:
+        return "norm"
+    return "qkv" if operator == "linear" and name.endswith(".attn") else part_of(name)
 
 
 def _by_block(own: dict[str, Counter[str]]) -> tuple[dict[str, int], ...]:

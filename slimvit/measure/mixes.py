@@ -31,4 +31,4 @@ def mix_macs(model: nn.Module, size: tuple[int, int, int]) -> dict[str, int]:
 
 
 def _channels(attn: Any) -> int:
-    return sum(len(pair.heads) for pair in attn.pairs) * attn.head_dim
+    return sum(len(pair.heads) for pair in attn.pairs) * attn.proj.in_features // attn.num_heads

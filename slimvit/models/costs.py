@@ -45,7 +45,7 @@ def costs_from(unit: str, total: float, plan: SlimPlan, heads: Sequence[Price], 
 def macs_costs(model: nn.Module, total: int) -> Costs:
     """MACs; ``total``: what the whole model costs."""
     blocks = attention_blocks(model)
-    heads = [_price(head_macs(b), _norm_macs(b.block.norm1, b.mlp_tokens)) for b in blocks]
+    heads = [_price(head_macs(b), _norm_macs(b.block.norm1, b.mlp_tokens) + b.parts.shared_macs) for b in blocks]
     mlp = [_price(neuron_macs(b), _norm_macs(b.block.norm2, b.mlp_tokens)) for b in blocks]
     return costs_from("MACs", total, plan_of(model), heads, mlp)
 
@@ -60,8 +60,8 @@ def params_costs(model: nn.Module) -> Costs:
 
 def head_macs(block: AttentionBlock) -> int:
     """MACs of one head: its share of qkv, gate and proj, and its two attention products."""
-    linears = 4 if getattr(block.attn, "gate", None) is None else 5
-    return block.tokens * block.head_dim * (linears * block.attn.proj.out_features + 2 * block.window)
+    inputs = sum(r.weights * (block.tokens if r.positions is None else r.positions) for r in block.parts.rows)
+    return inputs + block.tokens * block.head_dim * (block.attn.proj.out_features + 2 * block.window)
 
 
 def neuron_macs(block: AttentionBlock) -> int:
@@ -70,12 +70,10 @@ def neuron_macs(block: AttentionBlock) -> int:
 
 
 def head_params(block: AttentionBlock) -> int:
-    """Parameters of one head: its rows of qkv and gate, its columns of proj, its column of Swin's table."""
-    attn, d = block.attn, block.head_dim
-    layers = [getattr(attn, name, None) for name in ("qkv", "qkv", "qkv", "gate")]
-    rows = sum(layer.in_features + (layer.bias is not None) for layer in layers if layer is not None)
-    table = getattr(attn, "relative_position_bias_table", None)
-    return d * (rows + attn.proj.out_features) + (0 if table is None else table.shape[0])
+    """Parameters of one head: its rows of qkv and gate, its columns of proj, and what else the family names."""
+    parts = block.parts
+    own = sum(rows.params for rows in parts.rows) + sum(part.params(block.attn) for part in parts.slices)
+    return own + block.head_dim * block.attn.proj.out_features
 
 
 def _params_price(branch: nn.Module, norm: nn.Module, unit: int, units: int) -> Price:

@@ -20,9 +20,16 @@ INPUTS: dict[type, tuple[tuple[str, int], ...]] = {
 
 def hidden_neurons(mlp: Any) -> int:
     """Hidden neurons that may be removed: 0 where no one of them can go without changing the others."""
+    return mlp.fc2.in_features if why_neurons_stay(mlp) is None else 0
+
+
+def why_neurons_stay(mlp: Any) -> str | None:
+    """Why no hidden neuron can be removed; None where they can."""
     if type(mlp) not in INPUTS or not isinstance(mlp.fc2, nn.Linear):
-        return 0
-    return mlp.fc2.in_features if isinstance(getattr(mlp, "norm", None), nn.Identity | None) else 0
+        return f"it is a {type(mlp).__name__}"
+    if not isinstance(getattr(mlp, "norm", None), nn.Identity | None):
+        return "it normalises across them (scale_mlp)"
+    return None
 
 
 def input_layers(mlp: Any) -> list[tuple[nn.Linear, int]]:

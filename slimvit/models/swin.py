@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
+from typing import Any
 
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, plain_type
-from slimvit.models.no_branch import NoAttention
+from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, fits_block
+from slimvit.models.heads import HeadParts, Slice, projections
 
 
 def windows_to_image(block: TimmModule, windows: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -42,32 +44,43 @@ def image_to_windows(block: TimmModule, image: Tensor) -> Tensor:
     return windows.reshape(b * (h // wh) * (w // ww), wh * ww, k)
 
 
+def named_blocks(model: TimmModule) -> list[tuple[str, int, TimmModule]]:
+    """Name, stage and block, in forward order."""
+    return [
+        (f"layers.{i}.blocks.{j}", i, block)
+        for i, stage in enumerate(model.layers)
+        for j, block in enumerate(stage.blocks.children())
+    ]
+
+
 def _check(model: TimmModule) -> str | None:
-    for i, stage in enumerate(model.layers):
-        for j, block in enumerate(stage.blocks.children()):
-            if plain_type(block) is not SwinTransformerBlock:
-                return f"layers.{i}.blocks.{j} is a {type(block).__name__}, not timm's SwinTransformerBlock"
-            if plain_type(block.attn) not in (WindowAttention, NoAttention):
-                return f"layers.{i}.blocks.{j}.attn is a {type(block.attn).__name__}, not timm's WindowAttention"
-            if not isinstance(getattr(block.mlp, "fc2", None), nn.Linear):
-                return f"layers.{i}.blocks.{j}.mlp is a {type(block.mlp).__name__} without a linear fc2"
-    return None
+    each = (fits_block(b, name, (SwinTransformerBlock,), (WindowAttention,)) for name, _, b in named_blocks(model))
+    return next((reason for reason in each if reason), None)
 
 
-def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
+def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
+    counts = {"num_heads": 1, "attn_dim": head_dim} if hasattr(attn, "attn_dim") else {"num_heads": 1}
+    return HeadParts(projections(attn, head_dim), (Slice("relative_position_bias_table", dim=1),), counts)
+
+
+def windowed_blocks(
+    model: TimmModule, takes_apart: Callable[[TimmModule, int], HeadParts], post_norm: bool = False
+) -> list[AttentionBlock]:
+    """The blocks of a model that attends in windows."""
     return [
         AttentionBlock(
-            name=f"layers.{i}.blocks.{j}",
-            stage=i,
+            name=name,
+            stage=stage,
             block=block,
             attn=block.attn,
             tokens=_padded_tokens(block),
             window=block.window_area,
             mlp_tokens=prod(block.input_resolution),
+            takes_apart=takes_apart,
             to_stream=partial(windows_to_image, block),
+            post_norm=post_norm,
         )
-        for i, stage in enumerate(model.layers)
-        for j, block in enumerate(stage.blocks.children())
+        for name, stage, block in named_blocks(model)
     ]
 
 
@@ -77,21 +90,37 @@ def _padded_tokens(block: TimmModule) -> int:
     return height * width
 
 
-def _steps(model: TimmModule) -> list[Branch | Step]:
+def windowed_steps(model: TimmModule, post_norm: bool = False) -> list[Branch | Step]:
+    """The forward pass of a model that attends in windows, stage by stage."""
     found: list[Branch | Step] = [Step("embed", model.patch_embed)]
     for i, stage in enumerate(model.layers):
         found.append(Step(f"layers.{i}.downsample", stage.downsample))
         for j, block in enumerate(stage.blocks.children()):
             to_stream = partial(windows_to_image, block)
-            found += block_branches(f"layers.{i}.blocks.{j}", block, block._attn, to_stream)
+            name = f"layers.{i}.blocks.{j}"
+            found += block_branches(name, block, block._attn, to_stream, post_norm=post_norm)
     return found
+
+
+def window_arguments(model: TimmModule) -> dict[str, Any]:
+    """The windows as arguments: set_input_size may have changed them. One for all stages where that gives the same
+    (timm shrinks a window to a smaller stage), otherwise one a stage."""
+    blocks = [stage.blocks[0] for stage in model.layers]
+    sizes = [b.window_size for b in blocks]
+    largest = tuple(max(sides) for sides in zip(*sizes, strict=True))
+    shrunk = [tuple(map(min, largest, b.input_resolution)) for b in blocks]
+    alike = largest if blocks[0].always_partition or shrunk == sizes else None
+    window = ([*alike] if alike[0] != alike[1] else alike[0]) if alike else [list(s) for s in sizes]
+    return {"window_size": window} | ({"always_partition": True} if blocks[0].always_partition else {})
 
 
 SWIN = Family(
     name="swin",
     check=_check,
     owns=lambda model: isinstance(model, SwinTransformer),
-    attention_blocks=_attention_blocks,
-    steps=_steps,
+    attention_blocks=partial(windowed_blocks, takes_apart=_parts),
+    steps=windowed_steps,
     supported="timm SwinTransformers (swin_*, windows of any size, padded and dynamic inputs included)",
+    arguments=window_arguments,
+    no_dense=lambda model: None,
 )

@@ -1,14 +1,16 @@
-"""timm's VisionTransformer: ViT, DeiT, DeiT-3, DINOv2, CLIP image towers, with or without distillation token."""
+"""timm's VisionTransformer: ViT, DeiT, DeiT-3, DINOv2, CLIP and SigLIP image towers."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from slimvit.models.family import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, plain_type
+from slimvit.models.heads import HeadParts, projections
 from slimvit.models.no_branch import NoAttention
 
 
@@ -26,10 +28,15 @@ def _check(model: TimmModule) -> str | None:
     return None
 
 
+def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
+    return HeadParts(projections(attn, head_dim), counts={"num_heads": 1, "attn_dim": head_dim})
+
+
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [
-        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n) for i, block in enumerate(model.blocks.children())
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _parts)
+        for i, block in enumerate(model.blocks.children())
     ]
 
 
@@ -45,6 +52,11 @@ def _steps(model: TimmModule) -> list[Branch | Step]:
     return found
 
 
+def _arguments(model: TimmModule) -> dict[str, Any]:
+    """reset_classifier may change the pooling, but leaves the norm where it was."""
+    return {"global_pool": model.global_pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
+
+
 VIT = Family(
     name="vit",
     check=_check,
@@ -52,5 +64,7 @@ VIT = Family(
     attention_blocks=_attention_blocks,
     steps=_steps,
     supported="timm VisionTransformers with standard blocks (deit_*, deit3_*, deit_*_distilled, vit_*, "
-    "vit_*_dinov2, vit_*_clip_*, qk_norm and gated attention included)",
+    "vit_*_dinov2, vit_*_clip_*, vit_*_siglip_*, qk_norm and gated attention included)",
+    arguments=_arguments,
+    no_dense=lambda model: None,
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slimvit.errors import DataError, ModelError, PlanError, nearest
 from slimvit.models.costs import head_macs, neuron_macs
 from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, plan_of
-from slimvit.models.mlp import input_layers
+from slimvit.models.mlp import input_layers, why_neurons_stay
 from slimvit.models.modes import device_of
 from slimvit.plan import SlimPlan
 from slimvit.progress import track
@@ -74,8 +74,11 @@ def score_parts(
         raise DataError(f"criterion {criterion} needs a classifier, but the model has none; use residual or magnitude")
     plan = plan_of(model)
     if "mlp" in parts and not all(b.neurons for b in plan.blocks):
-        name = next(b.name for b in plan.blocks if not b.neurons)
-        raise ModelError(f"{name}: its MLP is none whose neurons slimvit can remove; cut heads alone (--parts heads)")
+        block = next(b for b, planned in zip(attention_blocks(model), plan.blocks, strict=True) if not planned.neurons)
+        raise ModelError(
+            f"{block.name}: its MLP is none whose neurons slimvit can remove; {why_neurons_stay(block.mlp)}; cut heads "
+            "alone (--parts heads)"
+        )
     found = CRITERIA[criterion](model, batches, seed, tuple(parts))
     return Scores(criterion, plan, tuple(found["heads"]), tuple(found.get("mlp", ())))
 
@@ -119,13 +122,14 @@ def _head_norms(block: AttentionBlock) -> Tensor:
     attn = block.attn
     if attn.num_heads == 0:
         return torch.zeros(0)
-    shape = (attn.num_heads, block.head_dim)
-    squares = attn.qkv.weight.detach().square().sum(1).view(3, *shape).sum((0, 2))
-    squares = squares + attn.proj.weight.detach().square().sum(0).view(shape).sum(1)
-    if getattr(attn, "gate", None) is not None:
-        squares = squares + attn.gate.weight.detach().square().sum(1).view(shape).sum(1)
-    if hasattr(attn, "relative_position_bias_table"):
-        squares = squares + attn.relative_position_bias_table.detach().square().sum(0)
+    squares = attn.proj.weight.detach().square().sum(0).view(attn.num_heads, -1).sum(1)
+    for rows in block.parts.rows:
+        by_head = rows.layer.weight.detach().square().sum(1).view(rows.copies, attn.num_heads, rows.width)
+        squares = squares + by_head.sum((0, 2))
+    for part in block.parts.slices:
+        if not part.name.endswith("_bias"):  # biases of layers count nowhere
+            entries = getattr(attn, part.name).detach().square().movedim(part.dim, 0)
+            squares = squares + entries.reshape(attn.num_heads, -1).sum(1)
     return squares.sqrt()
 
 

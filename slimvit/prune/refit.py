@@ -10,7 +10,7 @@ W0 the weights before. A large ridge leaves the layer as it is and keeps small c
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class _CachedWalk:
         """Features [B, N, k] and wanted outputs [B, N, C] of branch ``i``, a batch at a time."""
         for b, state in enumerate(self.now):
             features, values = ours.run_with_features(state)
-            wanted, self.goal[b] = _wanted(target, uncut, state, self.goal[b])
+            wanted, self.goal[b] = _wanted(target, ours, uncut, state, self.goal[b])
             self.seen.append((features, values))
             yield features, wanted
 
@@ -144,26 +144,37 @@ class _RecomputingWalk:
             for mine, theirs in zip(self.mine[:i], self.theirs[:i], strict=True):
                 state, goal = mine.apply(state), theirs.apply(goal)
             features, _ = ours.run_with_features(state)
-            yield features, _wanted(target, uncut, state, goal)[0]
+            yield features, _wanted(target, ours, uncut, state, goal)[0]
 
     def advance(self, i: int) -> None:
         pass
 
 
-def _wanted(target: str, uncut: Branch, state: State, goal: State) -> tuple[Tensor, State]:
-    """What a branch should produce before its LayerScale [B, ..., C], and the original's state after it."""
+def _wanted(target: str, ours: Branch, uncut: Branch, state: State, goal: State) -> tuple[Tensor, State]:
+    """What a branch should produce before its scale [B, ..., C], and the original's state after it."""
     branch, values = uncut.run(goal)
     after = uncut.after(goal, branch, values)
+    if target == "stream":
+        return _before(ours.scale, after.stream - state.stream, branch), after
     if target == "own":
-        return uncut.run(State(state.stream, goal.values))[0], after
-    if target == "teacher":
-        return branch, after
-    missing = after.stream - state.stream
-    gamma = getattr(uncut.scale, "gamma", None)
-    if gamma is None:
-        return missing, after
-    # a channel whose scale is next to nothing cannot correct the stream: leave it as it was
-    return torch.where(gamma.abs() > TINY_SCALE, missing / gamma, branch), after
+        branch = uncut.run(state._replace(values=goal.values))[0]
+    # a constant branch has no norm behind it any more
+    normed = isinstance(uncut.scale, nn.LayerNorm) and not isinstance(ours.scale, nn.LayerNorm)
+    return uncut.scale(branch) if normed else branch, after
+
+
+def _before(scale: Callable[[Tensor], Tensor], missing: Tensor, branch: Tensor) -> Tensor:
+    """What makes ``scale`` give ``missing`` [B, ..., C]; ``branch`` is what it works on in the original.
+
+    A channel whose scale is next to nothing cannot correct the stream: there it is ``branch``. A norm forgets the mean
+    and the size of what enters it, so they are those of ``branch``, token by token.
+    """
+    if isinstance(scale, nn.LayerNorm):
+        size = (branch.var(-1, unbiased=False, keepdim=True) + scale.eps).sqrt()
+        whole = (missing - scale.bias) / scale.weight * size + branch.mean(-1, keepdim=True)
+        return torch.where(scale.weight.abs() > TINY_SCALE, whole, branch)
+    gamma = getattr(scale, "gamma", None)
+    return missing if gamma is None else torch.where(gamma.abs() > TINY_SCALE, missing / gamma, branch)
 
 
 def _rewrite(linear: nn.Linear, moments: Moments, ridge: float) -> None:

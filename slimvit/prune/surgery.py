@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from slimvit.dense.insert import can_mix, dense_mix, insert_dense_attention, mixes_of, remove_dense_attention
 from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, plan_of
 from slimvit.models.mlp import hidden_neurons, input_layers
+from slimvit.models.narrow import narrowed_class
 from slimvit.models.no_branch import NoAttention, NoMlp, NoNorm
 from slimvit.plan import SlimPlan
 from slimvit.prune.torch_pruning import drop_inputs, drop_outputs
@@ -72,33 +74,45 @@ def _prune_dense(model: nn.Module, plan: SlimPlan, mix: str) -> nn.Module:
 
 
 def _remove_heads(view: AttentionBlock, positions: list[int]) -> None:
-    """Cut heads, by their position among those still there, out of ``qkv``, ``gate``, ``proj`` and Swin's bias table,
-    in place."""
-    attn, d = view.attn, view.head_dim
-    width = attn.num_heads * d
-    channels = [head * d + i for head in positions for i in range(d)]
-    drop_outputs(attn.qkv, [part * width + c for part in range(3) for c in channels])
-    if getattr(attn, "gate", None) is not None:
-        drop_outputs(attn.gate, channels)
-    drop_inputs(attn.proj, channels)
-    if hasattr(attn, "relative_position_bias_table"):
-        _drop_columns(attn, "relative_position_bias_table", positions)
-    attn.num_heads -= len(positions)
-    if hasattr(attn, "attn_dim"):  # WindowAttention has none
-        attn.attn_dim = attn.num_heads * d
+    """Cut heads, by their position among those still there, out of ``proj`` and all that the family names, in place."""
+    attn, d, parts = view.attn, view.head_dim, view.parts
+    left = attn.num_heads - len(positions)
+    if parts.narrow is not None:
+        attn = view.block.attn = narrowed_class(attn, parts.narrow)
+        _drop_entries(attn, "head_ids", 0, positions)
+    for rows in parts.rows:
+        drop_outputs(rows.layer, rows.of(positions))
+    for part in parts.slices:
+        _drop_entries(attn, part.name, part.dim, [h * part.width + i for h in positions for i in range(part.width)])
+    drop_inputs(attn.proj, [h * d + i for h in positions for i in range(d)])
+    for name, size in parts.counts.items():
+        setattr(attn, name, left * size)
 
 
-def _drop_columns(attn: TimmModule, name: str, positions: list[int]) -> None:
-    table: nn.Parameter = getattr(attn, name)
-    kept = [i for i in range(table.shape[1]) if i not in positions]
-    setattr(attn, name, nn.Parameter(table.detach()[:, kept].contiguous(), requires_grad=table.requires_grad))
+def _drop_entries(attn: TimmModule, name: str, dim: int, gone: list[int]) -> None:
+    """Take ``gone`` out of a parameter or buffer along ``dim``."""
+    tensor: torch.Tensor = getattr(attn, name)
+    kept = sorted({*range(tensor.shape[dim])} - {*gone})
+    cut = tensor.detach().index_select(dim, torch.tensor(kept, device=tensor.device))
+    if isinstance(tensor, nn.Parameter):
+        setattr(attn, name, nn.Parameter(cut, requires_grad=tensor.requires_grad))
+    else:
+        attn._buffers[name] = cut
 
 
 def _remove_attention(view: AttentionBlock) -> None:
     """A block without heads: its branch is a constant, so norm1 goes too."""
     block = view.block
     block.attn = NoAttention(view.head_dim, block.attn.proj).train(block.training)
-    block.norm1 = NoNorm(block.norm1)
+    block.norm1 = _no_norm(view, block.norm1, block.attn.proj)
+
+
+def _no_norm(view: AttentionBlock, norm: nn.Module, constant: nn.Linear) -> NoNorm:
+    """In place of a constant branch's norm; one behind the branch leaves its work done in the ``constant``."""
+    if view.post_norm:
+        with torch.no_grad():
+            constant.bias.copy_(norm(constant.bias))
+    return NoNorm(norm)
 
 
 def _remove_neurons(mlp: TimmModule, positions: list[int]) -> None:
@@ -113,4 +127,4 @@ def _remove_mlp(view: AttentionBlock) -> None:
     """A block without neurons: its branch is a constant, so norm2 goes too."""
     block = view.block
     block.mlp = NoMlp(block.mlp.fc2).train(block.training)
-    block.norm2 = NoNorm(block.norm2)
+    block.norm2 = _no_norm(view, block.norm2, block.mlp.fc2)

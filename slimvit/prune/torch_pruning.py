@@ -78,12 +78,24 @@ def _importance(kind: str, module: nn.Module, first: nn.Linear, cut: tuple[nn.Li
     return importance(graph.get_pruning_group(layer, prune, idxs=list(range(channels))))
 
 
+def _fused(attn: TimmModule) -> nn.Linear:
+    """Queries, keys and values as one layer, gradients included."""
+    if attn.qkv is not None:
+        return attn.qkv
+    layers = [attn.q_proj, attn.k_proj, attn.v_proj]
+    fused = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False)
+    fused.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))
+    if all(layer.weight.grad is not None for layer in layers):
+        fused.weight.grad = torch.cat([layer.weight.grad for layer in layers])
+    return fused
+
+
 def _traceable(block: AttentionBlock) -> Attention:
     """A plain attention around the block's own layers: the graph understands neither norms that all heads share nor
-    Swin's table of biases, and none of them is part of a group."""
+    tables of biases, and none of them is part of a group."""
     old = block.attn
     plain = Attention(old.num_heads * block.head_dim, num_heads=old.num_heads)
-    plain.qkv, plain.proj = old.qkv, old.proj
+    plain.qkv, plain.proj = _fused(old), old.proj
     if getattr(old, "gate", None) is not None:
         plain.gate = old.gate
     return plain

@@ -140,11 +140,11 @@ def test_heads_may_be_of_any_width(swin):
     assert {b.head_dim for b in attention_blocks(swin())} == {8}
 
 
-@pytest.mark.parametrize("name", ["swinv2_tiny_window8_256", "swinv2_cr_tiny_224"])
-def test_swin_v2_is_refused_by_name(name):
+def test_swin_v2_cr_is_refused_by_name():
+    name = "swinv2_cr_tiny_224"
     with torch.device("meta"):
         model = timm.create_model(name, depths=(1, 1), num_heads=(2, 4), embed_dim=16)
-    with pytest.raises(ModelError, match=rf"^{name}: .*SwinTransformerV2\w* is not a model slimvit can prune.*swin_\*"):
+    with pytest.raises(ModelError, match=rf"^{name}: .*SwinTransformerV2Cr is not a model slimvit can prune.*swin_\*"):
         family_of(model)
 
 
@@ -168,7 +168,7 @@ def foreign_mlp(model):
     ("change", "reason"),
     [
         (foreign_block, r"layers\.1\.blocks\.0 is a OtherBlock, not timm's SwinTransformerBlock"),
-        (foreign_attention, r"layers\.0\.blocks\.1\.attn is a MultiheadAttention, not timm's WindowAttention"),
+        (foreign_attention, r"layers\.0\.blocks\.1\.attn is a \S+MultiheadAttention, not timm's WindowAttention"),
         (foreign_mlp, r"layers\.1\.blocks\.1\.mlp is a Linear without a linear fc2"),
     ],
     ids=["block", "attention", "mlp"],
