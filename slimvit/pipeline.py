@@ -224,9 +224,12 @@ def measure(now: Run, stage: str, model: nn.Module, started: float | None = None
     macs = count_macs(model)
     if (doubt := macs.disagreement()) is not None:
         now.notes.append(f"{stage}: {doubt}")
+    plan = plan_of(model)
     size = {
-        "heads": plan_of(model).kept,
-        "neurons": plan_of(model).kept_neurons or None,
+        "heads": plan.kept,
+        "neurons": plan.kept_neurons
+        if any(b.neurons for b in plan.blocks)
+        else None,  # none that could go: not a figure
         "params": count_params(model),
         "macs": macs.total,
     }

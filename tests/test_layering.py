@@ -26,7 +26,7 @@ LAYERS = (
     {"branch_latency"},
     {"creation", "feature_maps"},
     {"sources", "runstate", "planning"},
-    {"catalogue", "checks", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
+    {"catalogue", "checks", "prediction", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
     {"unfinished", "contenders", "gathering"},
     {"learning", "verdict"},
     {"pipeline"},

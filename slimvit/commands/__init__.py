@@ -15,6 +15,7 @@ COMMANDS = {
     "sweep": "Carry out many runs that differ in a few settings.",
     "finetune": "Train a slimmed model further.",
     "evaluate": "Measure a model's accuracy, size and cost.",
+    "predict": "Say what is in some images, alone or beside another model.",
     "inspect": "Show a model's blocks, heads, parameters and MACs.",
     "bench": "Time models side by side, slim ones beside their originals.",
     "report": "Put runs and sweeps side by side: the trade-off.",
