@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from slimvit.defects import defects_of
 from slimvit.errors import RecipeError
+from slimvit.reading import Unreadable, read_yaml
 from slimvit.training import Section
 
 
@@ -34,14 +35,12 @@ class Document(Section):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        import yaml
-
         try:
-            data = yaml.safe_load(path.read_text())
+            data = read_yaml(path)
         except FileNotFoundError:
             raise RecipeError(f"{path}: no such {cls.kind}; `slimvit recipes list` names the shipped ones") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RecipeError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        except Unreadable as error:
+            raise RecipeError(f"{path}: not readable as YAML: {error}") from None
         return cls.parse(data, str(path))
 
     def to_yaml(self) -> str:

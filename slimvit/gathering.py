@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from slimvit.errors import StoreError
 from slimvit.folders import UNFINISHED
 from slimvit.grid import Claim
+from slimvit.reading import Unreadable, read_json
 from slimvit.recipe import Recipe
 from slimvit.report.marks import listed
 from slimvit.report.measurement import Gathered, Measurement
@@ -127,9 +127,9 @@ def _input_size(folder: Path, report: Report) -> tuple[int, ...] | None:
     if report.input_size is not None:
         return tuple(report.input_size)
     try:
-        size: Any = json.loads((folder / "slim.json").read_text())["preprocessing"]["input_size"]
+        size: Any = read_json(folder / "slim.json")["preprocessing"]["input_size"]
         return tuple(int(n) for n in size)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, Unreadable, ValueError, KeyError, TypeError):
         return None
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 from slimvit.errors import PlanError
 from slimvit.ranges import from_ranges, to_ranges
+from slimvit.reading import Unreadable, read_json
 
 FORMAT_VERSION = 2
 """Format 1 knew heads alone."""
@@ -154,10 +155,10 @@ class SlimPlan:
     @classmethod
     def read(cls, path: Path) -> SlimPlan:
         try:
-            data = json.loads(path.read_text())
+            data = read_json(path)
         except FileNotFoundError:
             raise PlanError(f"{path}: no such plan file; write one with --dry-run --out DIR") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except Unreadable as error:
             raise PlanError(f"{path}: not a readable plan: {error}") from None
         return cls.from_json(data, str(path))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimvit.errors import RecipeError, nearest
+from slimvit.reading import Unreadable, read_text
 
 _PACKAGE = Path(__file__).parent
 FOLDER = next((f for f in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if f.is_dir()), _PACKAGE / "recipes")
@@ -49,8 +50,8 @@ def is_sweep(path: Path) -> bool:
     if path in sweep_files().values():
         return True
     try:
-        return any(line.startswith(("grid:", "points:", "base:")) for line in path.read_text().splitlines())
-    except (OSError, UnicodeDecodeError):
+        return any(line.startswith(("grid:", "points:", "base:")) for line in read_text(path).splitlines())
+    except (FileNotFoundError, Unreadable):
         return False
 
 

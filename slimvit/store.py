@@ -18,13 +18,17 @@ from slimvit.choices import DenseMix
 from slimvit.dense.insert import dense_mix, insert_dense_attention
 from slimvit.errors import PlanError, SlimvitError, StoreError
 from slimvit.folders import new_folder
+from slimvit.models.arguments import defects_of_arguments
 from slimvit.models.build import ModelSource, check_timm
 from slimvit.models.family import TimmModule, arguments_of, plan_of
 from slimvit.plan import SlimPlan
 from slimvit.prune.surgery import prune_model
+from slimvit.reading import Unreadable, check_regular, read_json
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "slim.json", "model.safetensors"
+TABLES = 2**28
+"""Entries at most that a saved model's buffers may have, such as the positions of windows."""
 
 
 class SlimFile(BaseModel):
@@ -48,6 +52,8 @@ class SlimFile(BaseModel):
 
     @model_validator(mode="after")
     def _one_number_of_classes(self) -> SlimFile:
+        if defects := defects_of_arguments(self.model_args):
+            raise ValueError("; ".join(defects))
         if self.model_args.get("num_classes", self.num_classes) != self.num_classes:
             raise ValueError(f"num_classes is {self.num_classes}, but model_args has {self.model_args['num_classes']}")
         return self
@@ -119,6 +125,8 @@ def describe(model: TimmModule) -> ModelSource:
         json.dumps(args)
     except TypeError:
         raise StoreError(f"{source.name}: its model arguments {args} cannot be written as JSON") from None
+    if defects := defects_of_arguments(args):
+        raise StoreError(f"{source.name}: cannot be described: {'; '.join(defects)}")
     return ModelSource(source.name, args)
 
 
@@ -158,10 +166,10 @@ def read_description(folder: Path) -> SlimFile:
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder")
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path)
     except FileNotFoundError:
         raise StoreError(f"{folder}: holds no {DESCRIPTION}, so it is no saved model") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except Unreadable as error:
         raise StoreError(f"{path}: damaged: {error}") from None
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
@@ -185,12 +193,24 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
         raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
     try:
         with torch.device("meta"):
-            return _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, dense)
+            built = _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, dense)
+        _check_tables(built)
+        return built
     except SlimvitError as error:
         raise StoreError(f"{where}{error}") from None
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
+
+
+def _check_tables(built: nn.Module) -> None:
+    """Raise :class:`StoreError` for a model that computes larger tables from its arguments than any that is known.
+
+    Weights are in the file, so their size is known to be real; tables are made while the model is built.
+    """
+    entries = sum(b.numel() for b in built.buffers())
+    if entries > TABLES:
+        raise StoreError(f"its model_args ask for tables of {entries:,} entries, more than {TABLES:,}")
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -208,11 +228,12 @@ def _replaced(expected: nn.Module, found: nn.Module) -> str:
 
 def _check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise StoreError(f"{path}: missing") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, Unreadable) as error:
         raise StoreError(f"{path}: damaged: {error}") from None
     if differences := _differences(expected, found):
         raise StoreError(f"{path}: does not fit slim.json: {differences}")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.errors import StoreError
 from slimvit.grid import Claim
+from slimvit.reading import Unreadable, read_json
 
 FORMAT_VERSION = 1
 CONTENTS, POINTS, SWEEP = "points.json", "points", "sweep.yaml"
@@ -50,14 +51,14 @@ def read_contents(folder: Path) -> Contents:
     """Raises :class:`StoreError` for a folder that is no sweep of this format."""
     path = folder / CONTENTS
     try:
-        data: Any = json.loads(path.read_text())
+        data: Any = read_json(path)
         if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
             told = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
             raise StoreError(f"{path}: {told}; use the slimvit that wrote it, or sweep again")
         return Contents.model_validate(data)
     except FileNotFoundError:
         raise StoreError(f"{folder}: holds no sweep; give the folder that `slimvit sweep` wrote") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+    except (Unreadable, ValidationError) as error:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; call the sweep again") from None
 
 

@@ -16,6 +16,7 @@ from slimvit import store
 from slimvit.errors import StoreError
 from slimvit.folders import LOGS, UNFINISHED, UNFINISHED_PARTIAL, disk_error
 from slimvit.models.family import TimmModule
+from slimvit.reading import Unreadable, read_json
 from slimvit.recipe import Recipe
 from slimvit.report.record import Stage
 from slimvit.runstate import Run
@@ -117,12 +118,12 @@ def _loaded(folder: Path, now: Run) -> TimmModule:
 
 def _progress(path: Path) -> Progress:
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path)
         if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
             told = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
             raise StoreError(f"{path}: {told}; go on with the slimvit that wrote it")
         return Progress.model_validate(data)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
+    except (FileNotFoundError, Unreadable, ValidationError) as error:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; begin anew with --force") from None
 
 

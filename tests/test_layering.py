@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "slimvit"
 
 LAYERS = (
-    {"errors", "choices", "progress", "ranges", "embedded", "allocator"},
+    {"errors", "choices", "progress", "ranges", "embedded", "allocator", "reading"},
     {"training"},
     {"defects"},
     {"document"},

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.errors import StoreError
+from slimvit.reading import Unreadable, read_json
 
 FORMAT_VERSION = 3
 """2 added `macs_by_part` and `input_size`, 3 `neurons`."""
@@ -105,10 +106,10 @@ class Report(Record):
     def read(cls, path: Path) -> Report:
         """Raises :class:`StoreError` when the file is missing, no JSON, or no report."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
         except FileNotFoundError:
             raise StoreError(f"{path}: no such report; give the folder of a finished run") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except Unreadable as error:
             raise StoreError(f"{path}: not a readable report: {error}") from None
         return cls.from_json(data, str(path))
 

@@ -25,6 +25,11 @@ def print_cells(
         head = SPLIT.get(name, name.replace(" ", "\n"))
         drawn.add_column(head, justify="left" if i < texts else "right", no_wrap=True, vertical="bottom")
     for row in rows:
-        drawn.add_row(*map(Text, row))
+        drawn.add_row(*(Text(_harmless(cell)) for cell in row))
     console.width = max(console.width, console.measure(drawn, options=console.options.update(max_width=1000)).maximum)
     console.print(drawn, crop=False)
+
+
+def _harmless(cell: str) -> str:
+    """Names come out of files too: characters that a terminal takes for orders are shown as question marks."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in cell)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from slimvit.errors import StoreError
+from slimvit.reading import Unreadable, read_json
 from slimvit.report.record import Record
 
 FORMAT_VERSION = 1
@@ -70,11 +71,11 @@ def read_timings(folder: Path) -> list[Timing]:
     if not path.is_file():
         return []
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path)
         if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
             raise StoreError(f"{path}: is no timings of format {FORMAT_VERSION}; delete it and time again")
         return [Timing.model_validate(row, strict=True) for row in data["timings"]]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+    except (Unreadable, KeyError, TypeError, ValidationError) as error:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; delete it and time again") from None
 
 

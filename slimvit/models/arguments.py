@@ -1,0 +1,52 @@
+"""Arguments of timm's create_model that come out of a file: bounded, and none that reads or fetches other files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+REFUSED = frozenset(
+    {
+        "cache_dir",
+        "checkpoint_path",
+        "exportable",
+        "feature_cls",
+        "feature_cfg",
+        "features_only",
+        "no_jit",
+        "out_indices",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_custom_load",
+        "pretrained_filter_fn",
+        "pretrained_strict",
+        "scriptable",
+        "weights_only",
+    }
+)
+"""What timm takes besides the arguments of a network: where weights come from, and what is made of it."""
+LARGEST = {"depth": 1_000, "depths": 1_000, "img_size": 1_000_000, "window_size": 10_000}
+"""What is built piece by piece, or squared while it is built; other numbers at most :data:`NUMBER`."""
+NUMBER = 10_000_000
+
+
+def defects_of_arguments(args: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with a network's arguments, a clause each."""
+    found = [f"model_args.{name} is no argument of a network" for name in sorted(args.keys() & REFUSED)]
+    for name, value in args.items():
+        largest = LARGEST.get(name, NUMBER)
+        for leaf in _leaves(value):
+            if isinstance(leaf, int | float) and not abs(leaf) <= largest:  # NaN is not
+                found.append(f"model_args.{name} is {str(leaf)[:20]}, at most {largest:,} is taken")
+            elif not isinstance(leaf, bool | int | float | str | None):
+                found.append(f"model_args.{name} holds a {type(leaf).__name__}; numbers, texts and lists are taken")
+    return found
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
