@@ -27,7 +27,7 @@ IMAGES = 256
 )
 @click.option("--dynamic-batch", is_flag=True, help="Take any number of images at a time.")
 @click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images at a time. [default: 1]")
-@click.option("--fp16", is_flag=True, help="Weights and arithmetic in half precision.")
+@click.option("--fp16", is_flag=True, help="Weights and arithmetic in half precision (timm: weights).")
 @shared.data_options
 @click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Processes loading images.")
 @click.option("--force", is_flag=True, help="Replace an earlier export.")

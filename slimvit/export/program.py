@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from slimvit.export.parcel import Parcel
-from slimvit.models.family import attention_blocks
+from slimvit.models.family import as_it_is, attention_blocks
 from slimvit.models.no_branch import NoAttention, NoMlp
 
 LABEL = "slimvit.json"
@@ -36,13 +36,14 @@ class Exported(nn.Module):
 class Constant(nn.Module):
     """A branch without heads or neurons, as its bias alone: runtimes need not know matrices of no columns."""
 
-    def __init__(self, bias: nn.Parameter) -> None:
+    def __init__(self, bias: nn.Parameter, whole: bool = False) -> None:
         super().__init__()
         self.bias = bias
+        self.whole = whole
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[..., C] -> [..., C]."""
-        return self.bias.expand(*x.shape[:-1], -1)
+        """[..., C] -> [C], which is added to every token; ``whole``: [..., C], where windows become an image first."""
+        return self.bias.expand(*x.shape[:-1], -1) if self.whole else self.bias
 
 
 def traced(parcel: Parcel) -> ExportedProgram:
@@ -50,7 +51,7 @@ def traced(parcel: Parcel) -> ExportedProgram:
     model = copy.deepcopy(parcel.model)
     for view in attention_blocks(model):
         if isinstance(view.attn, NoAttention):
-            view.block.attn = Constant(view.attn.proj.bias)
+            view.block.attn = Constant(view.attn.proj.bias, whole=view.to_stream is not as_it_is)
         if isinstance(view.mlp, NoMlp):
             view.block.mlp = Constant(view.mlp.fc2.bias)
     whole = Exported(model, torch.float16 if parcel.half else torch.float32).eval()
