@@ -51,8 +51,8 @@ class Row:
     model: str
     original: str | None
     """The model it is compared with."""
-    params: int
-    macs: int
+    params: int | None
+    macs: int | None
     timing: Timing
 
     def to_json(self) -> dict[str, Any]:
@@ -70,12 +70,13 @@ def bench(names: Sequence[str], options: BenchOptions) -> list[Row]:
         check_precision(precision, device)
     if any(options.compiled) and (defect := compile_defect(device)) is not None:
         raise SlimvitError(f"compile: torch.compile does not work here: {defect}; leave --compile out")
-    contenders = open_contenders(names, options.img_size)
-    for contender in contenders:
-        if contender.folder is not None and options.save:
-            read_timings(contender.folder)  # what is damaged there is told before the long part
-    _say_sizes(contenders)
-    with threads(options.threads):
+    with threads(options.threads):  # of ONNX Runtime too, from when it opens a file
+        contenders = open_contenders(names, options.img_size)
+        for contender in contenders:
+            if contender.folder is not None and options.save:
+                read_timings(contender.folder)  # what is damaged there is told before the long part
+        _say_sizes(contenders)
+        _check_files([c.name for c in contenders if c.is_file], device, options)
         rows = [row for setting in _settings(contenders, device, options) for row in setting]
     if options.save:
         _save(contenders, rows)
@@ -89,10 +90,13 @@ def _settings(contenders: list[Contender], device: torch.device, options: BenchO
         for contender in contenders:
             contender.model.to(device, DTYPES[precision])
         for _, compiled in group:
+            present = [c for c in contenders if c.takes(precision, compiled)]
+            if not present:
+                continue
             say(f"{device_words(device)}, {precision}, {'compiled' if compiled else 'eager'}")
             if growth is None:
-                growth = _filling(contenders, options.batches)
-            yield _setting(contenders, growth, device, precision, compiled, options.rounds)
+                growth = _filling([c for c in contenders if c.takes(precision, False)], options.batches)
+            yield _setting(present, growth, device, precision, compiled, options.rounds)
 
 
 def _filling(contenders: list[Contender], batches: tuple[int, ...]) -> Growth:
@@ -147,8 +151,23 @@ def _measured(c: Contender, one: Times, full: Times, peak: int | None, growth: G
 def _row(contender: Contender, found: dict[str, Measured], shared: Timing) -> Row:
     mine = found[contender.name]
     original = None if contender.original is None else found[contender.original]
-    timing = shared.model_copy(update=mine.figures() | ({} if original is None else judged(mine, original)))
+    own = {"precision": contender.precision or shared.precision, "versions": {**shared.versions, **contender.versions}}
+    timing = shared.model_copy(update=own | mine.figures() | ({} if original is None else judged(mine, original)))
     return Row(contender.name, contender.original, contender.params, contender.macs, timing)
+
+
+def _check_files(files: list[str], device: torch.device, options: BenchOptions) -> None:
+    """Say what of the settings ONNX files do not take part in; raise :class:`SlimvitError` where that is all."""
+    if not files:
+        return
+    told = f"{', '.join(files)}: ONNX Runtime runs a file on the CPU, in the precision it was written in, uncompiled"
+    if device.type != "cpu":
+        raise SlimvitError(f"{told}; give --device cpu")
+    if "fp32" not in options.precisions or False not in options.compiled:
+        raise SlimvitError(f"{told}; add --precision fp32 and --eager, or leave it out")
+    others = [p for p in options.precisions if p != "fp32"] + ["compiled"] * any(options.compiled)
+    if others:
+        say(f"{told}, so it is not timed among {' and '.join(others)}")
 
 
 def _say_sizes(contenders: list[Contender]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from slimvit.creation import create_model
 from slimvit.dense.insert import dense_mix
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import ModelError, StoreError
+from slimvit.export import onnx_file
 from slimvit.measure.macs import count_macs, count_params, input_size_of
 from slimvit.models.family import TimmModule, attention_blocks, plan_of
+from slimvit.progress import say
 from slimvit.recipe import ModelSection
 from slimvit.rundir import recipe_of
 from slimvit.sources import open_model, saved_folder
@@ -33,12 +35,26 @@ class Contender:
     """Builds it anew; can be sent to another process."""
     input_size: tuple[int, int, int]
     """An image [C, H, W]."""
-    params: int
-    macs: int
+    params: int | None
+    """None where it is not known; so is the next."""
+    macs: int | None
     original: str | None = None
     """The contender it was cut from."""
     folder: Path | None = None
     """The run folder that its timings belong to."""
+    precision: str | None = None
+    """What an ONNX file computes in, since it was written; None takes what a setting asks for."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of what runs it besides torch."""
+
+    @property
+    def is_file(self) -> bool:
+        """An ONNX file, which ONNX Runtime runs as it was written: on the CPU, in its own precision, uncompiled."""
+        return self.precision is not None
+
+    def takes(self, precision: str, compiled: bool) -> bool:
+        """Whether it takes part in a setting."""
+        return not self.is_file or (precision, compiled) == ("fp32", False)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -48,14 +64,14 @@ class Contender:
 
 
 def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[Contender]:
-    """The models, each original once and before what was cut from it.
+    """The models, each original once and before what was cut from it; ONNX files last.
 
     An original is the uncut form of a saved model: the same timm model, arguments, classes and input size, with random
     weights, which take as long as any. A model that was named and is that already is not built twice.
     Raises :class:`ModelError` for a name given twice.
     """
     _check_names(names)
-    given = {name: _contender(name, partial(open_named, name, img_size), _run_folder(name)) for name in names}
+    given = {name: _given(name, img_size) for name in names}
     known = {_key(c.model): c.name for c in given.values() if not is_cut(c.model)}
     found: list[Contender] = []
     for contender in given.values():
@@ -66,7 +82,13 @@ def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[C
                 known[key] = found[-1].name
             contender = replace(contender, original=known[key])
         found.append(contender)
-    return sorted(found, key=lambda c: c.original is not None)
+    return sorted(found, key=lambda c: (c.is_file, c.original is not None))
+
+
+def _given(name: str, img_size: int | None) -> Contender:
+    if Path(name).suffix == ".onnx":
+        return _onnx_contender(name, img_size)
+    return _contender(name, partial(open_named, name, img_size), _run_folder(name))
 
 
 def open_named(name: str, img_size: int | None) -> nn.Module:
@@ -112,6 +134,25 @@ def _contender(name: str, build: Callable[[], nn.Module], folder: Path | None = 
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
     return Contender(name, model, build, size, count_params(model), macs, folder=folder)
+
+
+def _onnx_contender(name: str, img_size: int | None) -> Contender:
+    """Its cost and precision are known of a file that slimvit wrote."""
+    build = partial(onnx_file.load, name)
+    model = build()
+    sides = [*model.input_size[1:]]
+    if img_size is not None and sides != [img_size, img_size]:
+        raise ModelError(f"{name}: takes images of {sides[0]}x{sides[1]} pixels alone; drop --img-size {img_size}")
+    if model.batch not in (None, 1):
+        raise ModelError(
+            f"{name}: takes {model.batch} images at a time, but one and growing batches are timed; export it with "
+            "--dynamic-batch"
+        )
+    if model.batch == 1:
+        say(f"{name}: takes one image at a time, so a batch is as many passes")
+    params, macs = (int(known) if (known := model.label.get(k, "")).isdecimal() else None for k in ("params", "macs"))
+    precision = model.label.get("precision", "as written")
+    return Contender(name, model, build, model.input_size, params, macs, precision=precision, versions=model.versions)
 
 
 def _original(cut: Contender, taken: Sequence[str]) -> Contender:

@@ -21,7 +21,9 @@ UNFINISHED_PARTIAL = f".{UNFINISHED}.partial"
 """The same while it is being written: all that a process leaves that was killed just then."""
 LOGS = "logs"
 """Subfolder of either, with what --log-with wrote."""
-MARKERS = {"slim.json", "tradeoff.md", "points.json", UNFINISHED}
+EXPORT = "export.json"
+"""File of an exported folder that says what it was checked with."""
+MARKERS = {"slim.json", "tradeoff.md", "points.json", EXPORT, UNFINISHED}
 """Files that tell a folder of ours from anything else; --force replaces only such folders."""
 DRY_RUN = {"plan.json"}
 """All that a dry run leaves: a name that others use too, so nothing else may lie beside it."""
@@ -46,6 +48,21 @@ def check_free(target: Path, force: bool) -> None:
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
         if not found & MARKERS and found != DRY_RUN:
             raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")
+    _check_parent(target)
+
+
+def check_free_file(target: Path, suffix: str, force: bool) -> None:
+    """Raise :class:`StoreError` now if a file of this kind could not be written to ``target`` in the end."""
+    if target.suffix != suffix:
+        raise StoreError(f"{target}: the file's name must end in {suffix}; name another one for --out")
+    if target.is_dir():
+        raise StoreError(f"{target}: is a folder; name a file for --out")
+    if target.exists() and not force:
+        raise StoreError(f"{target}: exists; name another file, or add --force to replace it")
+    _check_parent(target)
+
+
+def _check_parent(target: Path) -> None:
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir():
         raise StoreError(f"{target}: {parent} is a file; name another folder for --out")
@@ -75,6 +92,26 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
         raise disk_error(target, error) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A temporary file beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise disk_error(target, error) from None
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(target)
+    except OSError as error:
+        raise disk_error(target, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _replace(partial: Path, target: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,12 +86,8 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
         raise StoreError(
             f"{source.name}: this model was changed after timm built it, so it could not be loaded again: {differences}"
         )
-    try:
+    with disk_errors():
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    except SafetensorError as error:
-        if "No space left" in str(error) or "StorageFull" in str(error):
-            raise OSError(28, "No space left on device") from None
-        raise
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
     text = SlimFile(
         format_version=FORMAT_VERSION,
@@ -103,6 +101,17 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
         weights_sha256=_sha256(folder / WEIGHTS),
     )
     (folder / DESCRIPTION).write_text(json.dumps(text.model_dump(), indent=1) + "\n")
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Tells of a full disk as an OSError, which safetensors does not."""
+    try:
+        yield
+    except SafetensorError as error:
+        if "No space left" in str(error) or "StorageFull" in str(error):
+            raise OSError(28, "No space left on device") from None
+        raise
 
 
 def describe(model: TimmModule) -> ModelSource:

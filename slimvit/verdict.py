@@ -64,7 +64,7 @@ class Measured:
 def judged(slim: Measured, original: Measured) -> dict[str, Any]:
     """Fields of a Timing that compare a slim model with its original in the same rounds."""
     latency, throughput = median_ratio(original.one, slim.one), median_ratio(original.full, slim.full)
-    promised = original.contender.macs / slim.contender.macs
+    promised = _ratio(original.contender.macs, slim.contender.macs)
     return {
         "latency_speedup": latency.middle,
         "latency_interval": [latency.low, latency.high],
@@ -78,7 +78,7 @@ def judged(slim: Measured, original: Measured) -> dict[str, Any]:
 def _evidence(slim: Measured, original: Measured, latency: Ratio, throughput: Ratio, promised: float) -> Evidence:
     return Evidence(
         promised=promised,
-        params=original.contender.params / slim.contender.params,
+        params=_ratio(original.contender.params, slim.contender.params),
         batch=slim.batch,
         latency=latency,
         throughput=throughput,
@@ -88,3 +88,9 @@ def _evidence(slim: Measured, original: Measured, latency: Ratio, throughput: Ra
         widths=slim.contender.widths,
         original_widths=original.contender.widths,
     )
+
+
+def _ratio(above: int | None, below: int | None) -> float:
+    """Of what was counted, as it is for every slim model and its original."""
+    assert above is not None and below is not None
+    return above / below

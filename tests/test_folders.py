@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slimvit.errors import StoreError
-from slimvit.folders import MARKERS, UNFINISHED_PARTIAL, check_free, new_folder
+from slimvit.folders import MARKERS, UNFINISHED_PARTIAL, check_free, check_free_file, new_file, new_folder
 
 
 def refused(text):
@@ -134,3 +134,37 @@ def test_a_failing_last_step_brings_the_old_folder_back(tmp_path, monkeypatch):
     with told, new_folder(tmp_path / "run", force=True) as partial:
         (partial / "fresh").touch()
     assert names(tmp_path) == ["run"] and (tmp_path / "run" / "slim.json").read_text() == "old"
+
+
+# files
+
+
+def test_a_new_file_with_its_parents(tmp_path):
+    target = tmp_path / "a" / "b" / "m.onnx"
+    check_free_file(target, ".onnx", force=False)
+    with new_file(target) as partial:
+        assert partial.suffix == ".onnx" and not target.exists()
+        partial.write_text("new")
+    assert target.read_text() == "new" and names(target.parent) == ["m.onnx"]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file(error, tmp_path):
+    (tmp_path / "m.onnx").write_text("old")
+    with pytest.raises(type(error)), new_file(tmp_path / "m.onnx") as partial:
+        partial.write_text("half")
+        raise error
+    assert names(tmp_path) == ["m.onnx"] and (tmp_path / "m.onnx").read_text() == "old"
+
+
+def test_a_full_disk_leaves_no_file(tmp_path):
+    with refused(f"{tmp_path / 'm.onnx'}: the disk is full"), new_file(tmp_path / "m.onnx"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == []
+
+
+def test_a_file_where_none_can_be(tmp_path):
+    (tmp_path / "file").touch()
+    with refused(f"{tmp_path / 'file' / 'm.pt2'}: {tmp_path / 'file'} is a file"):
+        check_free_file(tmp_path / "file" / "m.pt2", ".pt2", force=True)

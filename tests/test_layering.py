@@ -22,6 +22,7 @@ LAYERS = (
     {"dense"},
     {"prune", "train", "measure", "data", "report"},
     {"store", "ladders"},
+    {"export"},
     {"branch_timing"},
     {"branch_latency"},
     {"creation", "feature_maps"},
@@ -30,7 +31,7 @@ LAYERS = (
     {"unfinished", "contenders", "gathering"},
     {"learning", "verdict"},
     {"pipeline"},
-    {"evaluation", "crew", "benching"},
+    {"evaluation", "exporting", "crew", "benching"},
     {"sweeping"},
     {"commands"},
     {"__main__"},
@@ -38,6 +39,7 @@ LAYERS = (
 """A module may import from the layers above it in this list and from its own package; never from its neighbours."""
 
 ONE_IMPORTER = {"torch_pruning": "prune/torch_pruning.py", "fvcore": "measure/", "pandas": "report/"}
+ONE_IMPORTER |= {"onnx": "export/onnx_file.py", "onnxruntime": "export/runtime.py"}
 
 WITHOUT_TORCH = (
     "slimvit",

@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "Say what is in some images, alone or beside another model.",
     "inspect": "Show a model's blocks, heads, parameters and MACs.",
     "bench": "Time models side by side, slim ones beside their originals.",
+    "export": "Write a model as ONNX, as a torch.export program, or for plain timm.",
     "report": "Put runs and sweeps side by side: the trade-off.",
     "recipes": "List, show, copy and check the shipped recipes and sweeps.",
     "models": "List the models slimvit can prune.",

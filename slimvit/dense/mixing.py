@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 CHUNK = 1 << 18
 """Numbers of one block's values that are mixed at a time on a CPU, so that the sum stays in the cache."""
@@ -83,9 +84,7 @@ def mix_values(
     if per_head:
         weights = weights.repeat_interleave(head_dim)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compilers fuse the plain form better than we can
-        out = own.clone()
-        _add(out, earlier, pairs, _by_pair(weights, pairs, head_dim), head_dim)
-        return out
+        return _plain_sum(own, earlier, pairs, _by_pair(weights, pairs, head_dim), head_dim)
     if not torch.is_grad_enabled():
         return _sum(own, earlier, pairs, weights, head_dim)
     return _Mix.apply(own, pairs, head_dim, weights, *earlier)
@@ -114,6 +113,23 @@ def _sum(own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], weights:
         return out
     for mine, *theirs in _chunks(out, *earlier):
         _add(mine, theirs, pairs, factors, head_dim)
+    return out
+
+
+def _plain_sum(
+    own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], factors: Sequence[Tensor], head_dim: int
+) -> Tensor:
+    """The sum in whole tensors: what is written to a part of one, exported files scatter, which is slow."""
+    out, width = own, own.shape[-1]
+    for values, pair, factor in zip(earlier, pairs, factors, strict=True):
+        done = 0
+        for here, there, n in pair.runs:
+            theirs, weight = _heads(values, there, n, head_dim), _part(factor, done, n, head_dim)
+            around = (here * head_dim, width - (here + n) * head_dim)
+            if any(around):
+                theirs, weight = F.pad(theirs, around), weight if len(weight) == 1 else F.pad(weight, around)
+            out = torch.addcmul(out, theirs, weight)
+            done += n
     return out
 
 

@@ -27,12 +27,15 @@ class ModelSource:
     args: dict[str, Any] = field(default_factory=dict)
 
 
-def check_timm(version: str = timm.__version__) -> None:
-    """Refuse a timm whose attention does not know head-pruned widths."""
+def check_timm(
+    version: str = timm.__version__, minimum: tuple[int, ...] = TIMM_MINIMUM, needed_by: str = "slimvit"
+) -> None:
+    """Refuse a timm whose attention does not know head-pruned widths, or that is older than the ``minimum``."""
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
-    if numbers < TIMM_MINIMUM:
-        wanted = ".".join(map(str, TIMM_MINIMUM))
-        raise ModelError(f"timm {version} is too old: slimvit needs timm >= {wanted}; pip install -U 'timm>={wanted}'")
+    if numbers < minimum:
+        wanted = ".".join(map(str, minimum))
+        told = f"timm {version} is too old: {needed_by} needs timm >= {wanted}"
+        raise ModelError(f"{told}; pip install -U 'timm>={wanted}'")
 
 
 def create_model(

@@ -22,7 +22,7 @@ class Timing(Record):
     device: str
     """The machine in words, with its threads where it is a CPU."""
     precision: str
-    """`fp32` or `bf16`."""
+    """`fp32` or `bf16`; of an ONNX file, what it was written in."""
     compiled: bool
     latency_ms: float | None = None
     """Median of one forward pass of one image."""

@@ -10,8 +10,8 @@ from typing import Any, TextIO
 NOT_MEASURED = "-"
 
 COLUMNS = (
-    ("MACs\n(G)", lambda r: _number(r["macs"] / 1e9, ".3f")),
-    ("params\n(M)", lambda r: _number(r["params"] / 1e6, ".2f")),
+    ("MACs\n(G)", lambda r: _number(r["macs"], ".3f", 1e9)),
+    ("params\n(M)", lambda r: _number(r["params"], ".2f", 1e6)),
     ("1 image\n(ms)", lambda r: _number(r["latency_ms"], ".2f")),
     ("95 %\n(ms)", lambda r: _number(r["latency_p95_ms"], ".2f")),
     ("images/s", lambda r: _number(r["throughput"], ".0f" if (r["throughput"] or 0) >= 100 else ".1f")),
@@ -62,8 +62,8 @@ def _title(row: dict[str, Any]) -> str:
     return f"{row['device']}, {row['precision']}, {kind}, batch {row['batch']}, {row['rounds']} rounds"
 
 
-def _number(value: float | None, style: str) -> str:
-    return NOT_MEASURED if value is None else format(value, style)
+def _number(value: float | None, style: str, unit: float = 1) -> str:
+    return NOT_MEASURED if value is None else format(value / unit, style)
 
 
 def _interval(middle: float | None, ends: list[float] | None) -> str:
