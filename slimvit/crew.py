@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import signal
@@ -22,6 +23,15 @@ from slimvit.options import Options
 from slimvit.pipeline import run
 from slimvit.recipe import Recipe
 from slimvit.train.checkpoint import Interrupted
+
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """In a child: should its sweep be killed, it is asked to save its state and end."""
+    assert LIBC is not None
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,7 @@ class Processes:
         with self._gpu() as environment, task.story.open("w") as story:
             process = subprocess.Popen(
                 _command(task, recipe), stdout=subprocess.DEVNULL, stderr=story, text=True, env=environment,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_end_with_parent if LIBC is not None else None,
             )  # fmt: skip
             self.running.add(process)
             code = process.wait()

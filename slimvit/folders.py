@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -13,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from slimvit.claim import ASIDE, OLD, claimed
+from slimvit.disk import disk_error, exchange, settle
 from slimvit.errors import StoreError
 
 UNFINISHED = "unfinished"
@@ -80,18 +81,17 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
     check_free(target, force)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with claimed(target):
+            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.{ASIDE}", dir=target.parent))
+            try:
+                yield partial
+                partial.chmod(0o755)
+                settle(partial)
+                _replace(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise disk_error(target, error) from None
-    try:
-        yield partial
-        partial.chmod(0o755)
-        _replace(partial, target)
-    except OSError as error:
-        raise disk_error(target, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -115,8 +115,11 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def _replace(partial: Path, target: Path) -> None:
-    old = partial.with_name(f"{partial.name}.old")
+    """In one step where the system can exchange two folders, otherwise in two (:mod:`slimvit.claim` mends a half)."""
+    old = partial.with_name(f"{partial.name}{OLD}")
     if target.exists():
+        if exchange(partial, target):
+            return
         target.rename(old)
     try:
         partial.rename(target)
@@ -125,9 +128,3 @@ def _replace(partial: Path, target: Path) -> None:
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def disk_error(target: Path, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(f"{target}: the disk is full; nothing was written. Free some space or name another folder")
-    return StoreError(f"{target}: cannot be written: {error.strerror or error}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 from torch import nn
 
 from slimvit import rundir, shelf, unfinished
 from slimvit.checks import check_classes, check_dense, check_out, check_readable, check_teacher, check_training
+from slimvit.claim import claimed
 from slimvit.data.sources import open_data
 from slimvit.dense.insert import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
 from slimvit.engine import open_engine
@@ -40,13 +42,14 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
     if not (recipe.changes_the_model or recipe.finetune.epochs or recipe.adapt.epochs):
         raise RecipeError(f"nothing to do: give {A_BUDGET}, or --dense, or epochs to train")
     now = start(recipe, options)
-    if now.interrupted != "finetune":
-        slim(now)
-    if recipe.finetune.epochs:
-        tune(now)
-    check_promise(now)
-    if options.out is not None and now.engine.is_main:
-        rundir.write(now, options.out, options.force)
+    with claimed(options.out) if options.out is not None and now.engine.is_main else nullcontext():
+        if now.interrupted != "finetune":
+            slim(now)
+        if recipe.finetune.epochs:
+            tune(now)
+        check_promise(now)
+        if options.out is not None and now.engine.is_main:
+            rundir.write(now, options.out, options.force)
     now.engine.wait()
     return now
 

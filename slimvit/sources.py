@@ -10,6 +10,7 @@ from slimvit import store
 from slimvit.creation import create_model
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import ModelError
+from slimvit.folders import UNFINISHED
 from slimvit.models.family import TimmModule
 from slimvit.recipe import ModelSection
 
@@ -25,6 +26,9 @@ def open_model(section: ModelSection) -> nn.Module:
     """The model of a section, in eval mode on the CPU. Raises :class:`ModelError` or :class:`StoreError`."""
     folder = saved_folder(section.name)
     if folder is None:
+        if (Path(section.name) / UNFINISHED).is_dir():
+            told = f"holds an unfinished run and no model yet; go on with slimvit run {section.name} --resume"
+            raise ModelError(f"{section.name}: {told}")
         if Path(section.name).is_dir():
             raise ModelError(f"{section.name}: a folder without {store.DESCRIPTION}, so it is no saved model")
         return create_model(

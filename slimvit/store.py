@@ -200,16 +200,18 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
     where = f"{folder / DESCRIPTION}: " if folder else ""
     if not timm.is_model(source.name):  # timm would take hf-hub:... for a model to fetch
         raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
-    try:
-        with torch.device("meta"):
-            built = _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, dense)
-        _check_tables(built)
-        return built
-    except SlimvitError as error:
-        raise StoreError(f"{where}{error}") from None
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
+    with torch.device("meta"):
+        try:
+            model = timm.create_model(source.name, pretrained=False, **source.args)
+        except Exception as error:  # arguments out of a file: whatever a constructor makes of them
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
+        try:
+            built = _cut(model, plan, dense)
+            _check_tables(built)
+        except SlimvitError as error:
+            raise StoreError(f"{where}{error}") from None
+    return built
 
 
 def _check_tables(built: nn.Module) -> None:

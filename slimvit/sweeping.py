@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from slimvit import rundir
+from slimvit.claim import claimed
 from slimvit.crew import Crew, Here, Processes, Ray, Task
+from slimvit.disk import disk_error
 from slimvit.errors import StoreError
-from slimvit.folders import UNFINISHED, check_free, disk_error, entries, new_folder
+from slimvit.folders import UNFINISHED, check_free, entries, new_folder
 from slimvit.gathering import gather
 from slimvit.grid import Point, Sweep
 from slimvit.options import Options
@@ -42,7 +44,11 @@ def sweep(
     under the names of these, and :class:`Interrupted` after a wish to stop: what was done is kept, and the same call
     goes on.
     """
-    out = out.absolute()
+    with claimed(out):
+        return _sweep(file, points, out.absolute(), options, jobs, engine)
+
+
+def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jobs: int, engine: str) -> Contents:
     waiting = [p for p in points if not is_finished(out, p)]
     contents = _prepare(file, points, out)
     say(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
@@ -107,7 +113,8 @@ def report_on(out: Path, contents: Contents) -> Comparison | None:
 def begin_anew(out: Path) -> None:
     """Remove an earlier sweep."""
     check_free(out, force=True)
-    shutil.rmtree(out, ignore_errors=True)
+    with claimed(out):
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def _prepare(file: Sweep, points: Sequence[Point], out: Path) -> Contents:

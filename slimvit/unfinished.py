@@ -13,8 +13,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimvit import store
+from slimvit.disk import disk_error
 from slimvit.errors import StoreError
-from slimvit.folders import LOGS, UNFINISHED, UNFINISHED_PARTIAL, disk_error
+from slimvit.folders import LOGS, UNFINISHED, UNFINISHED_PARTIAL
 from slimvit.models.family import TimmModule
 from slimvit.reading import Unreadable, read_json
 from slimvit.recipe import Recipe

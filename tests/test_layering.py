@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "slimvit"
 
 LAYERS = (
     {"errors", "choices", "progress", "ranges", "embedded", "allocator", "reading"},
-    {"training"},
-    {"defects"},
+    {"training", "disk"},
+    {"defects", "claim"},
     {"document"},
     {"options", "recipe", "plan", "folders", "shipped"},
     {"grid"},

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from slimvit.disk import disk_error
 from slimvit.errors import SlimvitError, StoreError
-from slimvit.folders import disk_error
 
 LAST, BEST = "last.pt", "best.pt"
 
