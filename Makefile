@@ -23,7 +23,7 @@ stress: $(READY)
 
 audit: $(READY)
 	$(BIN)/python -m pip install --quiet pip-audit
-	$(BIN)/pip-audit --local --skip-editable --progress-spinner off
+	$(BIN)/pip-audit --strict --local --skip-editable --progress-spinner off
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
