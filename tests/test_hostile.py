@@ -28,7 +28,7 @@ from slimvit.report.timing import FILE, Timing, read_timings, write_timings
 from slimvit.shipped import recipe_files, sweep_files
 from slimvit.store import DESCRIPTION, WEIGHTS, load, save
 
-EXAMPLES = int(os.environ.get("SLIMVIT_EXAMPLES", "30"))
+EXAMPLES = int(os.environ.get("SLIMVIT_EXAMPLES", "15"))
 FEW = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -26,8 +26,8 @@ def command(model: str, images: tuple[str, ...], compare: str | None, top: int, 
 
     \b
     Examples:
-      slimvit predict runs/photos cat.jpg dog.jpg
-      slimvit predict runs/photos holiday/ --compare runs/photos/original
+      slimvit predict runs/digits photos/val/digit0/4.png
+      slimvit predict runs/digits photos/val --compare vit_digits
     """
     from slimvit.options import Options
     from slimvit.prediction import class_names, image_files, predict
