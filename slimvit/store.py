@@ -20,6 +20,7 @@ from slimvit.choices import DenseMix
 from slimvit.dense.insert import dense_mix, insert_dense_attention
 from slimvit.errors import PlanError, SlimvitError, StoreError
 from slimvit.folders import new_folder
+from slimvit.measure.macs import input_size_of
 from slimvit.models.arguments import defects_of_arguments
 from slimvit.models.build import ModelSource, check_timm
 from slimvit.models.family import TimmModule, arguments_of, plan_of
@@ -278,7 +279,7 @@ def _preprocessing(model: TimmModule) -> dict[str, Any]:
     config = timm.data.resolve_model_data_config(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:
-        config["input_size"] = (model.in_chans, *size)
+        config["input_size"] = (input_size_of(model)[0], *size)  # timm before 1.0.25 keeps no in_chans
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 
