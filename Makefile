@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check stress audit format clean
+.PHONY: demo test check stress lowest audit format clean
 
 demo: $(READY)
 	$(BIN)/slimvit run digits_vit_dense --out runs/demo_vit --force
@@ -19,7 +19,13 @@ check: $(READY)
 	$(BIN)/python -m pytest -n auto
 
 stress: $(READY)
-	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_hostile.py
+	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_hostile.py \
+		tests/test_load.py
+
+lowest:  # the suite with the lowest versions that setup.cfg allows; what they warn of is past mending
+	$(PYTHON) -m venv .cache/lowest
+	.cache/lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[dev]'
+	.cache/lowest/bin/python -m pytest -n auto -W default
 
 audit: $(READY)
 	$(BIN)/python -m pip install --quiet pip-audit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 from slimvit.embedded import EMBEDDED
 
@@ -66,3 +68,14 @@ def test_the_wheel_works_away_from_the_checkout(wheel: zipfile.ZipFile, tmp_path
 def test_the_embedded_models_are_small() -> None:
     for folder in EMBEDDED.values():
         assert sum(f.stat().st_size for f in folder.iterdir()) <= 2 * 2**20
+
+
+def test_the_lowest_versions_are_those_that_are_tested() -> None:
+    """tests/lowest.txt names every package that setup.cfg asks for, at the version it asks for at least."""
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    asked = dict(line.split(">=") for line in config["options"]["install_requires"].split())
+    lines = (ROOT / "tests" / "lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert asked.keys() == tested.keys()
+    assert [name for name in asked if Version(asked[name]) != Version(tested[name])] == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from typing import IO, Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from slimvit.errors import DataError
 
@@ -12,6 +14,11 @@ Sample = tuple[Image.Image, int]
 
 UNLABELLED = -1
 """The label of an image that has none."""
+LONGEST = 200
+"""The long side of an image over its short side at most: resizing makes the short side as long as a model wants it."""
+
+# From 89 million pixels on Pillow warns, from twice as many it refuses: that is the bound here too, without the noise.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Images(Protocol):
@@ -39,22 +46,38 @@ class ImageError(DataError):
 
 
 def decode(source: str | IO[bytes], name: str) -> Image.Image:
-    """The fully decoded image in a file, in the file's own colour mode.
+    """The fully decoded image in a file, in the file's own colour mode, upright where a camera noted how it was held.
 
     Args:
         source: a path or an open binary file, which is closed.
         name: what an error calls the image.
 
     Raises:
-        ImageError: the bytes are missing, truncated or no image.
+        ImageError: the bytes are missing, truncated or no image, or an image that no model's input can be made of.
     """
     try:
         with open(source, "rb") if isinstance(source, str) else source as file:
             image = Image.open(file)
+            _check_form(image)
             image.load()
-            return image
+            return _upright(image)
     except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
         raise unreadable(name, error) from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """``image``, in place, turned or mirrored as its EXIF orientation says."""
+    with suppress(Exception):  # what a camera noted may be damaged in as many ways as the pixels; those are fine here
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _check_form(image: Image.Image) -> None:
+    """Raise :class:`ValueError`, before the pixels are read."""
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels, one side more than {LONGEST} times the other")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 or 16 bits")
 
 
 def unreadable(name: str, error: Exception) -> ImageError:

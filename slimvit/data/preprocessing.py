@@ -93,9 +93,10 @@ class Preprocess:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """``image`` in colour mode ``L`` or ``RGB``; 16-bit grey is scaled, transparency dropped."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    """``image`` in colour mode ``L`` or ``RGB``; 16-bit grey (``I`` too) is scaled, transparency dropped."""
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).clip(0, 65_535).astype(np.uint16)
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)

@@ -66,7 +66,8 @@ def outputs_of(
     with evaluating(model):
         for images, wanted in track(loader, "evaluating", total):
             tokens = net.forward_features(images.to(target, non_blocking=True))
-            features.append(gather(net.forward_head(tokens, pre_logits=True).flatten(1).float()).cpu())
+            pooled = net.forward_head(tokens, pre_logits=True).flatten(1).float()
+            features.append(gather(pooled).cpu().clone())  # a view would keep the batch's tokens
             labels.append(gather(torch.as_tensor(wanted).long().to(target)).cpu())
             if getattr(net, "num_classes", 0) != 0:
                 logits.append(gather(net.forward_head(tokens).float()).cpu())

@@ -1,4 +1,5 @@
 import math
+import weakref
 
 import pytest
 import torch
@@ -42,6 +43,24 @@ def test_outputs_are_what_the_model_gives_in_eval_mode():
     torch.testing.assert_close(found.logits, net.forward_head(tokens).detach())
     torch.testing.assert_close(found.features, tokens[:, 0])
     assert found.labels.tolist() == list(range(8)) and found.labels.dtype == torch.int64
+
+
+def test_a_batchs_tokens_are_given_up_when_the_next_one_comes(monkeypatch):
+    net, tokens = model(), []
+    real = net.forward_features
+
+    def seen(images):
+        found = real(images)
+        tokens.append(weakref.ref(found.untyped_storage()))
+        return found
+
+    def watched():
+        for batch in loader(24, 2):
+            yield batch
+            assert sum(ref() is not None for ref in tokens) <= 1
+
+    monkeypatch.setattr(net, "forward_features", seen)
+    assert len(outputs_of(net, watched()).features) == 24 and len(tokens) == 12
 
 
 def test_an_exception_in_the_loader_gives_the_training_flags_back():
