@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,29 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+PICTURES = ("head_map", "stage_accuracy", "curves", "mix_map")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawing() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Drawing takes a quarter of a small run, so runs leave empty pictures; inside `with drawing():` they draw."""
+    from slimvit.report import plots
+
+    real = {name: getattr(plots, name) for name in PICTURES}
+
+    @contextmanager
+    def drawn() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, draw in real.items():
+                patch.setattr(plots, name, draw)
+            yield
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PICTURES:
+            patch.setattr(plots, name, lambda *args: args[-1].touch())
+        yield drawn
 
 
 def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -58,13 +58,6 @@ def runs(slimvit_: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # help
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures cost as much as the small runs here; the runs of `runs` have drawn theirs."""
-    for name in ("head_map", "stage_accuracy", "curves"):
-        monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_has_help_and_an_example(slimvit_: Invoke, name: str) -> None:
     command = dict(all_commands())[name]

@@ -31,9 +31,10 @@ def stages(run: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module", params=["vit_digits", "swin_digits"])
-def run(request: Any, slimvit_: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(request: Any, slimvit_: Invoke, drawing: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("dense") / "run"
-    slimvit_("prune", request.param, *FEW, "--ratio", 0.4, "--dense", "layer", "--finetune-epochs", 1, "--out", out)
+    with drawing():
+        slimvit_("prune", request.param, *FEW, "--ratio", 0.4, "--dense", "layer", "--finetune-epochs", 1, "--out", out)
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ COMMANDS = [words for words in COMMANDS if words]
 
 
 @pytest.fixture
-def work(tmp_path: Path, digit_folder: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def work(tmp_path: Path, digit_folder: Any, drawing: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What a reader is taken to have: photos/ with two classes, and a DeiT's weights; of the digits, a third."""
     some = load_digits()
     some.images, some.target = some.images[:500], some.target[:500]
@@ -38,7 +38,8 @@ def work(tmp_path: Path, digit_folder: Any, monkeypatch: pytest.MonkeyPatch) -> 
     digit_folder(tmp_path / "photos", classes=2, train=2, val=1)
     torch.save(timm.create_model("deit_small_patch16_224").state_dict(), tmp_path / "deit_small.pth")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    with drawing():
+        yield tmp_path
 
 
 def edit(recipe: Path) -> None:

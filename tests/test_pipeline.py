@@ -43,23 +43,17 @@ def without_times(report: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def full(slimvit_: Invoke, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def full(slimvit_: Invoke, drawing: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """Half the heads, refit, an epoch of fine-tuning on few images: the folder, and what was printed."""
     out = tmp_path_factory.mktemp("full") / "run"
     words = ("--ratio", 0.5, "--finetune-epochs", 1, "--train-images", 96, "--batch-size", 32)
-    return out, slimvit_("prune", "vit_digits", *FEW, *words, "--out", out)
+    with drawing():
+        return out, slimvit_("prune", "vit_digits", *FEW, *words, "--out", out)
 
 
 @pytest.fixture(scope="module")
 def half(full: tuple[Path, Any]) -> Path:
     return full[0]
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures cost as much as the small runs here; the run of `full` has drawn its own."""
-    for name in ("head_map", "stage_accuracy", "curves"):
-        monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
 
 
 def test_a_run_leaves_everything_behind(full: tuple[Path, Any]) -> None:

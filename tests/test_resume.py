@@ -36,12 +36,6 @@ WORDS += [
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("head_map", "stage_accuracy", "curves", "mix_map"):
-        monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
-
-
 @pytest.fixture(scope="module")
 def whole(slimvit_: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"

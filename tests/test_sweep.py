@@ -38,12 +38,6 @@ GRID = {"prune.criterion": ["residual", "magnitude"], "prune.ratio": [0.25, 0.5]
 POINTS = 8
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("head_map", "stage_accuracy", "curves", "mix_map"):
-        monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
-
-
 def made(out: Path, grid: dict[str, Any] | None = None, **more: Any) -> Any:
     file = Sweep.parse({"base": BASE, "grid": grid or GRID})
     return sweep(file, points_of(file), out, Options(device="cpu"), **more)
