@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,18 +22,8 @@ from slimvit.commands import main
 
 Invoke = Callable[..., Any]
 WORDS = ["prune", "vit_digits", "--data", "digits", "--ratio", "0.5", "--calibration-images", "32", "--dense", "layer"]
-WORDS += [
-    "--train-images",
-    "256",
-    "--eval-images",
-    "40",
-    "--batch-size",
-    "16",
-    "--finetune-epochs",
-    "3",
-    "--lr",
-    "1e-4",
-]
+WORDS += ["--train-images", "128", "--eval-images", "40", "--batch-size", "16"]
+WORDS += ["--finetune-epochs", "3", "--lr", "1e-4"]
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -113,13 +104,20 @@ def interrupted_after(updates: int) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def interrupted(slimvit_: Invoke, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def stopped(slimvit_: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder whose training stopped in its second epoch."""
-    with interrupted_after(20):
-        result = slimvit_(*WORDS, "--out", tmp_path / "run", code=130)
-    assert f"Go on with: slimvit run {tmp_path / 'run'} --resume" in result.output
-    return tmp_path / "run"
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with interrupted_after(10):
+        result = slimvit_(*WORDS, "--out", out, code=130)
+    assert f"Go on with: slimvit run {out} --resume" in result.output
+    return out
+
+
+@pytest.fixture
+def interrupted(stopped: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
 def test_the_same_command_goes_on_too(interrupted: Path, whole: Path, slimvit_: Invoke) -> None:

@@ -181,19 +181,31 @@ def test_a_ray_cluster_gives_the_same_figures(whole, tmp_path):
     assert len(found) == 2 and found == {id: figures(whole)[id][0] for id in found}
 
 
-@pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, 1), (signal.SIGTERM, 2)])
-def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(tmp_path, how, jobs, slimvit_: Invoke, monkeypatch):
-    monkeypatch.undo()  # with pictures, as the process that is stopped draws them
+def to_stop(folder: Path) -> list[str]:
+    """The words of a sweep of three points that saves all the time."""
     points = [
         {"name": "cut"},
         {"name": "trained", "change": {"finetune.epochs": 2}},
         {"name": "more", "change": {"prune.ratio": 0.5}},
     ]
     base = BASE | {"prune": BASE["prune"] | {"ratio": 0.25}}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump({"base": base, "points": points}))
-    words = ["sweep", str(tmp_path / "s.yaml"), "--device", "cpu", "--save-minutes", "0"]
-    slimvit_(*words, "--out", tmp_path / "unbroken")
-    out = tmp_path / "sweep"
+    (folder / "s.yaml").write_text(yaml.safe_dump({"base": base, "points": points}))
+    return ["sweep", str(folder / "s.yaml"), "--device", "cpu", "--save-minutes", "0"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(slimvit_: Invoke, drawing: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    with drawing():
+        slimvit_(*to_stop(folder), "--out", folder / "sweep")
+    return folder / "sweep"
+
+
+@pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, 1), (signal.SIGTERM, 2)])
+def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(
+    unbroken: Path, tmp_path: Path, how: signal.Signals, jobs: int, slimvit_: Invoke, drawing: Any
+) -> None:
+    words, out = to_stop(tmp_path), tmp_path / "sweep"
     command = [sys.executable, "-m", "slimvit", *words, "--out", str(out), "--jobs", str(jobs)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
@@ -203,12 +215,11 @@ def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(tmp_path, how, jobs, 
     process.send_signal(how)
     said = process.communicate()[1]
     assert process.returncode in (-how, 0, 130) and (process.returncode != 130 or "goes on with the rest" in said)
-    slimvit_(*words, "--out", out)
-    assert figures(out) == figures(tmp_path / "unbroken")
-    assert (out / "points.json").read_bytes() == (tmp_path / "unbroken" / "points.json").read_bytes()
-    here, there = (
-        {f.name: f.read_bytes() for f in (folder / "report").iterdir()} for folder in (out, tmp_path / "unbroken")
-    )
+    with drawing():  # as the process that was stopped did
+        slimvit_(*words, "--out", out)
+    assert figures(out) == figures(unbroken)
+    assert (out / "points.json").read_bytes() == (unbroken / "points.json").read_bytes()
+    here, there = ({f.name: f.read_bytes() for f in (folder / "report").iterdir()} for folder in (out, unbroken))
     assert here == there and "tradeoff.html" in here
 
 
