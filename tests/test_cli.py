@@ -109,7 +109,7 @@ def test_the_examples_run(slimvit_: Invoke, example_folder: Path, example: str) 
     if words[:2] == ["sweep", "quick"]:  # 48 runs: test_sweep.py runs sweeps
         limits = ["--dry-run"]
     if words[0] == "bench":
-        limits = ["--rounds", 20, "--batches", "8"]
+        limits = ["--rounds", 20, "--batches", "2"]
     assert slimvit_(*words, *limits).stdout.strip()
 
 
