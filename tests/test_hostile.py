@@ -4,6 +4,7 @@ Each test takes valid files and spoils them: one value, or one byte. The example
 """
 
 import copy
+import io
 import json
 import os
 from pathlib import Path
@@ -13,8 +14,11 @@ import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import slimvit
+from slimvit.data.images import ImageError, decode
+from slimvit.data.preprocessing import to_mode
 from slimvit.errors import SlimvitError
 from slimvit.grid import Sweep
 from slimvit.models.arguments import REFUSED
@@ -169,6 +173,43 @@ def test_what_is_no_text_file_of_ours(read, what, tmp_path, monkeypatch):
         monkeypatch.setattr("slimvit.reading.read_text.__defaults__", (1000,))
     with pytest.raises(Unreadable):
         read(tmp_path / "file")
+
+
+KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """The bytes of one small picture in every format, with what a camera notes."""
+    found, exif = {}, Image.Exif()
+    exif[0x0112] = 6
+    for kind in KINDS:
+        file = io.BytesIO()
+        Image.linear_gradient("L").resize((24, 16)).convert("RGB").save(
+            file, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "TIFF", "WEBP") else {})
+        )
+        found[kind] = file.getvalue()
+    return found
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning", "ignore:.*:UserWarning")  # Pillow's of EXIF
+@FEW
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_a_spoilt_image(pictures, kind, data):
+    """One byte, four in a row or the end is spoilt: an image of a bounded size, or one line."""
+    whole = bytearray(pictures[kind])
+    place = data.draw(st.one_of(st.integers(0, 64), st.integers(0, len(whole) - 1)).filter(lambda p: p < len(whole)))
+    put = data.draw(
+        st.sampled_from([b"\x00", b"\x01", b"\x7f", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", None])
+    )
+    content = bytes(whole[:place]) if put is None else bytes(whole[:place] + put + whole[place + len(put) :])
+    try:
+        image = decode(io.BytesIO(content), "x")
+    except ImageError as error:
+        assert "\n" not in str(error) and str(error).startswith("x: not a readable image")
+        return
+    assert image.width * image.height <= 2 * Image.MAX_IMAGE_PIXELS
+    assert to_mode(image, "RGB").mode == "RGB"
 
 
 @pytest.mark.parametrize("name", [DESCRIPTION, WEIGHTS])
