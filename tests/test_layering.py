@@ -31,7 +31,7 @@ LAYERS = (
     {"sources", "runstate", "planning"},
     {"catalogue", "checks", "prediction", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
     {"unfinished", "contenders", "gathering"},
-    {"learning", "verdict"},
+    {"learning", "verdict", "packing"},
     {"pipeline"},
     {"evaluation", "exporting", "crew", "benching", "publishing"},
     {"sweeping"},
