@@ -132,4 +132,5 @@ def _commit(api: Any, parcel: Parcel, there: Standing, options: PushOptions) -> 
                 parcel.repo, changes, commit_message=message, revision=options.revision, parent_commit=there.commit
             )
     except (ValueError, RuntimeError) as error:  # a card or an answer that huggingface_hub refuses, a broken upload
-        raise ModelError(f"{parcel.repo}: not pushed: {' '.join(str(error).split())[:300]}") from None
+        reason = f"{error} {error.__cause__ or ''}"
+        raise ModelError(f"{parcel.repo}: not pushed: {' '.join(reason.split())[:300]}") from None

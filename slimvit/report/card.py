@@ -107,7 +107,7 @@ def _figures(facts: CardFacts) -> list[str]:
     said = [LEGEND["FLOPs (G)"]] * any(c.name == "FLOPs (G)" for c in columns)
     said += [f"`{NOT_MEASURED}`: not measured"] * any(NOT_MEASURED in row for row in rows)
     agreement = facts.after.agreement
-    said += [f"{agreement:.1f} % of the images are predicted as before"] * (agreement is not None)
+    said += [] if agreement is None else [f"{agreement:.1f} % of the images are predicted as before"]
     measured = _measured_on(facts.report)
     more = ["Every step: [report.md](report.md)."] if "report.md" in facts.files else []
     more += ["![Heads that are left](head_map.png)"] if "head_map.png" in facts.files else []
