@@ -19,7 +19,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -n auto
 
 stress: $(READY)
-	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_hostile.py
+	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_hostile.py tests/hub
 
 audit: $(READY)
 	$(BIN)/python -m pip install --quiet pip-audit

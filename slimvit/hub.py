@@ -6,6 +6,7 @@ never changes, so what the cache has of one is taken without asking the Hub agai
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,8 +124,11 @@ def _download(name: HubName, files: Sequence[str], revision: str | None) -> None
     from huggingface_hub import snapshot_download
 
     patterns = [name.path(file) for file in files]
-    with told(str(name)):
-        snapshot_download(name.repo, revision=revision or name.revision, allow_patterns=patterns)
+    try:
+        with told(str(name)), bars():
+            snapshot_download(name.repo, revision=revision or name.revision, allow_patterns=patterns)
+    except (RuntimeError, ValueError) as error:  # how its transfer of large files fails
+        raise ModelError(f"{name}: could not be fetched: {_line(error)}; try again") from None
 
 
 def _commit(path: Path, name: HubName, file: str) -> str:
@@ -153,9 +157,31 @@ def told(name: str) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _refused(name, error) from None
     except Exception as error:
-        if (cause := _network_error(error)) is None:
-            raise
-        raise Unreachable(f"{name}: the Hub cannot be reached ({cause}); check the network") from None
+        if (answer := _behind(error, errors.HfHubHTTPError)) is not None:
+            raise _refused(name, answer) from None
+        if (cause := _network_error(error)) is not None:
+            raise Unreachable(f"{name}: the Hub cannot be reached ({cause}); check the network") from None
+        if isinstance(error, OSError):  # the cache's disk
+            raise ModelError(
+                f"{name}: {_line(error)}; look at the folder that HF_HOME names, or name another"
+            ) from None
+        raise
+
+
+@contextmanager
+def bars() -> Iterator[None]:
+    """No progress bars of huggingface_hub where nobody watches."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hides = not (sys.stderr.isatty() or are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False)
+    if hides:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hides:
+            enable_progress_bars()
 
 
 def _refused(name: str, error: Exception) -> ModelError:
@@ -168,10 +194,22 @@ def _refused(name: str, error: Exception) -> ModelError:
         return ModelError(f"{name}: your token may not do that (403); use one that may write here: {LOGIN}")
     if status == 412:
         return ModelError(f"{name}: was changed by somebody else in the meantime (412); look at it, and push again")
-    line = next((" ".join(text.split()) for text in str(error).splitlines() if text.strip()), type(error).__name__)
     if status is not None and status >= 500:
         return Unreachable(f"{name}: the Hub has trouble ({status}); try again later")
-    return ModelError(f"{name}: the Hub refused: {line[:300]}")
+    return ModelError(f"{name}: the Hub refused: {_line(error)}")
+
+
+def _line(error: Exception) -> str:
+    """The error's first line of substance."""
+    lines = [" ".join(text.split()) for text in str(error).splitlines() if text.strip()]
+    return (lines or [type(error).__name__])[0][:300]
+
+
+def _behind(error: BaseException | None, kind: type[Exception]) -> Exception | None:
+    """The first error of a kind that led to this one."""
+    while error is not None and not isinstance(error, kind):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _network_error(error: BaseException | None) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.errors import ModelError
-from slimvit.hub import LOGIN, told
+from slimvit.hub import LOGIN, bars, told
 from slimvit.hubname import PREFIX
 from slimvit.packing import CARD, OURS, Parcel, PushOptions
 from slimvit.progress import say
@@ -127,7 +127,7 @@ def _commit(api: Any, parcel: Parcel, there: Standing, options: PushOptions) -> 
     changes += [CommitOperationDelete(path) for path in gone]
     message = options.message or "A slim model by slimvit"
     try:
-        with told(parcel.repo):
+        with told(parcel.repo), bars():
             return api.create_commit(
                 parcel.repo, changes, commit_message=message, revision=options.revision, parent_commit=there.commit
             )

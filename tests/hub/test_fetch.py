@@ -321,3 +321,13 @@ def test_report(hub: Any, run: Path, slimvit_: Invoke) -> None:
     hub.put("you/other", VIT)
     assert "holds no report.json" in slimvit_("report", "hf-hub:you/other", code=1).stderr
     assert plan_of(slimvit.load(NAME)).kept == 18
+
+
+def test_a_cache_that_cannot_be_written(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    hub.put("you/vit", VIT)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(ModelError, match=rf"^{NAME}.*: .*Not a directory.*HF_HOME"):
+        slimvit.load(NAME)

@@ -41,6 +41,7 @@ def test_a_run_arrives_whole_and_in_one_commit(hub: Any, run: Path, slimvit_: In
     sent = {path: content for path, content in repo.files.items() if path not in (".gitattributes", "README.md")}
     assert sent == {path.name: path.read_bytes() for path in run.iterdir()}
     assert b"license: mit" in repo.files["README.md"]
+    assert "%|" not in result.stderr  # no progress bars where nobody watches
     assert "hf-hub:me/half" in result.stdout and repo.branches["main"] in result.stdout
     loaded, wanted = slimvit.load("hf-hub:me/half"), slimvit.load(run)
     assert all(torch.equal(v, wanted.state_dict()[k]) for k, v in loaded.state_dict().items())
