@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -128,6 +129,7 @@ def _facts(
         heads=(plan.total, plan.kept),
         neurons=(plan.neurons, plan.kept_neurons),
         dense=dense_mix(model),
+        revision=options.revision,
         folders=options.include,
         files=files,
         license=options.license,
@@ -187,4 +189,4 @@ def _places(recipe: Recipe | None) -> list[str]:
     teacher = recipe.finetune.teacher
     named = [recipe.model.name, recipe.model.weights, recipe.data.name, recipe.data.root, recipe.prune.plan]
     named += [] if teacher is None else [teacher.name, teacher.weights]
-    return [n for n in dict.fromkeys(named) if n is not None and (Path(n).is_absolute() or Path(n).exists())]
+    return [n for n in dict.fromkeys(named) if n is not None and (os.path.isabs(n) or os.path.exists(n))]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.errors import ModelError
-from slimvit.hub import LOGIN, bars, told
+from slimvit.hub_errors import LOGIN, bars, told
 from slimvit.hubname import PREFIX
 from slimvit.packing import CARD, OURS, Parcel, PushOptions
 from slimvit.progress import say

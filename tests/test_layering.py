@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "slimvit"
 
 LAYERS = (
     {"errors", "choices", "progress", "ranges", "embedded", "allocator", "reading"},
-    {"training", "disk", "hubname"},
+    {"training", "disk", "hubname", "hub_errors"},
     {"defects", "claim", "hub"},
     {"document"},
     {"options", "recipe", "plan", "folders", "shipped"},

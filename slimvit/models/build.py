@@ -74,7 +74,7 @@ def create_model(
         model = _pretrained(name, kwargs)
     else:
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        model = _build(name, kwargs | classes, pretrained_cfg_overlay=cfg)
+        model = _build(name, kwargs | classes, **({"pretrained_cfg_overlay": cfg} if cfg else {}))
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
         model.untrained_classifier = num_classes > 0

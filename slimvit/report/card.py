@@ -37,6 +37,8 @@ class CardFacts:
     """Before and left; so are the neurons."""
     neurons: tuple[int, int]
     dense: str | None
+    revision: str | None = None
+    """Branch; None is the main one."""
     folders: Sequence[str] = ()
     """Further models in the repository: `best`, `original`."""
     files: Sequence[str] = ()
@@ -116,7 +118,7 @@ def _figures(facts: CardFacts) -> list[str]:
 
 def _measured_on(report: Report) -> str:
     images = "images" if report.images is None else f"{report.images:,} images"
-    return f"{images} of {in_markdown(_without_path(report.data or 'unknown data'))}"
+    return f"{images} of {_plain(_without_path(report.data or 'unknown data'))}"
 
 
 def _without_path(name: str) -> str:
@@ -127,24 +129,26 @@ def _without_path(name: str) -> str:
 def _classes(facts: CardFacts) -> list[str]:
     if not facts.class_names:
         return []
-    names = [in_markdown(printable(name))[:80] for name in facts.class_names[:CLASSES]]
+    names = [_plain(name[:80]) for name in facts.class_names[:CLASSES]]
     more = f" and {len(facts.class_names) - CLASSES:,} more" if len(facts.class_names) > CLASSES else ""
     return [f"Classes: {', '.join(names)}{more}."]
 
 
-def printable(text: str) -> str:
-    """Characters that a terminal takes for orders, or that turn text round, as question marks."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+def _plain(text: str) -> str:
+    """On one line, and nothing to Markdown; what a terminal takes for orders, or turns text round, is a question
+    mark."""
+    return in_markdown("".join(c if c.isprintable() or c.isspace() else "?" for c in text))
 
 
 def _use(facts: CardFacts) -> list[str]:
-    name = f"hf-hub:{facts.repo}"
+    repo, revision = f"hf-hub:{facts.repo}", f"@{facts.revision}" if facts.revision else ""
+    name = f"{repo}{revision}"
     code = f'import slimvit\n\nmodel = slimvit.load("{name}")  # a timm model, only narrower'
     parts = ["## Use", f"```python\n{code}\n```"]
     if facts.num_classes:
         parts.append(f"```sh\nslimvit predict {name} IMAGE\nslimvit evaluate {name} --data FOLDER\n```")
     about = {"best": "the network after the best epoch", "original": "the network before the cut"}
-    parts += [f"`{name}/{folder}` is {about[folder]}." for folder in facts.folders]
+    parts += [f"`{repo}/{folder}{revision}` is {about[folder]}." for folder in facts.folders]
     return parts
 
 
@@ -152,7 +156,7 @@ def _made(facts: CardFacts) -> list[str]:
     if facts.report is None and facts.recipe is None:
         return []
     versions = {} if facts.report is None else facts.report.versions
-    made_with = ", ".join(f"{in_markdown(name)} {in_markdown(version)}" for name, version in versions.items())
+    made_with = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in versions.items())
     parts = ["## How it was made"] + [f"With {made_with}."] * bool(made_with)
     if facts.recipe is not None:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts.recipe)), default=0))
@@ -171,7 +175,7 @@ def _limits(facts: CardFacts) -> list[str]:
     else:
         found.append(f"The figures hold for {_measured_on(facts.report)}; nothing was measured on others.")
         found += [] if facts.trained else ["It was not trained after the cut, only repaired in closed form."]
-        found += [in_markdown(printable(note)) for note in facts.report.notes]
+        found += [_plain(note) for note in facts.report.notes]
     if facts.num_classes and not facts.class_names:
         found.append("Its classes have no names, only numbers.")
     found += ["Its license was not stated."] * (facts.license is None)

@@ -49,6 +49,13 @@ class Repo:
         return self.commits[self.branches["main"]]
 
 
+def identity(path: str, content: bytes) -> str:
+    """What git, or LFS for a large file, knows content by."""
+    if path.endswith(LARGE):
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0%s" % (len(content), content)).hexdigest()
+
+
 class Refused(Exception):
     """A status and the Hub's code for it."""
 
@@ -183,20 +190,22 @@ class Handler(BaseHTTPRequestHandler):
         if what == "preupload":
             asked = [file["path"] for file in json.loads(body)["files"]]
             modes = {path: "lfs" if path.endswith(LARGE) else "regular" for path in asked}
-            return {"files": [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]}
+            oids = {path: identity(path, files[path]) for path in asked if path in files}
+            told = [{"path": p, "uploadMode": m, "shouldIgnore": False} for p, m in modes.items()]
+            return {"files": [file | ({"oid": oids[p]} if (p := file["path"]) in oids else {}) for file in told]}
         if what == "commit":
             return self._commit(name, repo, revision, sha, body)
-        told = [self._entry(path, content, repo) for path, content in files.items()]
+        entries = [self._entry(path, content, repo) for path, content in files.items()]
         if what == "tree":
-            return told
-        siblings = [{"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]} for e in told]
+            return entries
+        siblings = [{"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]} for e in entries]
         return {"id": name, "modelId": name, "sha": sha, "private": repo.private, "siblings": siblings}
 
     def _entry(self, path: str, content: bytes, repo: Repo) -> dict[str, Any]:
         size = repo.sizes.get(path, len(content))
-        entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": hashlib.sha1(content).hexdigest()}
+        entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": identity("", content)}
         if path.endswith(LARGE):
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 130}
+            entry["lfs"] = {"oid": identity(path, content), "size": size, "pointerSize": 130}
         return entry
 
     def _batch(self, asked: dict[str, Any]) -> Any:
@@ -231,8 +240,7 @@ class Handler(BaseHTTPRequestHandler):
         if path not in repo.commits[sha]:
             raise Refused(404, "EntryNotFound")
         content = repo.commits[sha][path]
-        algorithm = hashlib.sha256 if path.endswith(LARGE) else hashlib.sha1
-        return content, {"ETag": f'"{algorithm(content).hexdigest()}"', "X-Repo-Commit": sha}
+        return content, {"ETag": f'"{identity(path, content)}"', "X-Repo-Commit": sha}
 
 
 @pytest.fixture(scope="session")

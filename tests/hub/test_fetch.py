@@ -205,6 +205,9 @@ def test_a_timm_model_on_the_hub(hub: Any, tiny: Any, images: Any, tmp_path: Pat
     assert torch.equal(slimvit.load(tmp_path / "saved")(images(model)), model(images(model)))
     with pytest.raises(StoreError, match="for a timm model on the Hub use slimvit.create_model"):
         slimvit.load("hf-hub:timm/tiny")
+    hub.put("you/vit", VIT)
+    with pytest.raises(ModelError, match=f"{NAME}: holds a model saved by slimvit; load it with slimvit.load"):
+        slimvit.create_model(NAME)
     again = slimvit.create_model("hf-hub:timm/tiny", num_classes=3)
     assert again.num_classes == 3 and again.untrained_classifier
 
