@@ -72,6 +72,8 @@ class Hub:
         self.asked: list[str] = []
         self.broken: dict[str, int] = {}
         """Part of a path -> the status it is answered with."""
+        self.before: dict[str, Callable[[], Any]] = {}
+        """Part of a path -> what happens once, just before it is answered."""
 
     def put(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
         """A commit by somebody."""
@@ -106,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append(f"{method} {path}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        for part in [part for part in self.hub.before if part in path]:
+            self.hub.before.pop(part)()
         try:
             for part, status in self.hub.broken.items():
                 if part in path:

@@ -176,7 +176,7 @@ def go_offline(hub: Any, patch: pytest.MonkeyPatch) -> None:
 
 def taken_meanwhile(hub: Any, patch: pytest.MonkeyPatch) -> None:
     hub.put("me/half", {})
-    hub.broken["/commit/"] = 412
+    hub.before["/commit/"] = lambda: hub.put("me/half", {"notes.txt": b"somebody's"})
 
 
 REFUSED = {
