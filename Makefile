@@ -20,7 +20,7 @@ check: $(READY)
 
 stress: $(READY)
 	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_hostile.py \
-		tests/test_load.py
+		tests/test_load.py tests/hub
 
 lowest:  # the suite with the lowest versions that setup.cfg allows; what they warn of is past mending
 	$(PYTHON) -m venv .cache/lowest

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from slimvit.measure.accuracy import evaluate as evaluate
     from slimvit.measure.macs import count_macs as count_macs
     from slimvit.options import Options as Options
+    from slimvit.origin import load as load
     from slimvit.pipeline import run as run
     from slimvit.plan import SlimPlan as SlimPlan
     from slimvit.prune.criteria import score_parts as score_parts
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from slimvit.prune.search import plan_heads as plan_heads
     from slimvit.prune.surgery import prune_model as prune_model
     from slimvit.recipe import Recipe as Recipe
-    from slimvit.store import load as load
     from slimvit.store import save as save
     from slimvit.train.finetune import finetune as finetune
 
@@ -34,7 +34,7 @@ _HOME = {
     "evaluate": "measure.accuracy",
     "finetune": "train.finetune",
     "insert_dense_attention": "dense.insert",
-    "load": "store",
+    "load": "origin",
     "plan_heads": "prune.search",
     "prune_model": "prune.surgery",
     "refit": "prune.refit",

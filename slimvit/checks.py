@@ -14,6 +14,7 @@ from slimvit.data.sources import Data
 from slimvit.dense.insert import check_takes_dense, dense_mix
 from slimvit.errors import DataError, ModelError, RecipeError, StoreError
 from slimvit.folders import check_free
+from slimvit.hubname import is_hub_name
 from slimvit.models.family import TimmModule
 from slimvit.models.modes import evaluating
 from slimvit.prune.criteria import NEEDS_CLASSIFIER
@@ -29,7 +30,11 @@ def check_out(recipe: Recipe, out: Path, force: bool) -> None:
     """The output folder must be free, and none that this recipe reads its models from."""
     check_free(out, force)
     for section in (recipe.model, recipe.finetune.teacher):
-        if section is not None and Path(section.name).resolve().is_relative_to(out.resolve()):
+        if (
+            section is not None
+            and not is_hub_name(section.name)
+            and Path(section.name).resolve().is_relative_to(out.resolve())
+        ):
             raise StoreError(f"{out}: this run reads {section.name}, so it cannot write there; name another --out")
 
 

@@ -19,10 +19,11 @@ from slimvit.errors import ModelError, StoreError
 from slimvit.export import onnx_file
 from slimvit.measure.macs import count_macs, count_params, input_size_of
 from slimvit.models.family import TimmModule, attention_blocks, plan_of
+from slimvit.origin import pinned_name, saved_folder
 from slimvit.progress import say
 from slimvit.recipe import ModelSection
 from slimvit.rundir import recipe_of
-from slimvit.sources import open_model, saved_folder
+from slimvit.sources import open_model
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[C
 def _given(name: str, img_size: int | None) -> Contender:
     if Path(name).suffix == ".onnx":
         return _onnx_contender(name, img_size)
-    return _contender(name, partial(open_named, name, img_size), _run_folder(name))
+    return _contender(name, partial(open_named, pinned_name(name), img_size), _run_folder(name))
 
 
 def open_named(name: str, img_size: int | None) -> nn.Module:
-    """A saved model with its weights, any other with random ones: nothing is fetched."""
+    """A saved model with its weights, any other with random ones: of timm's, nothing is fetched."""
     section = ModelSection(name=name, img_size=img_size, pretrained=saved_folder(name) is not None)
     try:
         return open_model(section)

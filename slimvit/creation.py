@@ -10,11 +10,13 @@ from torch import nn
 
 from slimvit.dense.insert import insert_dense_attention
 from slimvit.errors import ModelError
+from slimvit.hubname import is_hub_name
 from slimvit.models import build
-from slimvit.models.family import plan_of
+from slimvit.models.family import TimmModule, plan_of
 from slimvit.plan import SlimPlan
 from slimvit.prune.search import heads_per_block
 from slimvit.prune.surgery import prune_model
+from slimvit.timm_repo import timm_repo
 
 
 def create_model(
@@ -30,7 +32,8 @@ def create_model(
     init: str = "zero",
     seed: int = 0,
 ) -> nn.Module:
-    """A timm model in eval mode, pretrained unless ``heads`` is given.
+    """A timm model in eval mode, pretrained unless ``heads`` is given. ``name`` may also be a timm model's own
+    repository on the Hub, `hf-hub:user/name[@revision]`, of which safetensors alone are read.
 
     ``weights``: a .safetensors or .pth file, read through timm's own checkpoint filters, instead of timm's
     pretrained weights. ``num_classes``: None keeps the classifier that comes with the weights (none, when they have
@@ -46,12 +49,39 @@ def create_model(
     if heads is not None and (pretrained or weights is not None):
         raise ModelError(f"{name}: heads={heads} builds a network without weights; to cut a pretrained one, prune it")
     pretrained = heads is None if pretrained is None else pretrained
-    model = build.create_model(
+    build_model = _from_hub if is_hub_name(name) else build.create_model
+    model = build_model(
         name, pretrained=pretrained, weights=weights, img_size=img_size, num_classes=num_classes, args=args
     )
     if heads is not None:
         model = prune_model(model, _first_heads(model, heads))
     return model if dense is None else insert_dense_attention(model, dense, init, seed=seed)
+
+
+def _from_hub(
+    name: str,
+    *,
+    pretrained: bool,
+    weights: str | Path | None,
+    img_size: int | None,
+    num_classes: int | None,
+    args: dict[str, Any] | None,
+) -> TimmModule:
+    """The timm model that a repository on the Hub describes."""
+    repo = timm_repo(name, weights=pretrained and weights is None)
+    file = weights if weights is not None else repo.weights
+    classes = num_classes if file is not None or num_classes is not None else repo.num_classes
+    try:
+        model: TimmModule = build.create_model(
+            repo.architecture, pretrained=False, weights=file, img_size=img_size, num_classes=classes,
+            args=repo.args | (args or {}), cfg=repo.cfg,
+        )  # fmt: skip
+    except ModelError as error:
+        told = str(error) if repo.weights is None else str(error).replace(f"{repo.weights}: ", "")
+        raise ModelError(f"{name}: {told}") from None
+    if file is repo.weights is not None and len(repo.class_names) == model.num_classes:
+        model.class_names = repo.class_names
+    return model
 
 
 def _first_heads(model: nn.Module, heads: int | Sequence[int]) -> SlimPlan:

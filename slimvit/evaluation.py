@@ -17,4 +17,4 @@ def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
     beside = ("stage", "seconds", "agreement", "feature_error", "feature_cosine", "latency_ms", "throughput")
     for name in (*beside, "macs_by_part"):  # what compares with another model, and what `slimvit inspect` shows
         del stage[name]
-    return {"model": recipe.model.name, "data": recipe.data.name, "images": len(now.data.val), **stage}
+    return {"model": now.recipe.model.name, "data": recipe.data.name, "images": len(now.data.val), **stage}

@@ -19,10 +19,10 @@ from slimvit.export.parcel import Parcel, parcel_of
 from slimvit.export.parity import BOUNDS, Parity, parity
 from slimvit.folders import EXPORT, check_free_file, new_file, new_folder
 from slimvit.options import Options
+from slimvit.origin import saved_folder
 from slimvit.pipeline import start
 from slimvit.recipe import Recipe
 from slimvit.runstate import Run
-from slimvit.sources import saved_folder
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from slimvit.errors import ModelError
 from slimvit.models.family import TimmModule, attention_blocks, model_name
-from slimvit.store import load
+from slimvit.origin import load
 
 FROM_ONE_STAGE = 4
 """Maps, evenly spread, of a network whose blocks all have the same resolution."""
@@ -20,7 +20,7 @@ FROM_ONE_STAGE = 4
 def backbone(
     model: nn.Module | str | Path, out_indices: int | Sequence[int] | None = None, *, norm: bool = False
 ) -> nn.Module:
-    """A copy of ``model`` (or the one in a run folder) whose ``forward`` gives a list of feature maps [B, C, H, W].
+    """A copy of ``model`` (or of that in a run folder or on the Hub) that gives a list of feature maps [B, C, H, W].
 
     ``out_indices``: which maps, from 0 or, negative, from the end; there is one a block, in Swins one a stage. A number
     n means the last n, None all stages of a Swin and four maps of any other. ``norm`` puts the network's last norm

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from slimvit import hub
 from slimvit.errors import StoreError
 from slimvit.folders import UNFINISHED
 from slimvit.grid import Claim
-from slimvit.reading import Unreadable, read_json
+from slimvit.hubname import hub_name, is_hub_name
+from slimvit.reading import MOST, Unreadable, read_json
 from slimvit.recipe import Recipe
 from slimvit.report.marks import listed
 from slimvit.report.measurement import Gathered, Measurement
@@ -19,6 +21,8 @@ from slimvit.report.record import Report
 from slimvit.report.timing import read_timings
 from slimvit.sweepdir import CONTENTS, Contents, is_sweep, point_folder, read_contents
 
+FETCHED = ("slim.json", "recipe.yaml", "history.csv", "timings.json")
+"""What a table takes of a run on the Hub beside its report. Pictures stay there: they would go into a page unseen."""
 PICTURES = {"heads kept": "head_map.png", "learned mixes": "mixes.png"}
 
 
@@ -33,7 +37,7 @@ def gather(sources: Sequence[Path], references: Sequence[Path] = (), allow_mixed
     notes: list[str] = []
     claims: list[tuple[str, Claim]] = []
     for place, is_reference in [*((r, True) for r in references), *((s, False) for s in sources)]:
-        part = _sweep(place, several) if is_sweep(place) else Gathered((measured(place, str(place), str(place)),))
+        part = _sweep(place, several) if is_sweep(place) else Gathered((_run(place),))
         for run in part.measurements:
             found.setdefault(run.folder.resolve(), replace(run, is_reference=is_reference))
         notes += part.notes
@@ -48,6 +52,22 @@ def _sweep(place: Path, several: bool) -> Gathered:
     runs = _points(place, contents, place.resolve().name if several else "")
     claims = tuple((str(place), claim) for claim in contents.claims)
     return Gathered(tuple(runs), claims, tuple(_left_out(place, contents, several)))
+
+
+def _run(place: Path) -> Measurement:
+    """A run folder, or a run on the Hub, whose command speaks of where it was fetched to."""
+    folder = run_folder(place)
+    return measured(folder, str(folder), str(place))
+
+
+def run_folder(place: Path) -> Path:
+    """Where a run lies; what a report needs of one on the Hub is fetched. Raises :class:`ModelError`."""
+    if not is_hub_name(place):
+        return place
+    name = hub_name(place)
+    found, report = hub.find(name, ("report.json",))
+    files = {report: MOST} | {file: MOST for file in FETCHED if found.has(file)}
+    return hub.fetch(found, files, None if name.is_pinned else name.revision or "main")
 
 
 def _completed(runs: list[Measurement]) -> Iterator[Measurement]:

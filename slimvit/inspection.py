@@ -13,19 +13,21 @@ from slimvit.models.costs import PARTS, head_macs, head_params, neuron_macs
 from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, model_name, plan_of
 from slimvit.models.mlp import neuron_params
 from slimvit.options import Options
+from slimvit.origin import pinned_section, saved_folder
 from slimvit.plan import BlockPlan
 from slimvit.prune.budget import NEURON_GROUP
 from slimvit.prune.criteria import PartScores, score_parts
 from slimvit.ranges import to_ranges
 from slimvit.recipe import ModelSection, Recipe
 from slimvit.seeds import seeded
-from slimvit.sources import open_model, saved_folder
+from slimvit.sources import open_model
 
 CRITERION = "residual"
 
 
 def inspect_model(section: ModelSection) -> dict[str, Any]:
     """Figures of the model of a section. Pretrained weights are not fetched: only shapes matter here."""
+    section = pinned_section(section)
     shapes_only = section.weights is None and saved_folder(section.name) is None
     return describe(open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section))
 

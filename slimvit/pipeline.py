@@ -19,6 +19,7 @@ from slimvit.measure.accuracy import compare
 from slimvit.measure.macs import count_macs, count_params
 from slimvit.models.family import family_of, plan_of
 from slimvit.options import Options
+from slimvit.origin import pinned
 from slimvit.plan import SlimPlan
 from slimvit.planning import agree_on_prices, check_budget, decide, goal_of, read_plan, scored_parts
 from slimvit.progress import say
@@ -89,6 +90,7 @@ def start(recipe: Recipe, options: Options) -> Run:
     elif options.resume:
         raise RecipeError("--resume goes on with the training in a run folder; name it with --out")
     engine = open_engine(options)
+    recipe = engine.agreed(pinned(recipe))
     with seeded(recipe.seed):  # weights that nothing brings are drawn
         model = open_model(recipe.model)
     family_of(model)

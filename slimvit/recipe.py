@@ -18,7 +18,8 @@ __all__ = ["AdaptSection", "DataSection", "FinetuneSection", "ModelSection", "Re
 
 class ModelSection(Section):
     name: str
-    """A timm model name, an embedded one (`slimvit models --embedded`), or the folder of an earlier run."""
+    """A timm model name, an embedded one (`slimvit models --embedded`), the folder of an earlier run, or
+    `hf-hub:user/name[@revision]`; the recipe in a run folder names the commit after the @."""
     weights: str | None = None
     """A .safetensors or .pth file with the weights, instead of timm's pretrained ones."""
     pretrained: bool = True

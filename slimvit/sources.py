@@ -1,29 +1,29 @@
-"""From a recipe's `model:` section to a model: a run folder, an embedded model, or a timm name."""
+"""From a recipe's `model:` section to a model: a run folder, an embedded model, a timm name, or one on the Hub."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import timm
 from torch import nn
 
-from slimvit import store
+from slimvit import hub, store
 from slimvit.creation import create_model
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import ModelError
 from slimvit.folders import UNFINISHED
+from slimvit.hubname import hub_name, is_hub_name
 from slimvit.models.family import TimmModule
-from slimvit.recipe import ModelSection
-
-
-def saved_folder(name: str) -> Path | None:
-    """The folder of a saved model that a name means, if it means one: a run folder or an embedded model."""
-    if store.is_saved(name):
-        return Path(name)
-    return EMBEDDED.get(name)
+from slimvit.origin import named, pinned_section, saved_folder
+from slimvit.progress import say
+from slimvit.reading import MOST
+from slimvit.recipe import ModelSection, Recipe
 
 
 def open_model(section: ModelSection) -> nn.Module:
     """The model of a section, in eval mode on the CPU. Raises :class:`ModelError` or :class:`StoreError`."""
+    section = pinned_section(section)
     folder = saved_folder(section.name)
     if folder is None:
         if (Path(section.name) / UNFINISHED).is_dir():
@@ -46,7 +46,8 @@ def open_model(section: ModelSection) -> nn.Module:
         raise ModelError(
             f"{section.name}: a saved model brings its own weights and arguments; drop {', '.join(refused)}"
         )
-    model: TimmModule = store.load(folder)
+    with named(section.name, folder):
+        model: TimmModule = store.load(folder)
     if section.img_size is not None:
         model.set_input_size(section.img_size)
     if section.num_classes is not None and section.num_classes != model.num_classes:
@@ -57,4 +58,29 @@ def open_model(section: ModelSection) -> nn.Module:
 
 def random_weights(section: ModelSection) -> bool:
     """Whether a section asks for a network that nobody has trained."""
-    return saved_folder(section.name) is None and section.weights is None and not section.pretrained
+    drawn = section.weights is None and not section.pretrained
+    return drawn and (is_hub_name(section.name) or saved_folder(section.name) is None)
+
+
+RECIPE = "recipe.yaml"
+
+
+def teacher_on_hub(name: str) -> ModelSection | None:
+    """The uncut network of a run on the Hub: `original/` beside it, or the model that its recipe starts from.
+
+    Whoever pushed it may have started from a folder or file of theirs; then, and where there is no recipe, there is
+    none, and that is said. ``name`` has a commit.
+    """
+    found = hub.listing(hub_name(name))
+    original = replace(found.name, folder="original")
+    if original.path(store.DESCRIPTION) in (found.sizes or ()):
+        return ModelSection(name=str(original))
+    if found.has(RECIPE):
+        folder = hub.fetch(found, {RECIPE: MOST})
+        with named(name, folder):
+            section = Recipe.read(folder / RECIPE).model
+        anywhere = is_hub_name(section.name) or section.name in EMBEDDED or timm.is_model(section.name)
+        if anywhere and section.weights is None and section.pretrained:
+            return section
+    say(f"{name}: its uncut network is not on the Hub, so there is none to learn from")
+    return None

@@ -32,6 +32,8 @@ FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "slim.json", "model.safetensors"
 TABLES = 2**28
 """Entries at most that a saved model's buffers may have, such as the positions of windows."""
+HEADER, LINE = 2**16, 256
+"""Bytes that a safetensors file's header may have, and those of a tensor in it besides its name."""
 
 
 class SlimFile(BaseModel):
@@ -149,12 +151,8 @@ def load(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     check_timm()
     info = read_description(folder)
-    source = ModelSource(info.model, info.model_args)
-    try:
-        plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
-    except PlanError as error:
-        raise StoreError(str(error)) from None
-    _check_weights(folder / WEIGHTS, _shapes(_skeleton(source, plan, info.dense, folder)), info.weights_sha256)
+    source, plan, skeleton = _described(info, folder)
+    _check_weights(folder / WEIGHTS, _shapes(skeleton), info.weights_sha256)
     model = _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, info.dense)
     # copies, since in the file tensors begin anywhere, and matrix products round by where theirs begin
     state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
@@ -163,6 +161,27 @@ def load(folder: str | Path) -> nn.Module:
     model.class_names = tuple(info.class_names)
     model.pretrained_cfg = dict(model.pretrained_cfg, **_for_timm(info.preprocessing), num_classes=info.num_classes)
     return model.eval()
+
+
+def _described(info: SlimFile, folder: Path) -> tuple[ModelSource, SlimPlan, nn.Module]:
+    """What a description says: the uncut model, what is left of it, and that without weights."""
+    source = ModelSource(info.model, info.model_args)
+    try:
+        plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
+    except PlanError as error:
+        raise StoreError(str(error)) from None
+    return source, plan, _skeleton(source, plan, info.dense, folder)
+
+
+def largest_weights(folder: Path) -> int:
+    """Bytes that the weights of a folder with a description can have at most."""
+    check_timm()
+    return largest_file(_described(read_description(folder), folder)[2])
+
+
+def largest_file(model: nn.Module) -> int:
+    """Bytes at most of a safetensors file with a model's weights: 8 a number, and a line of the header a tensor."""
+    return HEADER + sum(8 * v.numel() + len(k) + LINE for k, v in model.state_dict().items())
 
 
 def is_saved(folder: str | Path) -> bool:
@@ -209,13 +228,13 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
             raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
         try:
             built = _cut(model, plan, dense)
-            _check_tables(built)
+            check_tables(built)
         except SlimvitError as error:
             raise StoreError(f"{where}{error}") from None
     return built
 
 
-def _check_tables(built: nn.Module) -> None:
+def check_tables(built: nn.Module) -> None:
     """Raise :class:`StoreError` for a model that computes larger tables from its arguments than any that is known.
 
     Weights are in the file, so their size is known to be real; tables are made while the model is built.

@@ -37,6 +37,9 @@ class Contents(BaseModel):
     format_version: int = FORMAT_VERSION
     points: list[Entry]
     claims: list[Claim] = Field(default_factory=list)
+    commits: dict[str, str] = Field(default_factory=dict)
+    """Models on the Hub that the sweep names without a commit -> the name with the commit that they had when it was
+    first called."""
 
 
 def is_sweep(folder: Path) -> bool:

@@ -21,13 +21,14 @@ from slimvit.folders import UNFINISHED, check_free, entries, new_folder
 from slimvit.gathering import gather
 from slimvit.grid import Point, Sweep
 from slimvit.options import Options
+from slimvit.origin import hub_names, pinned, pinned_name
 from slimvit.progress import say
 from slimvit.recipe import Recipe
 from slimvit.report import written
 from slimvit.report.comparison import Comparison, compare_runs
 from slimvit.report.record import Report
 from slimvit.shelf import keys_of
-from slimvit.sweepdir import SWEEP, Contents, Entry, is_sweep, point_folder, write_contents
+from slimvit.sweepdir import SWEEP, Contents, Entry, is_sweep, point_folder, read_contents, write_contents
 from slimvit.train.checkpoint import Interrupted
 from slimvit.unfinished import recipe_in
 
@@ -49,8 +50,9 @@ def sweep(
 
 
 def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jobs: int, engine: str) -> Contents:
+    points, commits = _pinned(points, out)
     waiting = [p for p in points if not is_finished(out, p)]
-    contents = _prepare(file, points, out)
+    contents = _prepare(file, points, out, commits)
     say(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
     tasks = {p.id: Task(p.recipe, _options(p, out, options), out / FAILED / f"{p.id}.txt") for p in waiting}
     crew = Ray() if engine == "ray" else Processes(jobs) if jobs > 1 else Here()
@@ -64,7 +66,7 @@ def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jo
         raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
     finally:
         entries = [e.model_copy(update={"error": errors.get(e.id)}) for e in contents.points]
-        contents = Contents(points=entries, claims=contents.claims)
+        contents = contents.model_copy(update={"points": entries})
         write_contents(out, contents)
     return contents
 
@@ -117,11 +119,23 @@ def begin_anew(out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
 
 
-def _prepare(file: Sweep, points: Sequence[Point], out: Path) -> Contents:
+def _pinned(points: Sequence[Point], out: Path) -> tuple[list[Point], dict[str, str]]:
+    """The points with models on the Hub at one commit each, that of the sweep's first call, and what those are."""
+    commits = read_contents(out).commits if is_sweep(out) else {}
+    for name in dict.fromkeys(name for point in points for name in hub_names(point.recipe)):
+        if name in commits:
+            say(f"{name}: taken as it was when this sweep began, {commits[name]}")
+        else:
+            commits[name] = pinned_name(name)
+    return [replace(point, recipe=pinned(point.recipe, commits)) for point in points], commits
+
+
+def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str, str]) -> Contents:
     """The folder of the sweep, with what it is to hold."""
     if not is_sweep(out):
         check_free(out, force=False)
-    contents = Contents(points=[Entry(id=p.id, name=p.name) for p in points], claims=file.claims)
+    entries = [Entry(id=p.id, name=p.name) for p in points]
+    contents = Contents(points=entries, claims=file.claims, commits=commits)
     try:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(out / FAILED, ignore_errors=True)  # they get another chance

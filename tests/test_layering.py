@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "slimvit"
 
 LAYERS = (
     {"errors", "choices", "progress", "ranges", "embedded", "allocator", "reading"},
-    {"training", "disk"},
-    {"defects", "claim"},
+    {"training", "disk", "hubname", "hub_errors"},
+    {"defects", "claim", "hub"},
     {"document"},
     {"options", "recipe", "plan", "folders", "shipped"},
     {"grid"},
@@ -25,13 +25,15 @@ LAYERS = (
     {"export"},
     {"branch_timing"},
     {"branch_latency"},
+    {"timm_repo"},
+    {"origin"},
     {"creation", "feature_maps"},
     {"sources", "runstate", "planning"},
     {"catalogue", "checks", "prediction", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
     {"unfinished", "contenders", "gathering"},
-    {"learning", "verdict"},
+    {"learning", "verdict", "packing"},
     {"pipeline"},
-    {"evaluation", "exporting", "crew", "benching"},
+    {"evaluation", "exporting", "crew", "benching", "publishing"},
     {"sweeping"},
     {"commands"},
     {"__main__"},
@@ -50,6 +52,7 @@ WITHOUT_TORCH = (
     "slimvit.grid",
     "slimvit.report.record",
     "slimvit.gathering",
+    "slimvit.hub",
     "slimvit.report.comparison",
 )
 """Imported by help, completion and the tools that only read files."""

@@ -19,6 +19,7 @@ COMMANDS = {
     "inspect": "Show a model's blocks, heads, parameters and MACs.",
     "bench": "Time models side by side, slim ones beside their originals.",
     "export": "Write a model as ONNX, as a torch.export program, or for plain timm.",
+    "push": "Put a run on the Hugging Face Hub, with a model card.",
     "report": "Put runs and sweeps side by side: the trade-off.",
     "recipes": "List, show, copy and check the shipped recipes and sweeps.",
     "models": "List the models slimvit can prune.",

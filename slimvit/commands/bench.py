@@ -48,8 +48,8 @@ bench_options = shared.options(
 @click.argument("models", nargs=-1, required=True, metavar="MODEL_OR_RUN...")
 @bench_options
 def command(models: tuple[str, ...], eager: bool, compile: bool, as_json: bool, no_save: bool, **given: Any) -> None:
-    """Time timm models, embedded models, run folders or .onnx files (in ONNX Runtime, on the CPU) side by side, each
-    slim one beside the model it was cut from.
+    """Time timm models, embedded models, run folders, models on the Hub (hf-hub:user/name) or .onnx files (in ONNX
+    Runtime, on the CPU) side by side, each slim one beside the model it was cut from.
 
     One image, then the batch that fills the machine; turns of all models are interleaved. Weights do not matter here,
     so none are fetched.

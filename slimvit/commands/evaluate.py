@@ -18,9 +18,9 @@ from slimvit.commands import shared
 @shared.how_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, as_json: bool, **given: Any) -> None:
-    """Measure MODEL (a timm name, an embedded model or a run folder) on the validation images.
+    """Measure MODEL (a timm name, an embedded model, a run folder or hf-hub:user/name) on the validation images.
 
-    A run folder is measured on its run's own data unless --data names another.
+    A run folder is measured on its run's own data unless --data names another; a model on the Hub needs --data.
 
     \b
     Example:

@@ -35,7 +35,8 @@ IMAGES = 256
 def command(
     model: str, form: str, out: Path, dynamic_batch: bool, batch: int | None, fp16: bool, as_json: bool, **given: Any
 ) -> None:
-    """Write the model of RUN (a run folder or an embedded model) for use without slimvit, and check what was written.
+    """Write the model of RUN (a run folder, an embedded model or hf-hub:user/name) for use without slimvit, and check
+    what was written.
 
     The file is read back and run on validation images of the run's data (256, or --eval-images); its logits may differ
     by 1e-4 of the largest, with --fp16 by 2e-2. ONNX takes normalised `images`, gives `logits`, and carries class

@@ -28,7 +28,7 @@ def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -
     """Fine-tune the slimmed model of the folder RUN, on the data of its run unless --data names other.
 
     The uncut network is the teacher: RUN/original where the run trained its classifier, otherwise the model that the
-    run started from.
+    run started from. RUN may also be `hf-hub:user/name`, with --data.
 
     On several GPUs: accelerate launch -m slimvit finetune ...
 
@@ -38,13 +38,17 @@ def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -
       slimvit finetune runs/digits --recipe digits_vit_dense --out runs/digits_tuned
     """
     from slimvit.errors import StoreError
+    from slimvit.hubname import is_hub_name
+    from slimvit.origin import pinned_name
     from slimvit.recipe import Recipe
     from slimvit.rundir import recipe_of
 
     if recipe is None and epochs is None:
         raise click.UsageError("Missing option '--epochs' (or '--recipe', whose finetune: section names them)")
-    made_by = recipe_of(folder)
-    if made_by is None:
+    folder, made_by = pinned_name(folder), recipe_of(folder)
+    if is_hub_name(folder):
+        shared.need_data(given)
+    elif made_by is None:
         raise StoreError(f"{folder}: no folder of an earlier run; make one with slimvit prune --out")
     tree = shared.sections(folder, given)
     tree["data"] = shared.data_of(made_by, tree.get("data", {}))
@@ -53,7 +57,7 @@ def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -
     written = {} if recipe is None else _written(recipe)
     tree["finetune"] = written | shared.dropped_none(training)
     if tree["finetune"].get("teacher") is None:
-        tree["finetune"]["teacher"] = _teacher(Path(folder), made_by)
+        tree["finetune"]["teacher"] = _teacher_on_hub(folder) if made_by is None else _teacher(Path(folder), made_by)
     shared.carry_out(Recipe.parse(tree, "command line" if recipe is None else f"{recipe} and command line"), given)
 
 
@@ -67,6 +71,15 @@ def _written(recipe: str) -> dict[str, Any]:
     if not read.finetune.epochs:
         raise RecipeError(f"{recipe}: its finetune: section trains nothing; name another recipe, or give --epochs")
     return read.finetune.model_dump(mode="json", exclude_unset=True)
+
+
+def _teacher_on_hub(name: str) -> dict[str, Any] | None:
+    """`original/` beside the model, where it was pushed, or the model that the run started from, where that is no
+    folder or file of whoever pushed it."""
+    from slimvit.sources import teacher_on_hub
+
+    section = teacher_on_hub(name)
+    return None if section is None else section.model_dump()
 
 
 def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:

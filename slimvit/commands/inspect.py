@@ -27,9 +27,9 @@ def command(model: str, as_json: bool, **given: Any) -> None:
     """Show the blocks of MODEL, the heads and neurons each keeps, parameters and MACs by part, what one head and one
     group of neurons costs.
 
-    MODEL is a timm name (no weights are fetched), an embedded model or a run folder. With --data, its heads and
-    neurons are scored on training images too (which needs the weights): how much the attention and the MLP of every
-    block matter.
+    MODEL is a timm name (no weights are fetched), an embedded model, a run folder or hf-hub:user/name. With --data, its
+    heads and neurons are scored on training images too (which needs the weights): how much the attention and the MLP
+    of every block matter.
 
     \b
     Examples:

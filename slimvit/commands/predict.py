@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help=f"{', '.join(DEVICES)}, cuda:1 ...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, images: tuple[str, ...], compare: str | None, top: int, device: str, as_json: bool) -> None:
-    """Print the classes that MODEL (a run folder, an embedded model or a timm name) finds likeliest in image files or
-    folders of them, with their probabilities.
+    """Print the classes that MODEL (a run folder, an embedded model, a timm name or hf-hub:user/name) finds likeliest
+    in image files or folders of them, with their probabilities.
 
     \b
     Examples:

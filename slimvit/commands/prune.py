@@ -62,7 +62,8 @@ training_options = shared.options(
 def command(model: str, dry_run: bool, **given: Any) -> None:
     """Remove attention heads and MLP neurons from MODEL, repair what is left, fine-tune if asked, measure and save.
 
-    MODEL is a timm name, an embedded model (`slimvit models --embedded`) or the folder of an earlier run.
+    MODEL is a timm name, an embedded model (`slimvit models --embedded`), the folder of an earlier run, or a model
+    on the Hugging Face Hub, slim or timm's own: hf-hub:user/name[@revision].
 
     \b
     Examples:

@@ -55,7 +55,7 @@ def command(places: tuple[Path, ...], references: tuple[Path, ...], allow_mixed:
     """Put run folders and sweeps side by side: the trade-off of accuracy and cost.
 
     Runs that differ in nothing but the seed are one row, with their mean and standard deviation. One run alone is
-    shown stage by stage.
+    shown stage by stage. A run may also be `hf-hub:user/name`, where `slimvit push` put it.
 
     \b
     Examples:
@@ -66,10 +66,11 @@ def command(places: tuple[Path, ...], references: tuple[Path, ...], allow_mixed:
 
     asked = given["out"] or given["as_json"] or given["picks"] or references
     if len(places) == 1 and not asked and not is_sweep(places[0]):
+        from slimvit.gathering import run_folder
         from slimvit.report.record import Report
         from slimvit.report.table import markdown
 
-        click.echo(markdown(Report.read(places[0] / "report.json")))
+        click.echo(markdown(Report.read(run_folder(places[0]) / "report.json")))
         return
     from slimvit.gathering import gather
     from slimvit.report.comparison import compare_runs

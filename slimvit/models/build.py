@@ -46,12 +46,14 @@ def create_model(
     img_size: int | None = None,
     num_classes: int | None = None,
     args: dict[str, Any] | None = None,
+    cfg: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A timm model in eval mode.
 
     ``weights``: a .safetensors or .pth file, read through timm's own checkpoint filters, instead of timm's
     pretrained weights. ``num_classes``: None keeps the classifier that comes with the weights (none, when they have
     none); another number gives a new, untrained classifier. ``args``: further arguments of timm's constructor.
+    ``cfg``: entries of timm's pretrained_cfg, such as mean and std, that hold for the weights instead of timm's own.
 
     Raises :class:`ModelError` for an unknown name, arguments timm refuses, or weights that do not fit.
     """
@@ -67,11 +69,12 @@ def create_model(
     if img_size is not None:
         kwargs["img_size"] = img_size
     if weights is not None:
-        model = _with_weights(name, Path(weights), kwargs)
+        model = _with_weights(name, Path(weights), kwargs, cfg or {})
     elif pretrained:
         model = _pretrained(name, kwargs)
     else:
-        model = _build(name, dict(kwargs, **({} if num_classes is None else {"num_classes": num_classes})))
+        classes = {} if num_classes is None else {"num_classes": num_classes}
+        model = _build(name, kwargs | classes, **({"pretrained_cfg_overlay": cfg} if cfg else {}))
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
         model.untrained_classifier = num_classes > 0
@@ -114,21 +117,21 @@ def _pretrained(name: str, kwargs: dict[str, Any]) -> TimmModule:
 def _is_network(error: BaseException | None) -> bool:
     while error is not None:
         module = type(error).__module__.split(".")[0]
-        if isinstance(error, OSError) or module in ("httpx", "requests", "urllib3", "huggingface_hub"):
+        if isinstance(error, OSError) or module in ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub"):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def _with_weights(name: str, file: Path, kwargs: dict[str, Any]) -> TimmModule:
+def _with_weights(name: str, file: Path, kwargs: dict[str, Any], known: dict[str, Any]) -> TimmModule:
     """The model with a file's weights and the classifier that the file has."""
     state = read_weights(file)
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
     classifiers = (cfg.classifier if cfg else None) or "head"
     names = [classifiers] if isinstance(classifiers, str) else list(classifiers)
-    known = [f"{n}.weight" for n in (*names, "head", "head.fc")]
-    classes = next((state[k].shape[0] for k in known if k in state), 0)
-    overlay = {"state_dict": state, "num_classes": classes, "label_offset": 0, "custom_load": False}
+    tensors = [f"{n}.weight" for n in (*names, "head", "head.fc")]
+    classes = next((state[k].shape[0] for k in tensors if k in state), 0)
+    overlay = known | {"state_dict": state, "num_classes": classes, "label_offset": 0, "custom_load": False}
     try:
         return _build(name, kwargs, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:

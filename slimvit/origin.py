@@ -1,0 +1,104 @@
+"""What the name of a saved model means: a run folder, an embedded model, or `hf-hub:user/name` on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from slimvit import hub, store
+from slimvit.embedded import EMBEDDED
+from slimvit.errors import SlimvitError, StoreError
+from slimvit.hubname import HubName, hub_name, is_hub_name
+from slimvit.reading import MOST
+from slimvit.recipe import ModelSection, Recipe
+from slimvit.timm_repo import CONFIG
+
+DESCRIPTIONS = (store.DESCRIPTION, CONFIG)
+"""What a repository with a model holds, by which it is known."""
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The model of a run folder, or of `hf-hub:user/name[@revision]`, in eval mode on the CPU: a timm model, only
+    narrower.
+
+    Everything is checked before anything is built: format version, names, bounds, tensor shapes, checksum; and before
+    anything is fetched, its size. Raises :class:`StoreError` with all differences in one line, and
+    :class:`~slimvit.errors.ModelError` for what cannot be fetched.
+    """
+    if not is_hub_name(folder):
+        return store.load(folder)
+    found = saved_folder(str(folder))
+    if found is None:
+        raise StoreError(
+            f"{folder}: holds no {store.DESCRIPTION}, so it is no saved model; for a timm model on the Hub use "
+            "slimvit.create_model"
+        )
+    with named(folder, found):
+        return store.load(found)
+
+
+def saved_folder(name: str) -> Path | None:
+    """The folder of a saved model that a name means, if it means one; what lies on the Hub is fetched."""
+    if not is_hub_name(name):
+        return Path(name) if store.is_saved(name) else EMBEDDED.get(name)
+    found, file = hub.find(hub_name(name), DESCRIPTIONS)
+    if file != store.DESCRIPTION:
+        return None
+    folder = hub.fetch(found, {store.DESCRIPTION: MOST}, _branch(name))
+    with named(name, folder):
+        most = store.largest_weights(folder)
+    return hub.fetch(found, {store.WEIGHTS: most}, _branch(name))
+
+
+def pinned_name(name: str, pins: Mapping[str, str] | None = None) -> str:
+    """The name of a model on the Hub with the commit that it means now (or that ``pins`` says it means); any other
+    name as it is."""
+    if not is_hub_name(name) or hub_name(name).is_pinned:
+        return name
+    if pins is not None and name in pins:
+        return pins[name]
+    found, file = hub.find(hub_name(name), DESCRIPTIONS)
+    hub.fetch(found, {file: MOST}, _branch(name))
+    return str(found.name)
+
+
+def pinned_section(section: ModelSection, pins: Mapping[str, str] | None = None) -> ModelSection:
+    name = pinned_name(section.name, pins)
+    return section if name == section.name else section.model_copy(update={"name": name})
+
+
+def pinned(recipe: Recipe, pins: Mapping[str, str] | None = None) -> Recipe:
+    """A recipe that will always mean the same models: those on the Hub are named with their commit."""
+    model, teacher = pinned_section(recipe.model, pins), recipe.finetune.teacher
+    if teacher is not None:
+        teacher = pinned_section(teacher, pins)
+    if model is recipe.model and teacher is recipe.finetune.teacher:
+        return recipe
+    finetune = recipe.finetune.model_copy(update={"teacher": teacher})
+    return recipe.model_copy(update={"model": model, "finetune": finetune if teacher is not None else recipe.finetune})
+
+
+def hub_names(recipe: Recipe) -> list[str]:
+    """The models of a recipe that lie on the Hub and are named without a commit."""
+    names = [section.name for section in (recipe.model, recipe.finetune.teacher) if section is not None]
+    return [name for name in names if is_hub_name(name) and not hub_name(name).is_pinned]
+
+
+def _branch(name: str) -> str | None:
+    """What the cache is to remember a commit under."""
+    parsed: HubName = hub_name(name)
+    return None if parsed.is_pinned else parsed.revision or "main"
+
+
+@contextmanager
+def named(name: str | Path, folder: Path) -> Iterator[None]:
+    """Let errors speak of a model on the Hub by its name instead of its place in the cache."""
+    try:
+        yield
+    except SlimvitError as error:
+        if is_hub_name(name):
+            raise type(error)(str(error).replace(str(folder), str(name))) from None
+        raise
