@@ -14,7 +14,7 @@ from pathlib import Path
 
 from slimvit.disk import check_parent, disk_errors
 from slimvit.errors import StoreError
-from slimvit.progress import say
+from slimvit.progress import is_main, say
 
 try:
     import fcntl
@@ -72,7 +72,7 @@ def claimed(target: Path) -> Iterator[None]:
 
 def mend(target: Path) -> None:
     """Put right what a killed process left of ``target``, before it is read by a command that will write to it."""
-    if leftovers(target):
+    if is_main() and leftovers(target):
         with claimed(target):
             pass
 

@@ -15,9 +15,9 @@ from typing import Any
 from slimvit import rundir
 from slimvit.claim import claimed
 from slimvit.crew import Crew, Here, Processes, Ray, Task
-from slimvit.disk import disk_error
+from slimvit.disk import disk_errors, write_whole
 from slimvit.errors import StoreError
-from slimvit.folders import UNFINISHED, check_free, entries, new_folder
+from slimvit.folders import UNFINISHED, aside, check_free, entries, new_folder, remove
 from slimvit.gathering import gather
 from slimvit.grid import Point, Sweep
 from slimvit.options import Options
@@ -26,7 +26,7 @@ from slimvit.recipe import Recipe
 from slimvit.report import written
 from slimvit.report.comparison import Comparison, compare_runs
 from slimvit.report.record import Report
-from slimvit.shelf import keys_of
+from slimvit.shelf import NEW, keys_of
 from slimvit.sweepdir import SWEEP, Contents, Entry, is_sweep, point_folder, write_contents
 from slimvit.train.checkpoint import Interrupted
 from slimvit.unfinished import recipe_in
@@ -59,13 +59,14 @@ def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jo
         with _interrupted_by_sigterm():
             _carry_out(tasks, crew, errors, len(points))
     except (KeyboardInterrupt, Interrupted):
-        if isinstance(crew, Processes):
-            crew.stop()
         raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
     finally:
+        if isinstance(crew, Processes):
+            crew.stop()
         entries = [e.model_copy(update={"error": errors.get(e.id)}) for e in contents.points]
         contents = Contents(points=entries, claims=contents.claims)
-        write_contents(out, contents)
+        with disk_errors(out):
+            write_contents(out, contents)
     return contents
 
 
@@ -112,23 +113,23 @@ def report_on(out: Path, contents: Contents) -> Comparison | None:
 
 def begin_anew(out: Path) -> None:
     """Remove an earlier sweep."""
-    check_free(out, force=True)
-    with claimed(out):
-        shutil.rmtree(out, ignore_errors=True)
+    remove(out)
 
 
 def _prepare(file: Sweep, points: Sequence[Point], out: Path) -> Contents:
     """The folder of the sweep, with what it is to hold."""
+    contents = Contents(points=[Entry(id=p.id, name=p.name) for p in points], claims=file.claims)
     if not is_sweep(out):
         check_free(out, force=False)
-    contents = Contents(points=[Entry(id=p.id, name=p.name) for p in points], claims=file.claims)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(out / FAILED, ignore_errors=True)  # they get another chance
-        (out / SWEEP).write_text(file.to_yaml())
+        with aside(out) as folder:
+            (folder / SWEEP).write_text(file.to_yaml())
+            write_contents(folder, contents)
+        return contents
+    with disk_errors(out):
+        write_whole(out / SWEEP, file.to_yaml())
         write_contents(out, contents)
-    except OSError as error:
-        raise disk_error(out, error) from None
+        for left in (out / FAILED, *(out / SHELF).glob(f"{NEW}*")):  # the failed get another chance
+            shutil.rmtree(left, ignore_errors=True)
     return contents
 
 

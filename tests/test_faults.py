@@ -81,4 +81,4 @@ def test_two_renames_where_the_system_cannot_exchange(tmp_path, monkeypatch):
 
 def test_inspect_says_that_a_run_is_unfinished(slimvit_, tmp_path):
     (tmp_path / "run" / "unfinished").mkdir(parents=True)
-    assert f"go on with slimvit run {tmp_path / 'run'} --resume" in slimvit_("inspect", tmp_path / "run", code=1).stderr
+    assert f"go on with: slimvit run {tmp_path / 'run'} --resume" in slimvit_("inspect", tmp_path / "run").stdout

@@ -28,7 +28,7 @@ LAYERS = (
     {"creation", "feature_maps"},
     {"sources", "runstate", "planning"},
     {"catalogue", "checks", "prediction", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
-    {"unfinished", "contenders", "gathering"},
+    {"unfinished", "contenders", "gathering", "standing"},
     {"learning", "verdict"},
     {"pipeline"},
     {"evaluation", "exporting", "crew", "benching"},
@@ -50,6 +50,7 @@ WITHOUT_TORCH = (
     "slimvit.grid",
     "slimvit.report.record",
     "slimvit.gathering",
+    "slimvit.standing",
     "slimvit.report.comparison",
 )
 """Imported by help, completion and the tools that only read files."""
