@@ -72,7 +72,7 @@ def claimed(target: Path) -> Iterator[None]:
 
 def mend(target: Path) -> None:
     """Put right what a killed process left of ``target``, before it is read by a command that will write to it."""
-    if is_main() and leftovers(target):
+    if is_main() and leftovers(target) and writer(target) is None:
         with claimed(target):
             pass
 
@@ -97,9 +97,10 @@ def writer(target: Path) -> str | None:
 
 
 def leftovers(target: Path) -> list[Path]:
-    """What was written aside of ``target``, and of the state of its training, and has not taken its place."""
+    """The lock of ``target``, and what was written aside of it or of the state of its training."""
     place = target.absolute()
-    return [left for part in (place, place / UNFINISHED) for left in _aside_of(part)]
+    lock = _lock_of(place)
+    return [left for part in (place, place / UNFINISHED) for left in _aside_of(part)] + [lock] * lock.exists()
 
 
 def _forget() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from slimvit import rundir
-from slimvit.claim import claimed
+from slimvit.claim import claimed, mend
 from slimvit.crew import Crew, Here, Processes, Ray, Task
 from slimvit.disk import disk_errors, write_whole
 from slimvit.errors import StoreError
@@ -49,6 +49,8 @@ def sweep(
 
 
 def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jobs: int, engine: str) -> Contents:
+    for point in points:
+        mend(point_folder(out, point.id))
     waiting = [p for p in points if not is_finished(out, p)]
     contents = _prepare(file, points, out)
     say(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
