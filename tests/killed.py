@@ -166,7 +166,7 @@ def content():
         name = path.relative_to(ROOT).as_posix()
         timed = path.suffix in (".md", ".csv") or name.startswith("run/report/")
         found[name] = b"" if timed else seconds.sub(b"", path.read_bytes())
-        if path.suffix == ".pt2" and found[name] != b"old":
+        if path == OUT.with_suffix(".pt2") and found[name] != b"old":
             found[name] = repr(type(torch.export.load(path))).encode()
     return found
 
@@ -182,7 +182,7 @@ def inspected():
 def looked_at(what, old, new, where):
     """What a stopped process left: as before, or whole, or a run or sweep that can go on; and inspect says which."""
     stands, names = inspected(), {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
-    now = {name: text for name, text in content().items() if not name.startswith(".")}
+    now = {name: text for name, text in content().items() if not name.startswith(".") and "/." not in name}
     if what == "torch-export":
         assert now in (old, new), where
     elif stands is None:
