@@ -17,6 +17,7 @@ from slimvit.claim import ASIDE, OLD, claimed
 from slimvit.commands.run import _follow_stdin
 from slimvit.errors import StoreError
 from slimvit.folders import new_folder
+from slimvit.grid import Sweep, points_of
 from slimvit.options import Options
 from slimvit.recipe import Recipe
 from slimvit.sweepdir import Contents, Entry, write_contents
@@ -368,6 +369,31 @@ def test_a_run_of_a_sweep_that_is_gone_saves_and_ends(tmp_path, monkeypatch):
         pipeline.run(recipe, Options(out=tmp_path / "run", device="cpu"))
     assert (tmp_path / "run" / "unfinished" / "last.pt").is_file()
     sys.stdin.close()
+
+
+@STRESS
+def test_the_runs_of_a_killed_sweep_save_and_end(slimvit_, tmp_path):
+    data = {"name": "digits", "train_images": 64, "batch_size": 8}
+    base = {"model": {"name": "vit_digits"}, "data": data, "finetune": {"epochs": 500, "distill": False}}
+    (tmp_path / "s.yaml").write_text(json.dumps({"base": base, "grid": {"data.eval_images": [15, 16]}}))
+    out = tmp_path / "sweep"
+    words = ["sweep", str(tmp_path / "s.yaml"), "--device", "cpu", "--jobs", "2", "--out", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "slimvit", *words], stderr=subprocess.DEVNULL)
+    points = [out / "points" / point.id for point in points_of(Sweep.read(tmp_path / "s.yaml"))]
+    while not all((point / "unfinished" / "history.csv").is_file() for point in points):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    while any(claim.writer(point) for point in points):
+        time.sleep(0.1)
+    for point in points:
+        told = (out / "failed" / f"{point.name}.txt").read_text()
+        assert told.splitlines()[-1].endswith(
+            f"the state is saved. Go on with: slimvit run {point} --resume --device cpu"
+        )
+        assert (point / "unfinished" / "last.pt").is_file()
+    assert f"{out}: a sweep with 0 of 2 points done" in slimvit_("inspect", out).stdout
 
 
 def test_stopping_a_crew_ends_its_runs(tmp_path, monkeypatch):
