@@ -18,6 +18,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import click
 import timm
 import torch
 import yaml
@@ -114,7 +115,8 @@ def write(what, words=None):
     if what == "save" and words is None:
         slimvit.save(NEW, OUT, force=True)
     else:
-        main((words or COMMANDS[what]).split(), standalone_mode=False)
+        return main((words or COMMANDS[what]).split(), standalone_mode=False)
+    return 0
 
 
 def child(what, last):
@@ -131,8 +133,9 @@ def child(what, last):
     code, line = 0, ""
     POINTS.last, POINTS.seen, POINTS.counts = last, 0, True
     try:
-        write(what)
-    except slimvit.SlimvitError as error:
+        code = write(what) or 0
+        line = "points failed" * code
+    except (click.ClickException, slimvit.SlimvitError) as error:
         code, line = 1, str(error)
     except BaseException as error:
         code, line = (1 if HOW == "SIGINT" else 2), f"{type(error).__name__}: {error}"

@@ -209,7 +209,7 @@ def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(tmp_path, how, jobs, 
     time.sleep(random.Random(time.time()).uniform(0, 4))
     process.send_signal(how)
     said = process.communicate()[1]
-    while any(writer(point) for point in (out / "points").iterdir()):  # its runs save and end
+    while any(writer(out / "points" / point["name"]) for point in points):  # its runs save and end
         time.sleep(0.02)
     assert process.returncode in (-how, 0, 130) and (process.returncode != 130 or "goes on with the rest" in said)
     slimvit_(*words, "--out", out)
