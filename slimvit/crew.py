@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import signal
@@ -18,20 +17,12 @@ from typing import Protocol
 
 import torch
 
+from slimvit.disk import disk_errors
 from slimvit.errors import SlimvitError
 from slimvit.options import Options
 from slimvit.pipeline import run
 from slimvit.recipe import Recipe
 from slimvit.train.checkpoint import Interrupted
-
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """In a child: should its sweep be killed, it is asked to save its state and end."""
-    assert LIBC is not None
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -56,8 +47,9 @@ def carry_out(task: Task) -> str | None:
     except Interrupted:
         raise
     except Exception as error:
-        task.story.parent.mkdir(parents=True, exist_ok=True)
-        task.story.write_text(traceback.format_exc())
+        with disk_errors(task.story):
+            task.story.parent.mkdir(parents=True, exist_ok=True)
+            task.story.write_text(traceback.format_exc())
         return str(error) if isinstance(error, SlimvitError) else f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -81,36 +73,32 @@ class Processes:
         count = torch.cuda.device_count()
         for i in range(jobs if count else 0):
             self.gpus.put(i % count)
-        self.running: set[subprocess.Popen[str]] = set()
-        self.stopped = False
+        self.leash, self.held = os.pipe()
+        """What the runs read on their standard input ends when this process lets go of the other end, or is killed."""
 
     def submit(self, task: Task) -> Future[str | None]:
         return self.pool.submit(self._carry_out, task)
 
     def stop(self) -> None:
         """Ask every run to save its state and end; they do not hear the terminal's Ctrl-C themselves."""
-        self.stopped = True
-        for process in list(self.running):
-            process.send_signal(signal.SIGTERM)
+        os.close(self.held)
         self.pool.shutdown(cancel_futures=True)
+        os.close(self.leash)
 
     def _carry_out(self, task: Task) -> str | None:
-        task.story.parent.mkdir(parents=True, exist_ok=True)
         recipe = task.story.with_suffix(".yaml")
-        recipe.write_text(task.recipe.to_yaml())
-        with self._gpu() as environment, task.story.open("w") as story:
-            process = subprocess.Popen(
-                _command(task, recipe), stdout=subprocess.DEVNULL, stderr=story, text=True, env=environment,
-                start_new_session=True, preexec_fn=_end_with_parent if LIBC is not None else None,
-            )  # fmt: skip
-            self.running.add(process)
-            code = process.wait()
-            self.running.discard(process)
-        recipe.unlink()
-        if code == 0:
-            task.story.unlink()
-            return None
-        return _why(code, task.story)
+        with disk_errors(task.story):
+            task.story.parent.mkdir(parents=True, exist_ok=True)
+            recipe.write_text(task.recipe.to_yaml())
+            with self._gpu() as environment, task.story.open("w") as story:
+                code = subprocess.run(
+                    _command(task, recipe), stdin=self.leash, stdout=subprocess.DEVNULL, stderr=story,
+                    env=environment, start_new_session=True,
+                ).returncode  # fmt: skip
+            recipe.unlink()
+            if code == 0:
+                task.story.unlink()
+        return None if code == 0 else _why(code, task.story)
 
     @contextmanager
     def _gpu(self) -> Iterator[dict[str, str]]:
@@ -129,6 +117,7 @@ class Processes:
 def _command(task: Task, recipe: Path) -> list[str]:
     options = task.options
     found = [sys.executable, "-m", "slimvit", "run", str(recipe), "--out", str(options.out), *options.flags()]
+    found += ["--ends-with-stdin"]
     found += ["--resume"] if options.resume else []
     return found + (["--shelf", str(options.shelf)] if options.shelf else [])
 

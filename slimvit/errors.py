@@ -36,6 +36,14 @@ class StoreError(SlimvitError):
     """A run folder that is incomplete, damaged, or in the way."""
 
 
+class DiskError(StoreError):
+    """A disk that is full, read-only or failing."""
+
+
+class WorkerError(SlimvitError):
+    """A process that loads images is gone."""
+
+
 def nearest(word: str, known: Iterable[str], how_many: int = 3) -> str:
     """`` (did you mean a, b?)`` for the known words closest to ``word``, or nothing when none is close."""
     close = closest(word, known, how_many)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from slimvit.options import Options
-from slimvit.pipeline import measure, start
+from slimvit.pipeline import begun, measure
 from slimvit.recipe import Recipe
 
 
 def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Accuracy, size and cost of a recipe's model on its data; None where nothing was measured."""
-    now = start(recipe, options)
-    measure(now, "original", now.model)
+    with begun(recipe, options) as now:
+        measure(now, "original", now.model)
     stage = now.stages[0].model_dump()
     beside = ("stage", "seconds", "agreement", "feature_error", "feature_cosine", "latency_ms", "throughput")
     for name in (*beside, "macs_by_part"):  # what compares with another model, and what `slimvit inspect` shows

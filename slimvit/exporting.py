@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from slimvit.checks import check_out
+from slimvit.claim import claimed
 from slimvit.errors import ModelError
 from slimvit.export.formats import FORMATS, Format
 from slimvit.export.parcel import Parcel, parcel_of
@@ -20,7 +21,7 @@ from slimvit.export.parity import BOUNDS, Parity, parity
 from slimvit.folders import EXPORT, check_free_file, new_file, new_folder
 from slimvit.options import Options
 from slimvit.origin import saved_folder
-from slimvit.pipeline import start
+from slimvit.pipeline import begun
 from slimvit.recipe import Recipe
 from slimvit.runstate import Run
 
@@ -48,17 +49,18 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
     """
     form = FORMATS[options.format]
     form.check_packages()
-    _check_place(recipe, options, form)
-    now = start(recipe, Options(device="cpu", workers=options.workers))
-    parcel = _parcel(now, options)
-    form.check(parcel)
-    images = torch.cat([batch for batch, _ in now.in_order(now.data.val)])
-    with _place(options, form) as partial:
-        form.write(parcel, partial)
-        found = _checked(parcel, form.load(partial), images, options.out)
-        figures = _figures(now, options, parcel, partial, found)
-        if not form.suffix:
-            (partial / EXPORT).write_text(json.dumps(parcel.label | {"checked": figures}, indent=1) + "\n")
+    with claimed(options.out):
+        _check_place(recipe, options, form)
+        with begun(recipe, Options(device="cpu", workers=options.workers)) as now:
+            parcel = _parcel(now, options)
+            form.check(parcel)
+            images = torch.cat([batch for batch, _ in now.in_order(now.data.val)])
+        with _place(options, form) as partial:
+            form.write(parcel, partial)
+            found = _checked(parcel, form.load(partial), images, options.out)
+            figures = _figures(now, options, parcel, partial, found)
+            if not form.suffix:
+                (partial / EXPORT).write_text(json.dumps(parcel.label | {"checked": figures}, indent=1) + "\n")
     return figures
 
 

@@ -8,18 +8,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from slimvit.claim import ASIDE, OLD, claimed
-from slimvit.disk import disk_error, exchange, settle
+from slimvit.claim import ASIDE, OLD, UNFINISHED, claimed
+from slimvit.disk import check_parent, disk_errors, exchange, settle
 from slimvit.errors import StoreError
 
-UNFINISHED = "unfinished"
-"""Subfolder of a run folder in which a training under way keeps what it needs to go on."""
-UNFINISHED_PARTIAL = f".{UNFINISHED}.partial"
-"""The same while it is being written: all that a process leaves that was killed just then."""
 LOGS = "logs"
 """Subfolder of either, with what --log-with wrote."""
 EXPORT = "export.json"
@@ -49,7 +45,7 @@ def check_free(target: Path, force: bool) -> None:
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
         if not found & MARKERS and found != DRY_RUN:
             raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")
-    _check_parent(target)
+    check_parent(target)
 
 
 def check_free_file(target: Path, suffix: str, force: bool) -> None:
@@ -60,58 +56,63 @@ def check_free_file(target: Path, suffix: str, force: bool) -> None:
         raise StoreError(f"{target}: is a folder; name a file for --out")
     if target.exists() and not force:
         raise StoreError(f"{target}: exists; name another file, or add --force to replace it")
-    _check_parent(target)
-
-
-def _check_parent(target: Path) -> None:
-    parent = next(p for p in target.absolute().parents if p.exists())
-    if not parent.is_dir():
-        raise StoreError(f"{target}: {parent} is a file; name another folder for --out")
-    if not os.access(parent, os.W_OK):
-        raise StoreError(f"{target}: {parent} is not writable; name another folder for --out")
+    check_parent(target)
 
 
 def entries(folder: Path) -> set[str]:
     """What a folder holds, by name; nothing where there is none, or where a killed process left only a beginning."""
-    return {entry.name for entry in folder.iterdir()} - {UNFINISHED_PARTIAL} if folder.is_dir() else set()
+    found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in found if not name.startswith(f".{UNFINISHED}.{ASIDE}")}
 
 
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
-    check_free(target, force)
-    try:
-        with claimed(target):
-            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.{ASIDE}", dir=target.parent))
-            try:
-                yield partial
-                partial.chmod(0o755)
-                settle(partial)
-                _replace(partial, target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise disk_error(target, error) from None
+    with claimed(target):
+        check_free(target, force)
+        with aside(target) as partial:
+            yield partial
+
+
+@contextmanager
+def aside(target: Path) -> Iterator[Path]:
+    """:func:`new_folder` for the holder of a claim, on ``target`` or on the run folder that it is the state of."""
+    with disk_errors(target):
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.{ASIDE}", dir=target.parent))
+        try:
+            yield partial
+            partial.chmod(0o755)
+            settle(partial)
+            _replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """A temporary file beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+    with claimed(target), disk_errors(target):
+        prefix = f".{target.name}.{ASIDE}"
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)
         os.close(descriptor)
-    except OSError as error:
-        raise disk_error(target, error) from None
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(target)
-    except OSError as error:
-        raise disk_error(target, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
+        partial = Path(name)
+        try:
+            yield partial
+            partial.chmod(0o644)
+            settle(partial)
+            partial.replace(target)
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
+
+def remove(target: Path) -> None:
+    """A folder of ours is gone in one step, whatever ends the process."""
+    check_free(target, force=True)
+    with claimed(target), disk_errors(target):
+        if target.exists():
+            doomed = target.rename(target.with_name(f".{target.name}.{ASIDE}{os.getpid()}"))
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _replace(partial: Path, target: Path) -> None:

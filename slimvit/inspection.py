@@ -7,6 +7,7 @@ from typing import Any
 
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import open_data
+from slimvit.data.workers import worker_deaths
 from slimvit.dense.insert import dense_mix, mixes_in
 from slimvit.measure.macs import count_macs, count_params, params_by_part
 from slimvit.models.costs import PARTS, head_macs, head_params, neuron_macs
@@ -39,7 +40,8 @@ def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
     images = draw(open_data(recipe.data, recipe.seed).train, recipe.prune.calibration_images, recipe.seed)
     loader = eval_loader(images, preprocessing_of(model), recipe.data.batch_size, options.workers)
     parts = PARTS if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
-    scores = score_parts(model, loader, CRITERION, recipe.seed, parts)
+    with worker_deaths(options.workers):
+        scores = score_parts(model, loader, CRITERION, recipe.seed, parts)
     found = describe(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
     for i, (block, alone) in enumerate(zip(found["blocks"], scores.table(), strict=True)):
         block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PARTS}

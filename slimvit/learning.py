@@ -87,7 +87,7 @@ def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None,
         say(epoch_line(name, row, section.epochs, first=len(rows) == 1))
         now.engine.log(row, row["epoch"])
         if states is not None and now.engine.is_main:
-            rundir.write_history(now.histories | {name: rows}, states.folder / "history.csv")
+            states.put("history.csv", lambda path: rundir.write_history(now.histories | {name: rows}, path))
 
     _train(now, name, section, teacher, lr, after_epoch=after_epoch, checkpoints=states)
     now.engine.end_log()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from slimvit import rundir, shelf, unfinished
 from slimvit.checks import check_classes, check_dense, check_out, check_readable, check_teacher, check_training
 from slimvit.claim import claimed
 from slimvit.data.sources import open_data
+from slimvit.data.workers import worker_deaths
 from slimvit.dense.insert import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
 from slimvit.engine import open_engine
 from slimvit.errors import ModelError, RecipeError
@@ -22,7 +24,7 @@ from slimvit.options import Options
 from slimvit.origin import pinned
 from slimvit.plan import SlimPlan
 from slimvit.planning import agree_on_prices, check_budget, decide, goal_of, read_plan, scored_parts
-from slimvit.progress import say
+from slimvit.progress import is_main, say
 from slimvit.promise import check_promise
 from slimvit.prune.criteria import Scores, score_parts
 from slimvit.prune.refit import refit
@@ -42,8 +44,7 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
     """Carry out a recipe; the run folder, if one is asked for, appears complete or not at all."""
     if not (recipe.changes_the_model or recipe.finetune.epochs or recipe.adapt.epochs):
         raise RecipeError(f"nothing to do: give {A_BUDGET}, or --dense, or epochs to train")
-    now = start(recipe, options)
-    with claimed(options.out) if options.out is not None and now.engine.is_main else nullcontext():
+    with begun(recipe, options) as now:
         if now.interrupted != "finetune":
             slim(now)
         if recipe.finetune.epochs:
@@ -51,7 +52,7 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> Run:
         check_promise(now)
         if options.out is not None and now.engine.is_main:
             rundir.write(now, options.out, options.force)
-    now.engine.wait()
+        now.engine.wait()
     return now
 
 
@@ -75,12 +76,22 @@ def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[Run, SlimPlan]
     """Everything up to the plan; nothing is cut. With ``options.out`` the plan is written there."""
     if not recipe.prune.wanted:
         raise RecipeError(f"a dry run needs a budget: give {A_BUDGET}")
-    now = start(recipe, options)
-    adapt(now)
-    plan = make_plan(now)
-    if options.out is not None:
-        rundir.write_plan(plan, options.out, options.force)
+    with begun(recipe, options) as now:
+        adapt(now)
+        plan = make_plan(now)
+        if options.out is not None:
+            rundir.write_plan(plan, options.out, options.force)
     return now, plan
+
+
+@contextmanager
+def begun(recipe: Recipe, options: Options) -> Iterator[Run]:
+    """:func:`start`, as the only one that writes to the run folder; what the machine does to the run meanwhile (a full
+    disk, a dead process) is told in one line."""
+    with claimed(options.out) if options.out is not None and is_main() else nullcontext():
+        now = start(recipe, options)
+        with unfinished.going_on(now), worker_deaths(options.workers):
+            yield now
 
 
 def start(recipe: Recipe, options: Options) -> Run:

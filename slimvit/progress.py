@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
     """Yield ``items`` under a progress bar titled ``what``; the bar vanishes when the loop ends."""
-    if not (sys.stderr.isatty() and _is_main()):
+    if not (sys.stderr.isatty() and is_main()):
         yield from items
         return
     from rich.console import Console
@@ -23,7 +23,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
 
 def say(text: str) -> None:
     """One line of narration on stderr (stdout belongs to the result), from the main process alone."""
-    if _is_main():
+    if is_main():
         print(text, file=sys.stderr, flush=True)
 
 
@@ -40,6 +40,6 @@ def epoch_line(what: str, row: dict[str, Any], epochs: int, first: bool) -> str:
     return f"{head}\n{line}" if first else line
 
 
-def _is_main() -> bool:
+def is_main() -> bool:
     """Launchers of several processes number them in RANK."""
     return os.environ.get("RANK", "0") == "0"

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from slimvit import store
+from slimvit.disk import disk_errors
 from slimvit.folders import fingerprint
 from slimvit.measure.accuracy import Outputs
 from slimvit.models.family import plan_of
@@ -26,6 +27,8 @@ from slimvit.runstate import Run
 from slimvit.sources import random_weights
 
 HISTORY = "history.json"
+NEW = ".new-"
+"""How the names of folders begin in which entries are written."""
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:
@@ -104,11 +107,12 @@ def _place(now: Run, what: str, suffix: str) -> Path | None:
 def _put(now: Run, place: Path | None, write: Callable[[Path], Any]) -> None:
     if place is None or not now.engine.is_main:
         return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
-    try:
-        write(aside / place.name)
-        if not place.exists():  # another run may have been faster
-            os.replace(aside / place.name, place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors(place), store.disk_errors():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=NEW, dir=place.parent))
+        try:
+            write(aside / place.name)
+            if not place.exists():  # another run may have been faster
+                os.replace(aside / place.name, place)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slimvit.disk import write_whole
 from slimvit.errors import StoreError
 from slimvit.grid import Claim
 from slimvit.reading import Unreadable, read_json
@@ -66,6 +67,4 @@ def read_contents(folder: Path) -> Contents:
 
 
 def write_contents(folder: Path, contents: Contents) -> None:
-    partial = folder / f".{CONTENTS}.partial"
-    partial.write_text(json.dumps(contents.model_dump(mode="json"), indent=1) + "\n")
-    partial.replace(folder / CONTENTS)
+    write_whole(folder / CONTENTS, json.dumps(contents.model_dump(mode="json"), indent=1) + "\n")

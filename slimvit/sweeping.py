@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from slimvit import rundir
-from slimvit.claim import claimed
+from slimvit.claim import claimed, mend
 from slimvit.crew import Crew, Here, Processes, Ray, Task
-from slimvit.disk import disk_error
+from slimvit.disk import disk_errors, write_whole
 from slimvit.errors import StoreError
-from slimvit.folders import UNFINISHED, check_free, entries, new_folder
+from slimvit.folders import UNFINISHED, aside, check_free, entries, new_folder, remove
 from slimvit.gathering import gather
 from slimvit.grid import Point, Sweep
 from slimvit.options import Options
@@ -27,7 +27,7 @@ from slimvit.recipe import Recipe
 from slimvit.report import written
 from slimvit.report.comparison import Comparison, compare_runs
 from slimvit.report.record import Report
-from slimvit.shelf import keys_of
+from slimvit.shelf import NEW, keys_of
 from slimvit.sweepdir import SWEEP, Contents, Entry, is_sweep, point_folder, read_contents, write_contents
 from slimvit.train.checkpoint import Interrupted
 from slimvit.unfinished import recipe_in
@@ -50,6 +50,8 @@ def sweep(
 
 
 def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jobs: int, engine: str) -> Contents:
+    for point in points:
+        mend(point_folder(out, point.id))
     points, commits = _pinned(points, out)
     waiting = [p for p in points if not is_finished(out, p)]
     contents = _prepare(file, points, out, commits)
@@ -61,13 +63,14 @@ def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jo
         with _interrupted_by_sigterm():
             _carry_out(tasks, crew, errors, len(points))
     except (KeyboardInterrupt, Interrupted):
-        if isinstance(crew, Processes):
-            crew.stop()
         raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
     finally:
+        if isinstance(crew, Processes):
+            crew.stop()
         entries = [e.model_copy(update={"error": errors.get(e.id)}) for e in contents.points]
         contents = contents.model_copy(update={"points": entries})
-        write_contents(out, contents)
+        with disk_errors(out):
+            write_contents(out, contents)
     return contents
 
 
@@ -114,9 +117,7 @@ def report_on(out: Path, contents: Contents) -> Comparison | None:
 
 def begin_anew(out: Path) -> None:
     """Remove an earlier sweep."""
-    check_free(out, force=True)
-    with claimed(out):
-        shutil.rmtree(out, ignore_errors=True)
+    remove(out)
 
 
 def _pinned(points: Sequence[Point], out: Path) -> tuple[list[Point], dict[str, str]]:
@@ -132,17 +133,19 @@ def _pinned(points: Sequence[Point], out: Path) -> tuple[list[Point], dict[str, 
 
 def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str, str]) -> Contents:
     """The folder of the sweep, with what it is to hold."""
-    if not is_sweep(out):
-        check_free(out, force=False)
     entries = [Entry(id=p.id, name=p.name) for p in points]
     contents = Contents(points=entries, claims=file.claims, commits=commits)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(out / FAILED, ignore_errors=True)  # they get another chance
-        (out / SWEEP).write_text(file.to_yaml())
+    if not is_sweep(out):
+        check_free(out, force=False)
+        with aside(out) as folder:
+            (folder / SWEEP).write_text(file.to_yaml())
+            write_contents(folder, contents)
+        return contents
+    with disk_errors(out):
+        write_whole(out / SWEEP, file.to_yaml())
         write_contents(out, contents)
-    except OSError as error:
-        raise disk_error(out, error) from None
+        for left in (out / FAILED, *(out / SHELF).glob(f"{NEW}*")):  # the failed get another chance
+            shutil.rmtree(left, ignore_errors=True)
     return contents
 
 

@@ -7,15 +7,16 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from slimvit import store
-from slimvit.disk import disk_error
-from slimvit.errors import StoreError
-from slimvit.folders import LOGS, UNFINISHED, UNFINISHED_PARTIAL
+from slimvit.disk import disk_errors
+from slimvit.errors import DiskError, StoreError, WorkerError
+from slimvit.folders import LOGS, UNFINISHED, aside
 from slimvit.models.family import TimmModule
 from slimvit.reading import Unreadable, read_json
 from slimvit.recipe import Recipe
@@ -53,17 +54,32 @@ def checkpoints(now: Run, training: str) -> Checkpoints | None:
     if out is None:
         return None
     if now.interrupted != training and now.engine.is_main:
-        with _disk(out):
-            _write(now, training, out)
+        with disk_errors(out), aside(_made(out) / UNFINISHED) as folder:
+            _write(now, training, folder)
     now.engine.wait()
     now.interrupted = None
     return Checkpoints(out / UNFINISHED, command(now), now.options.save_minutes, now.engine.is_main)
 
 
-def command(now: Run) -> str:
-    """The command that goes on with this run."""
+def command(now: Run, workers: int | None = None) -> str:
+    """The command that goes on with this run, perhaps with other ``workers``."""
     program = "accelerate launch -m slimvit" if now.engine.processes > 1 else "slimvit"
-    return f"{program} {shlex.join(['run', str(now.options.out), '--resume', *now.options.flags()])}"
+    options = now.options if workers is None else replace(now.options, workers=workers)
+    return f"{program} {shlex.join(['run', str(options.out), '--resume', *options.flags()])}"
+
+
+@contextmanager
+def going_on(now: Run) -> Iterator[None]:
+    """What the machine does to a run whose training has begun is told with the command that goes on with it."""
+    try:
+        yield
+    except (DiskError, WorkerError) as error:
+        begun = now.options.out is not None and recipe_in(now.options.out) is not None
+        if not begun or command(now) in str(error):
+            raise
+        workers = now.options.workers // 2 if isinstance(error, WorkerError) else None
+        told = f"The training's state is kept; then go on with: {command(now, workers)}"
+        raise type(error)(f"{error}. {told}") from None
 
 
 def recipe_in(folder: str | Path) -> Path | None:
@@ -94,22 +110,23 @@ def restore(now: Run) -> None:
     now.interrupted = found.training
 
 
-def _write(now: Run, training: str, out: Path) -> None:
+def _made(out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
-    partial = out / UNFINISHED_PARTIAL
-    shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write(now: Run, training: str, folder: Path) -> None:
     models = {MODEL: now.model} | ({} if now.original is now.model else {ORIGINAL: now.original})
     for name, model in models.items():
-        (partial / name).mkdir(parents=True)
-        store.write_model(model, partial / name, now.data.class_names)
-    (partial / RECIPE).write_text(now.recipe.to_yaml())
+        (folder / name).mkdir()
+        store.write_model(model, folder / name, now.data.class_names)
+    (folder / RECIPE).write_text(now.recipe.to_yaml())
     found = Progress(training=training, **{name: getattr(now, name) for name in CARRIED})
-    (partial / PROGRESS).write_text(json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
-    logs = out / UNFINISHED / LOGS
+    (folder / PROGRESS).write_text(json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
+    assert now.options.out is not None
+    logs = now.options.out / UNFINISHED / LOGS
     if logs.is_dir():  # of the training before this one
-        shutil.copytree(logs, partial / LOGS)
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    partial.rename(out / UNFINISHED)
+        shutil.copytree(logs, folder / LOGS)
 
 
 def _loaded(folder: Path, now: Run) -> TimmModule:
@@ -141,11 +158,3 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-@contextmanager
-def _disk(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise disk_error(out, error) from None

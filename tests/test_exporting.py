@@ -229,7 +229,7 @@ def test_agreement_counts_every_image_once() -> None:
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporting, "start", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(exporting, "begun", lambda *_: pytest.fail("it began"))
 
 
 @pytest.mark.usefixtures("never")

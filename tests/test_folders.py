@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from slimvit.claim import ASIDE, UNFINISHED
 from slimvit.errors import StoreError
-from slimvit.folders import MARKERS, UNFINISHED_PARTIAL, check_free, check_free_file, new_file, new_folder
+from slimvit.folders import MARKERS, check_free, check_free_file, new_file, new_folder
 
 
 def refused(text):
@@ -42,7 +43,7 @@ def test_an_empty_folder_is_free(tmp_path):
 
 
 def test_a_folder_with_a_killed_process_beginning_is_free(tmp_path):
-    (tmp_path / "run" / UNFINISHED_PARTIAL / "model").mkdir(parents=True)
+    (tmp_path / "run" / f".{UNFINISHED}.{ASIDE}x" / "model").mkdir(parents=True)
     write(tmp_path / "run")
     assert names(tmp_path) == ["run"] and names(tmp_path / "run") == ["slim.json"]
 

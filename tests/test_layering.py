@@ -30,7 +30,7 @@ LAYERS = (
     {"creation", "feature_maps"},
     {"sources", "runstate", "planning"},
     {"catalogue", "checks", "prediction", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
-    {"unfinished", "contenders", "gathering"},
+    {"unfinished", "contenders", "gathering", "standing"},
     {"learning", "verdict", "packing"},
     {"pipeline"},
     {"evaluation", "exporting", "crew", "benching", "publishing"},
@@ -53,6 +53,7 @@ WITHOUT_TORCH = (
     "slimvit.report.record",
     "slimvit.gathering",
     "slimvit.hub",
+    "slimvit.standing",
     "slimvit.report.comparison",
 )
 """Imported by help, completion and the tools that only read files."""

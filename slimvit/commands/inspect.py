@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -31,17 +32,30 @@ def command(model: str, as_json: bool, **given: Any) -> None:
     heads and neurons are scored on training images too (which needs the weights): how much the attention and the MLP
     of every block matter.
 
+    Of a folder that a command writes to or wrote to, the last line says how it stands: whole, unfinished (and how to
+    go on), being written (and by which process), a sweep of which so much is done, or only what a killed process left.
+
     \b
     Examples:
       slimvit inspect vit_digits
       slimvit inspect vit_digits --data digits
+      slimvit inspect runs/digits
     """
+    from slimvit.standing import has_model, standing
+
+    recipe = _recipe(model, given)
+    stands = standing(Path(model))
+    if stands is not None and not has_model(Path(model)):
+        click.echo(json.dumps({"folder": stands.to_json()}, indent=1) if as_json else f"{model}: {stands.told}")
+        return
     from slimvit.inspection import inspect_model, inspect_with_data
     from slimvit.report.blocks import inspection_text
 
-    recipe = _recipe(model, given)
     found = inspect_model(recipe.model) if given["data"] is None else inspect_with_data(recipe, shared.how(given))
-    click.echo(json.dumps(found, indent=1) if as_json else inspection_text(found))
+    if as_json:
+        click.echo(json.dumps({"folder": stands and stands.to_json()} | found, indent=1))
+        return
+    click.echo(inspection_text(found) + (f"\n\n{model}: {stands.told}" if stands else ""))
 
 
 def _recipe(model: str, given: dict[str, Any]) -> Recipe:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,9 @@ from slimvit.commands import shared
 @shared.how_options
 @shared.training_how
 @click.option("--shelf", type=click.Path(path_type=Path), hidden=True)
+@click.option("--ends-with-stdin", is_flag=True, hidden=True)
 @shared.out_options
-def command(recipe: str, **given: Any) -> None:
+def command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
     """Carry out RECIPE: a YAML file, or the name of a shipped one (`slimvit recipes list`).
 
     With --resume RECIPE may be the folder of an interrupted run, which then goes on.
@@ -29,6 +34,8 @@ def command(recipe: str, **given: Any) -> None:
     """
     from slimvit.recipe import Recipe
 
+    if ends_with_stdin:
+        threading.Thread(target=_follow_stdin, daemon=True).start()
     read = Recipe.read(_file(recipe, given))
     over = shared.sections(None, given)
     tree = read.model_dump(mode="json")
@@ -37,11 +44,21 @@ def command(recipe: str, **given: Any) -> None:
     shared.carry_out(Recipe.parse(tree, recipe), given)
 
 
+def _follow_stdin() -> None:
+    """Wait for the end of what the sweep holds that began this run; then save what there is and end, as if asked to."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
 def _file(recipe: str, given: dict[str, Any]) -> Path:
     """The recipe's file; with --resume, that of the run in the folder that was named."""
+    from slimvit.claim import mend
     from slimvit.shipped import recipe_path
 
     folder = Path(recipe)
+    if given["resume"]:
+        mend(folder)
     if not (given["resume"] and folder.is_dir()):
         return recipe_path(recipe)
     from slimvit.errors import StoreError

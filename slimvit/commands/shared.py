@@ -190,11 +190,14 @@ def carry_out(recipe: Recipe, given: dict[str, Any]) -> None:
     """Run a recipe and print its report on stdout."""
     if recipe.prune.target_latency is None:  # which is measured as another program will meet it
         keep_freed_memory()
+    from slimvit.claim import mend
     from slimvit.origin import pinned
     from slimvit.pipeline import run
     from slimvit.rundir import finished
 
     options, recipe = how(given), pinned(recipe)
+    if options.resume and options.out is not None:
+        mend(options.out)
     if options.resume and options.out is not None and (report := finished(options.out, recipe)) is not None:
         click.echo(f"{options.out}: this run is finished", err=True)
         show(report, given.get("as_json", False))

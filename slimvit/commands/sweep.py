@@ -63,15 +63,18 @@ def command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: Any) -> 
 
 
 def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given: dict[str, Any]) -> None:
+    from slimvit.claim import claimed
     from slimvit.commands.report import show
     from slimvit.sweeping import begin_anew, report_on, sweep
 
-    if given.pop("force"):
-        begin_anew(out)
-    del given["out"]
     keep_freed_memory()
-    contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
-    if (comparison := report_on(out, contents)) is not None:
+    with claimed(out):
+        if given.pop("force"):
+            begin_anew(out)
+        del given["out"]
+        contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
+        comparison = report_on(out, contents)
+    if comparison is not None:
         show(comparison, as_json=False)
         click.echo(f"\nreport: {out / 'report'} (tradeoff.html and more)")
     failed = [entry for entry in contents.points if entry.error]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 
 from slimvit.disk import disk_error
-from slimvit.errors import SlimvitError, StoreError
+from slimvit.errors import DiskError, SlimvitError, StoreError
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -72,21 +74,29 @@ class Checkpoints:
         return _read(self.folder / BEST)
 
     def _write(self, content: dict[str, Any], name: str) -> None:
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        self.put(name, write)
+
+    def put(self, name: str, write: Callable[[Path], None]) -> None:
+        """Replace a file beside the states by what ``write`` writes to the path that it is given."""
         if not self.writes:
             return
         partial = self.folder / f".{name}.partial"
         try:
-            with partial.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
+            write(partial)
             os.replace(partial, self.folder / name)
         except (OSError, RuntimeError) as error:
             reason = error.__context__ if isinstance(error, RuntimeError) else error
             if not isinstance(reason, OSError):  # torch, closing its file, buries the disk's own complaint
                 raise
-            partial.unlink(missing_ok=True)
-            raise StoreError(
+            with suppress(OSError):
+                partial.unlink()
+            raise DiskError(
                 f"{disk_error(self.folder / name, reason)}. The state before it is intact; then go on with: "
                 f"{self.go_on}"
             ) from None
