@@ -23,8 +23,6 @@ class Options:
     """Processes that load images; 0 loads them in the main process."""
     force: bool = False
     """Replace an earlier run folder."""
-    cache: bool = True
-    """Keep the calibration images' token streams in memory during the refit."""
     precision: str = "fp32"
     """What training multiplies in: `fp32`, or `bf16` with weights, sums and evaluation in fp32."""
     compile: bool = False

@@ -209,7 +209,7 @@ def _refitted(now: Run, model: nn.Module) -> nn.Module:
     section = now.recipe.refit
     if section.target == "none":
         return model
-    return refit(model, now.original, now.calibration(), section.target, section.ridge, cache=now.options.cache)
+    return refit(model, now.original, now.calibration(), section.target, section.ridge)
 
 
 def densify(now: Run, mix: str) -> None:

@@ -20,6 +20,7 @@ from slimvit.models.family import Branch, State, Step, steps
 from slimvit.models.modes import device_of, evaluating
 from slimvit.progress import track
 from slimvit.prune.observe import Batches
+from slimvit.prune.room import fits
 
 TARGETS = ("own", "teacher", "stream")
 TINY_SCALE = 1e-6
@@ -73,7 +74,7 @@ def refit(
     batches: Batches,
     target: str = "stream",
     ridge: float = 0.1,
-    cache: bool = True,
+    cache: bool | None = None,
 ) -> nn.Module:
     """A copy of the pruned ``model`` whose ``proj`` and ``fc2`` layers make up for what was cut.
 
@@ -85,7 +86,8 @@ def refit(
     - ``stream``: whatever brings the current stream back to the original's.
 
     ``cache`` keeps the token streams of all images (and one branch's features) in memory; without it memory does not
-    grow with the number of images, but time grows with the square of the depth.
+    grow with the number of images, but time grows with the square of the depth. None: as long as they take less than
+    half of the free memory.
     """
     if target not in TARGETS:
         raise PlanError(f"refit target {target!r} is not known; choose from {', '.join(TARGETS)}, none")
@@ -93,7 +95,7 @@ def refit(
     with evaluating(slim), evaluating(original):
         mine, theirs = steps(slim), steps(original)
         walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(mine, theirs, batches)
-        if cache:
+        if fits(theirs, batches, device_of(original)) if cache is None else cache:
             walk = _CachedWalk(mine, theirs, [x.to(device_of(original)) for x, _ in batches])
         for i in track(range(len(mine)), "refitting branches"):
             ours, uncut = mine[i], theirs[i]

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from slimvit.errors import PlanError
-from slimvit.models.family import plan_of
+from slimvit.models.family import plan_of, steps
+from slimvit.prune import refit as refit_module
+from slimvit.prune import room
 from slimvit.prune.refit import TARGETS, Moments, refit
+from slimvit.prune.room import bytes_per_image
 from slimvit.prune.surgery import prune_model
 
 SETTINGS = [{}, {"init_values": 0.1}]
@@ -101,6 +104,39 @@ def test_with_and_without_cache(target, vit, data):
     cached = refit(slim, model, data(model), target, cache=True).state_dict()
     recomputed = refit(slim, model, data(model), target, cache=False).state_dict()
     assert all(torch.allclose(cached[k], recomputed[k], rtol=1e-3, atol=1e-4) for k in cached)
+
+
+@pytest.mark.parametrize(("free", "kept"), [(10**6, False), (10**9, True), (None, True)])
+def test_the_cache_is_left_out_where_memory_is_short(free, kept, vit, data, monkeypatch, capsys):
+    model = vit(init_values=0.1)
+    slim, walks = cut(model, [[0, 2], [], [0, 1]]), []
+    real = refit_module._CachedWalk
+    monkeypatch.setattr(refit_module, "_CachedWalk", lambda *args: walks.append(1) or real(*args))
+    monkeypatch.setattr(room, "free_bytes", lambda _: free)
+    found = refit(slim, model, data(model)).state_dict()
+    assert bool(walks) is kept and ("calibration images" in capsys.readouterr().err) is not kept
+    wanted = refit(slim, model, data(model), cache=kept).state_dict()
+    assert all(torch.equal(found[k], wanted[k]) for k in wanted)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_what_the_cache_takes_is_known_before(family, vit, swin, data, monkeypatch):
+    """Against what the cache really holds of an image."""
+    model, held = {"vit": vit, "swin": swin}[family](), []
+    real = refit_module._CachedWalk.advance
+
+    def advance(walk, i):
+        tensors = [t for s in (*walk.now, *walk.goal) for t in (s.stream, *s.values)] + [
+            t for p in walk.seen for t in p
+        ]
+        held.append(sum(t.numel() * t.element_size() for t in tensors if t is not None))
+        real(walk, i)
+
+    monkeypatch.setattr(refit_module._CachedWalk, "advance", advance)
+    refit(model, model, data(model), cache=True)
+    images = sum(len(x) for x, _ in data(model))
+    assert bytes_per_image(steps(model), next(iter(data(model)))[0][:1]) == max(held) / images
+    assert (room.free_bytes(torch.device("cpu")) or 2**30) > 2**20
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -1,0 +1,62 @@
+"""Whether what the refit would keep of the calibration images fits into memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence, Sized
+from pathlib import Path
+
+import torch
+
+from slimvit.models.family import Branch, State, Step
+from slimvit.progress import say
+from slimvit.prune.observe import Batches
+
+MEMINFO = Path("/proc/meminfo")
+SHARE = 0.5
+"""Of the free memory, that may be taken."""
+
+
+def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) -> bool:
+    """Whether the streams of all ``batches`` in two networks and the features of one branch fit into the memory of
+    ``device``, of which half is left for all else; True where either is not known. That they do not is said."""
+    free = free_bytes(device)
+    if free is None or not isinstance(batches, Sized):
+        return True
+    first = next(iter(batches))[0]
+    images = len(first) * len(batches)
+    needed = images * bytes_per_image(walk, first[:1].to(device))
+    if needed <= SHARE * free:
+        return True
+    say(
+        f"refit: what it would keep of {images:,} images takes {needed / 2**30:,.1f} GiB, but {free / 2**30:,.1f} are "
+        "free; it is computed anew for every branch, which takes several times as long; fewer calibration images fit"
+    )
+    return False
+
+
+def bytes_per_image(walk: Sequence[Branch | Step], image: torch.Tensor) -> int:
+    """The most that is held of one image [1, C, H, W] at any step: two streams, the features and values of a branch."""
+    state, most = State(image), 0
+    for step in walk:
+        features = 0
+        if isinstance(step, Branch):
+            seen, values = step.run_with_features(state)
+            features = _bytes(seen) + _bytes(values)
+        most = max(most, features + 2 * sum(map(_bytes, (state.stream, *state.values))))
+        state = step.apply(state)
+    return most
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of a GPU's memory, or of the machine's; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not MEMINFO.is_file():
+        return None
+    found = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text())
+    return int(found[1]) * 1024 if found is not None else None
+
+
+def _bytes(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()
