@@ -106,12 +106,6 @@ PRUNE = ("prune", "vit_digits", *FEW, "--calibration-images", 16, "--criterion",
 
 
 @pytest.fixture
-def no_pictures(monkeypatch):
-    for name in ("head_map", "stage_accuracy", "curves", "mix_map"):
-        monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
-
-
-@pytest.fixture
 def in_a_thread(tmp_path):
     """Another thread has claimed `run` and `run.pt2`."""
     ready, done = threading.Event(), threading.Event()
@@ -202,7 +196,7 @@ def test_a_claim_that_comes_to_nothing_leaves_no_folders(tmp_path):
 # inspect
 
 
-def test_inspect_says_how_a_folder_stands(slimvit_, tmp_path, no_pictures):
+def test_inspect_says_how_a_folder_stands(slimvit_, tmp_path):
     out, words = tmp_path / "run", ("inspect", tmp_path / "run", "--json")
 
     def stands():
@@ -281,7 +275,7 @@ def test_a_dead_worker_in_evaluate_and_in_the_scores_of_prune(slimvit_, dying, t
     assert told == f"{DEAD} workers, or 0\n" and os.listdir(tmp_path) == []
 
 
-def test_a_dead_worker_in_a_training_keeps_its_state(slimvit_, dying, tmp_path, monkeypatch, no_pictures):
+def test_a_dead_worker_in_a_training_keeps_its_state(slimvit_, dying, tmp_path, monkeypatch):
     update = arming(dying, TrainState.update, lambda state: state.updates == 2)
     monkeypatch.setattr(TrainState, "update", update)
     out = tmp_path / "run"
@@ -318,7 +312,7 @@ def disk(tmp_path):
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_full_disk(slimvit_, disk, no_pictures):
+def test_a_full_disk(slimvit_, disk):
     folder = disk("size=1m")
     for words in [
         (*PRUNE, "--ratio", 0.25, "--out", folder / "run"),
@@ -333,7 +327,7 @@ def test_a_full_disk(slimvit_, disk, no_pictures):
         assert f"{folder} is not writable; name another folder" in told and told.count("\n") == 1
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_training(slimvit_, disk, no_pictures):
+def test_a_disk_that_is_full_in_the_middle_of_a_training(slimvit_, disk):
     out = disk("size=6m") / "run"
     words = (*PRUNE, "--ratio", 0.25, "--finetune-epochs", 1, "--out", out)
     told = slimvit_(*words, code=1).stderr.splitlines()[-1]

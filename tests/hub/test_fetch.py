@@ -235,12 +235,6 @@ FEW = ("--data", "digits", "--train-images", 64, "--eval-images", 40)
 CUT = ("--ratio", 0.25, "--criterion", "magnitude", "--refit", "none")
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("head_map", "stage_accuracy", "curves"):
-        monkeypatch.setattr(f"slimvit.report.plots.{name}", lambda *args: args[-1].touch())
-
-
 def test_commands_take_a_model_on_the_hub(hub: Any, slimvit_: Invoke, tmp_path: Path) -> None:
     sha = hub.put("you/vit", VIT)
     report = json.loads(slimvit_("prune", NAME, *FEW, *CUT, "--out", tmp_path / "run", "--json").stdout)
