@@ -84,11 +84,18 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
     """slim.json and model.safetensors, into an existing folder."""
     source = describe(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    skeleton = _skeleton(source, plan_of(model), dense_mix(model))
-    if differences := _differences(_shapes(skeleton), _shapes(model)) or _replaced(skeleton, model):
+    try:
+        skeleton = _skeleton(source, plan_of(model), dense_mix(model))
+        if differences := _differences(_shapes(skeleton), _shapes(model)) or _replaced(skeleton, model):
+            told = "this model was changed after timm built it, so it could not be loaded again"
+            raise StoreError(f"{source.name}: {told}: {differences}")
+    except StoreError:
+        if hasattr(model, "slim_source") or hasattr(model, "_model_args"):
+            raise
         raise StoreError(
-            f"{source.name}: this model was changed after timm built it, so it could not be loaded again: {differences}"
-        )
+            f"{source.name}: timm {timm.__version__} does not keep the arguments that this model was built with; build "
+            "it with slimvit.create_model, or use timm >= 1.0.31"
+        ) from None
     with disk_errors():
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file

@@ -17,6 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from slimvit.models.build import ModelSource
+
 torch.set_num_threads(1)
 
 Build = Callable[..., Any]
@@ -69,6 +71,14 @@ def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def _built(name: str, settings: dict[str, Any]) -> Any:
+    """timm's model; where timm (before 1.0.31) keeps no arguments, with what `slimvit.create_model` keeps of them."""
+    model: Any = timm.create_model(name, **settings)
+    if not hasattr(model, "_model_args"):
+        model.slim_source = ModelSource(name, settings)
+    return model
+
+
 @pytest.fixture(scope="session")
 def randomise() -> Build:
     return _randomise
@@ -80,8 +90,7 @@ def vit() -> Build:
 
     def build(name: str = "deit_tiny_patch16_224", seed: int = 0, **kwargs: Any) -> Any:
         size = 28 if "patch14" in name else 64 if "patch32" in name else 32
-        settings = {"img_size": size, "depth": 3, "num_classes": 5}
-        return _randomise(timm.create_model(name, **(settings | kwargs)), seed)
+        return _randomise(_built(name, {"img_size": size, "depth": 3, "num_classes": 5} | kwargs), seed)
 
     return build
 
@@ -92,7 +101,7 @@ def swin() -> Build:
 
     def build(name: str = "swin_tiny_patch4_window7_224", seed: int = 0, **kwargs: Any) -> Any:
         settings = {"img_size": 32, "window_size": 4, "depths": (2, 2), "num_heads": (2, 4), "embed_dim": 16}
-        return _randomise(timm.create_model(name, **(settings | {"num_classes": 5} | kwargs)), seed)
+        return _randomise(_built(name, settings | {"num_classes": 5} | kwargs), seed)
 
     return build
 

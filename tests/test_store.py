@@ -296,6 +296,19 @@ def swap(model):
     model.blocks[1].mlp.act = nn.ReLU()
 
 
+def test_a_timm_that_keeps_no_arguments(tmp_path, monkeypatch):
+    """As before 1.0.31: a model with timm's own arguments is written, another is refused with the way out."""
+    refused = "does not keep the arguments .*; build it with slimvit.create_model"
+    for args, told in (({}, None), ({"depth": 2}, refused)):
+        model = timm.create_model("test_vit", **args)
+        monkeypatch.delattr(model, "_model_args", raising=False)
+        if told is None:
+            save(model, tmp_path / "run")
+            continue
+        with pytest.raises(StoreError, match=f"^test_vit: timm .* {told}"):
+            save(model, tmp_path / "other")
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
