@@ -42,7 +42,7 @@ def test_the_systems_share():
         return x
 
     assert 0 <= system_share(busy, torch.zeros(64, 64)) < 0.5
-    assert system_share(lambda _: [os.stat("/") for _ in range(20000)], torch.zeros(1)) > 0.2
+    assert system_share(lambda _: os.urandom(2**25), torch.zeros(1)) > 0.5  # the kernel's own work
 
 
 def test_amdahl():
