@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
-TORCH = (2, 6)
-"""The first with this exporter as it is used here."""
-
 OPSET = 18
 """The operator set that torch's exporter writes without converting."""
 
@@ -35,10 +32,7 @@ CHATTER = "onnxscript.optimizer"
 
 
 def check_packages() -> None:
-    """Raise :class:`SlimvitError` where torch is too old or an optional package missing."""
-    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
-        wanted = ".".join(map(str, TORCH))
-        raise SlimvitError(f"--format onnx: needs torch >= {wanted}, this is {torch.__version__}; use torch-export")
+    """Raise :class:`SlimvitError` where an optional package is missing."""
     _need(*PACKAGES)
 
 
