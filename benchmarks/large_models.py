@@ -1,17 +1,18 @@
 """Are large models done within the memory of an ordinary machine? Scores, search to half the MACs, cut, refit.
 
-    python benchmarks/large_models.py                  # ViT-B/16 and ViT-L/16 at 224 px; about 20 minutes on one core
-    python benchmarks/large_models.py --images 64 128
+    python benchmarks/large_models.py                  # ViT-B/16 and ViT-L/16 at 224 px; about half an hour on one core
 
-Random weights: memory and time do not depend on them. Each row in a process of its own. Memory grows by the same for
-every calibration image (their token streams are kept), so two numbers of images tell what any number takes: the table
-says what the default number would. Writes results/large_models.md.
+Random weights: memory and time do not depend on them. Scores are computed in batches of 64, as runs do it, and split
+where memory is short; their memory does not grow with the number of images, so one batch tells. The refit keeps the
+streams of all images, so two numbers of images tell what the default number takes. Each in a process of its own.
+Writes results/large_models.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -33,84 +34,99 @@ from slimvit.recipe import PruneSection
 
 HERE = Path(__file__).parent
 MODELS = {"ViT-B/16": "vit_base_patch16_224", "ViT-L/16": "vit_large_patch16_224"}
-BATCH = 16
+BATCH, FEW, MANY = 64, 32, 64
+"""Images of a batch of the scores, and of the two refits."""
+
+
+WHAT = f"""224 px, heads and MLP neurons; {{where}}, timm {{timm}}. Peak memory of a process that only scores a batch of
+{BATCH} images, and of one that only refits {FEW} and {MANY}; with {{default}}: what those two make of it by a straight
+line. Time is CPU time, in forward passes over the same images, that of the search in seconds."""
 
 
 class Stream:
     """The same random images, made anew each time they are asked for."""
 
-    def __init__(self, images: int) -> None:
-        self.images = images
+    def __init__(self, images: int, batch: int) -> None:
+        self.images, self.batch = images, batch
+
+    def __len__(self) -> int:
+        return self.images // self.batch
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = torch.Generator().manual_seed(0)
-        for _ in range(self.images // BATCH):
-            yield torch.randn(BATCH, 3, 224, 224, generator=generator), torch.zeros(BATCH, dtype=torch.long)
+        for _ in range(len(self)):
+            yield torch.randn(self.batch, 3, 224, 224, generator=generator), torch.zeros(self.batch, dtype=torch.long)
 
 
-def here(name: str, images: int) -> dict[str, Any]:
-    """One row, in this process."""
+def here(name: str, part: str, images: int) -> dict[str, Any]:
+    """What one part takes, in this process: `scores` of a batch, or the `refit` of a plan by magnitude."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).eval()
-    stream, seconds = Stream(images), {}
-
-    def timed(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        started = time.process_time()
-        found = function(*args, **kwargs)
-        seconds[what] = round(time.process_time() - started, 1)
-        return found
-
-    with torch.inference_mode():
-        timed("forward", lambda: [model(x) for x, _ in stream])
-    scores = timed("score", score_parts, model, stream, "residual", 0, ("heads", "mlp"))
+    stream = Stream(images, BATCH if part == "scores" else 16)
     total = count_macs(model).total
-    plan = timed("plan", plan_budget, scores, macs_costs(model, total), total / 2, parts=("heads", "mlp"))
-    scored = peak_gib()
-    slim = timed("refit", slimvit.refit, slimvit.prune_model(model, plan), model, stream)
-    params = sum(p.numel() for p in model.parameters())
-    share = count_macs(slim).total / total
-    return {"images": images, "params": params, "macs": share, "scored": scored, "peak": peak_gib()} | seconds
+    with torch.inference_mode():
+        forward, _ = timed(lambda: [model(x) for x, _ in stream])
+    criterion = "residual" if part == "scores" else "magnitude"
+    score, scores = timed(score_parts, model, stream, criterion, 0, ("heads", "mlp"))
+    search, plan = timed(plan_budget, scores, macs_costs(model, total), total / 2, parts=("heads", "mlp"))
+    slim = slimvit.prune_model(model, plan)
+    found = {"params": sum(p.numel() for p in model.parameters()), "macs": count_macs(slim).total / total}
+    found |= {"passes": score / forward, "search": search}
+    if part == "refit":
+        seconds, _ = timed(slimvit.refit, slim, model, stream)
+        found["passes"] = seconds / forward
+    return found | {"peak": peak_gib()}
 
 
-def row_of(name: str, images: int) -> dict[str, Any]:
-    words = [sys.executable, __file__, "--here", name, "--images", str(images)]
+def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:
+    """CPU seconds and result."""
+    started = time.process_time()
+    found = function(*args, **kwargs)
+    return time.process_time() - started, found
+
+
+def measured(name: str, part: str, images: int, threads: int) -> dict[str, Any]:
+    words = [sys.executable, __file__, "--here", name, part, str(images), "--threads", str(threads)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    print(name, part, images, done.stdout.splitlines()[-1], flush=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", nargs="+", type=int, default=[16, 32], metavar="N", help="two multiples of 16")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--here", metavar="MODEL", help="only one row of a timm model, as JSON")
+    parser.add_argument(
+        "--here", nargs=3, metavar=("MODEL", "PART", "IMAGES"), help="one figure of a timm model, as JSON"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.here:
-        print(json.dumps(here(args.here, args.images[0])))
+        name, part, images = args.here
+        print(json.dumps(here(name, part, int(images))))
         return
     default = PruneSection().calibration_images
-    lines = [
-        "# Large models to half their MACs", "",
-        f"224 px, heads and MLP neurons, default search and refit; cpu ({platform.machine()}, {args.threads} threads), "
-        f"torch {torch.__version__}, timm {timm.__version__}. Time is CPU time, in forward passes over the calibration "
-        f"images but for the search. With {default} images: what the two peaks make of it by a straight line.", "",
-        f"| model | params (M) | images | MACs | score | search (s) | refit | peak after scores (GiB) | peak (GiB) | "
-        f"peak with {default} images (GiB) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]  # fmt: skip
+    where = f"cpu ({platform.machine()}, {args.threads} threads, {memory_gib():.0f} GiB), torch {torch.__version__}"
+    what = WHAT.format(where=where, timm=timm.__version__, default=default)
+    head = ["model", "params (M)", "MACs", "scores (passes)", "search (s)", "refit (passes)", "scores (GiB)"]
+    head += [f"refit, {n} (GiB)" for n in (FEW, MANY, default)]
+    lines = ["# Large models to half their MACs", "", what, "", f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for title, name in MODELS.items():
-        few, many = (row_of(name, n) for n in args.images[:2])
-        slope = (many["peak"] - few["peak"]) / (many["images"] - few["images"])
-        for row in (few, many):
-            told = f"{row['peak'] + slope * (default - row['images']):.1f}" if row is many else ""
-            lines.append(
-                f"| {title} | {row['params'] / 1e6:.1f} | {row['images']} | {row['macs']:.4f} | "
-                f"{row['score'] / row['forward']:.1f} | {row['plan']:.0f} | {row['refit'] / row['forward']:.1f} | "
-                f"{row['scored']:.1f} | {row['peak']:.1f} | {told} |"
-            )
+        scores, few, many = (
+            measured(name, *what, args.threads) for what in (("scores", BATCH), ("refit", FEW), ("refit", MANY))
+        )
+        most = many["peak"] + (default - MANY) * (many["peak"] - few["peak"]) / (MANY - FEW)
+        lines.append(
+            f"| {title} | {scores['params'] / 1e6:.1f} | {scores['macs']:.4f} | {scores['passes']:.1f} | "
+            f"{scores['search']:.1f} | {many['passes']:.1f} | {scores['peak']:.1f} | {few['peak']:.1f} | "
+            f"{many['peak']:.1f} | {most:.1f} |"
+        )
     text = "\n".join(lines) + "\n"
     (HERE / "results" / "large_models.md").write_text(text)
     print(text)
+
+
+def memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from slimvit.errors import DataError
 from slimvit.models.family import AttentionBlock, TimmModule, ToStream, as_it_is, attention_blocks
 from slimvit.models.modes import device_of
 from slimvit.progress import track
+from slimvit.prune.room import images_at_once
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Batches of (images [B, C, H, W], labels [B]; -1 where there is none), iterable more than once."""
@@ -82,14 +83,20 @@ def observe(
         for totals in sums.values():
             for block, total in zip(blocks, totals, strict=True):
                 stack.enter_context(_watch(block.block, total))
+        at_once = None
         for images, labels in track(batches, f"scoring {' and '.join(parts)}"):
-            images = images.to(device)
-            value = batch_loss(model, images, labels, loss, generator)
-            value.backward()
+            at_once = at_once or _at_once(model, images[:1].to(device), labels[:1], loss)
+            for some, theirs in zip(images.split(at_once), labels.split(at_once), strict=True):
+                batch_loss(model, some.to(device), theirs, loss, generator).backward()
             seen += len(images)
     if seen == 0:
         raise DataError(NO_IMAGES)
     return {part: [_finish(total) for total in totals] for part, totals in sums.items()}
+
+
+def _at_once(model: nn.Module, image: Tensor, label: Tensor, loss: str) -> int:
+    """Images that one backward pass has the memory for."""
+    return images_at_once(lambda: batch_loss(model, image, label, loss, torch.Generator()), image.device)
 
 
 def _sums_of(block: AttentionBlock, part: str) -> _Sums:

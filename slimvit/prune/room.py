@@ -1,16 +1,19 @@
-"""Whether what the refit would keep of the calibration images fits into memory."""
+"""What scores and the refit hold of the calibration images, beside the memory that there is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from slimvit.models.family import Branch, State, Step
 from slimvit.progress import say
-from slimvit.prune.observe import Batches
+
+if TYPE_CHECKING:
+    from slimvit.prune.observe import Batches
 
 MEMINFO = Path("/proc/meminfo")
 SHARE = 0.5
@@ -33,6 +36,29 @@ def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) 
         "free; it is computed anew for every branch, which takes several times as long; fewer calibration images fit"
     )
     return False
+
+
+def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
+    """How many images may be in one backward pass, given ``forward``, which makes the loss of one image: as many as
+    take half of the free memory of ``device``, and at least one. Where it is not known, any number."""
+    free, held = free_bytes(device), _saved_bytes(forward)
+    return max(1, int(SHARE * free / max(1, held))) if free is not None else 2**31
+
+
+def _saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, weights and other leaves left out."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_leaf or tensor.requires_grad:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = forward()  # kept until the count is done: a freed storage's place may be given to another
+    del loss
+    return sum(seen.values())
 
 
 def bytes_per_image(walk: Sequence[Branch | Step], image: torch.Tensor) -> int:

@@ -4,10 +4,13 @@ import inspect
 import pytest
 import torch
 from timm.layers import Attention
+from torch import nn
 from torch.nn import functional as F
 
 from slimvit.errors import DataError, PlanError
 from slimvit.models.family import plan_of
+from slimvit.prune import observe as observe_module
+from slimvit.prune import room
 from slimvit.prune.criteria import CRITERIA, NEEDS_CLASSIFIER, score_parts
 from slimvit.prune.surgery import prune_model
 
@@ -184,3 +187,26 @@ def test_no_images(criterion, vit):
 def test_an_unknown_criterion_is_met_with_the_nearest(vit):
     with pytest.raises(PlanError, match=r"criterion 'tailor' is not known .did you mean taylor.*choose from residual,"):
         score_parts(vit(), [], "tailor")
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "taylor"])
+def test_a_batch_is_split_where_memory_is_short(criterion, vit, batches, monkeypatch):
+    model, passes = vit(), []
+    data = batches(model, count=2, size=6)
+    whole = values(model, data, criterion)
+    real = observe_module.batch_loss
+    monkeypatch.setattr(observe_module, "batch_loss", lambda m, x, *a: passes.append(len(x)) or real(m, x, *a))
+    monkeypatch.setattr(room, "free_bytes", lambda _: 10**9)
+    monkeypatch.setattr(room, "_saved_bytes", lambda forward: forward() is None or 2 * 10**8)  # two in half of it
+    split = values(model, data, criterion)
+    assert passes == [1, 2, 2, 2, 2, 2, 2]
+    assert torch.allclose(split, whole, rtol=1e-4)
+
+
+def test_what_a_backward_pass_keeps(vit):
+    """Of two linear layers with a GELU between: what enters each of the three, and no weights."""
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 4))
+    for p in net.parameters():
+        p.requires_grad_(False)
+    x = torch.randn(5, 8)
+    assert room._saved_bytes(lambda: net[1:](net[0](x).requires_grad_()).sum()) == 4 * 5 * 32  # the GELU's input
