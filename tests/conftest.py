@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from PIL import Image
 from torch import Tensor, nn
 
@@ -33,6 +34,40 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+OLD_TIMM = {
+    "swin v2, padded": "its Swin V2 does not pad",
+    "windows by stage": "its Swin has one window for all stages",
+    "test_set_input_size[window]": "its Swin takes no new window",
+    "test_set_input_size[always partition]": "its Swin takes no new window",
+    "test_swin[padded, windows not square": "its Swin pads square windows alone",
+    "beit, all biases]": "its BEiT takes no new input size",
+    "mixed rope]": "its mixed positions are counted otherwise",
+    "eva02_small_patch14_224": "it does not know grouped keys",
+    "[eva]": "it does not know all of the models",
+    "augmix": "its AugMix takes square images alone",
+    "causal": "its attention knows no causal masks",
+    "boolean-unfused": "its unfused attention adds masks of truth values",
+    "test_masks_that_say_the_same": "its attention knows no causal masks",
+    "test_no_decay_on_norms_biases_tokens_and_tables": "it decays register tokens",
+    "test_plain_timm_reads": "it reads no folders (1.0.26)",
+    "words3-1-this run reads": "it reads no folders (1.0.26)",
+    "words4-1-holds files": "it reads no folders (1.0.26)",
+    "test_commands_take_a_model_on_the_hub": "it reads no folders (1.0.26)",
+    "test_the_second_command_is_told": "it reads no folders (1.0.26)",
+    "test_faults.py::test_a_full_disk": "it reads no folders (1.0.26)",
+}
+"""What timm 1.0.23 cannot do: part of a test's name -> why. Needed below 1.0.31, for `make lowest`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if Version(timm.__version__) >= Version("1.0.31"):
+        return
+    for item in items:
+        for part, reason in OLD_TIMM.items():
+            if part in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason=f"timm {timm.__version__}: {reason}"))
 
 
 PICTURES = ("head_map", "stage_accuracy", "curves", "mix_map")

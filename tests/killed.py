@@ -19,14 +19,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import click
-import timm
 import torch
 import yaml
 from click.testing import CliRunner
 from safetensors import SafetensorError
 
 import slimvit
-from slimvit import folders, shelf, store
+from slimvit import create_model, folders, shelf, store
 from slimvit.commands import main
 from slimvit.report import part_plots, plots, tradeoff_plots
 from slimvit.standing import standing
@@ -34,7 +33,10 @@ from slimvit.standing import standing
 torch.set_num_threads(1)
 ROOT, HOW, MOST = Path(sys.argv[1]).absolute(), sys.argv[2], int(sys.argv[3])
 OUT = ROOT / "run"
-OLD, NEW = (timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=n).eval() for n in (2, 3))
+OLD, NEW = (
+    create_model("vit_tiny_patch16_224", pretrained=False, img_size=32, num_classes=n, args={"depth": 1})
+    for n in (2, 3)
+)
 FEW = "--train-images 16 --eval-images 16 --batch-size 8"
 SWEEP = {
     "base": {

@@ -49,7 +49,10 @@ class Repeated(TrainSampler):
     epoch is as long as without (from 256 images on, rounded down to a multiple of 256)."""
 
     def __init__(self, length: int, repeats: int, seed: int) -> None:
-        self.sampler = RepeatAugSampler(range(length), num_replicas=1, rank=0, num_repeats=repeats)
+        whole = 256 if length >= 256 else 0  # timm before 1.0.31 rounds fewer down to none
+        self.sampler = RepeatAugSampler(
+            range(length), num_replicas=1, rank=0, num_repeats=repeats, selected_round=whole
+        )
         super().__init__(len(self.sampler), seed)
         self.repeats = repeats
 
