@@ -46,6 +46,7 @@ OLD_TIMM = {
     "mixed rope]": "its mixed positions are counted otherwise",
     "eva02_small_patch14_224": "it does not know grouped keys",
     "[eva]": "it does not know all of the models",
+    "as_in_timm[100]": "it repeats no fewer than 256 images",
     "augmix": "its AugMix takes square images alone",
     "causal": "its attention knows no causal masks",
     "boolean-unfused": "its unfused attention adds masks of truth values",

@@ -151,8 +151,9 @@ import os, sys
 from pathlib import Path
 from slimvit.claim import claimed
 with claimed(Path(sys.argv[1])):
-    if child := os.fork():
-        print(child, flush=True)
+    child = os.fork()
+    if not child:  # which has let go of the lock by now
+        print(os.getpid(), flush=True)
     sys.stdin.read()
     if not child:
         os._exit(0)

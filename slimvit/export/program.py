@@ -19,6 +19,8 @@ from slimvit.models.no_branch import NoAttention, NoMlp
 
 LABEL = "slimvit.json"
 """The file inside a .pt2 with the parcel's label."""
+MOST = 2**20
+"""Images of a batch at most: torch 2.6 and 2.7 refuse a program for a number without any bound."""
 
 
 class Exported(nn.Module):
@@ -56,7 +58,7 @@ def traced(parcel: Parcel) -> ExportedProgram:
             view.block.mlp = Constant(view.mlp.fc2.bias)
     whole = Exported(model, torch.float16 if parcel.half else torch.float32).eval()
     images = torch.zeros(parcel.batch or 2, *parcel.input_size)  # of one image the program would be for one alone
-    shapes = None if parcel.batch else ({0: Dim("batch")},)
+    shapes = None if parcel.batch else ({0: Dim("batch", max=MOST)},)
     with torch.no_grad():
         program = torch.export.export(whole, (images,), dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
