@@ -20,7 +20,7 @@ from slimvit.models.no_branch import NoAttention, NoMlp
 LABEL = "slimvit.json"
 """The file inside a .pt2 with the parcel's label."""
 MOST = 2**20
-"""Images of a batch at most: torch 2.6 and 2.7 refuse a program for a number without any bound."""
+"""Images of a batch at most: torch 2.7 refuses a program for a number without any bound."""
 
 
 class Exported(nn.Module):

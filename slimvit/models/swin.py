@@ -41,7 +41,7 @@ def image_to_windows(block: TimmModule, image: Tensor) -> Tensor:
     b, h, w, k = image.shape
     below, right = -h % wh, -w % ww
     h, w = h + below, w + right
-    # older torch (2.6) cannot pad what is empty: the features of a block without heads
+    # torch 2.7 cannot pad what is empty: the features of a block without heads
     image = nn.functional.pad(image, (0, 0, 0, right, 0, below)) if k else image.new_zeros(b, h, w, 0)
     windows = image.view(b, h // wh, wh, w // ww, ww, k).permute(0, 1, 3, 2, 4, 5)
     return windows.reshape(b * (h // wh) * (w // ww), wh * ww, k)
