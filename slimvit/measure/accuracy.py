@@ -62,20 +62,42 @@ def outputs_of(
     net: Any = model
     target = torch.device(device) if device is not None else device_of(model)
     total = len(loader) if isinstance(loader, Sized) else None
-    logits, features, labels = [], [], []
+    logits, features, labels = _Rows(total), _Rows(total), _Rows(total)
     with evaluating(model):
         for images, wanted in track(loader, "evaluating", total):
             tokens = net.forward_features(images.to(target, non_blocking=True))
-            pooled = net.forward_head(tokens, pre_logits=True).flatten(1).float()
-            features.append(gather(pooled).cpu().clone())  # a view would keep the batch's tokens
-            labels.append(gather(torch.as_tensor(wanted).long().to(target)).cpu())
+            features.add(gather(net.forward_head(tokens, pre_logits=True).flatten(1).float()))
+            labels.add(gather(torch.as_tensor(wanted).long().to(target)))
             if getattr(net, "num_classes", 0) != 0:
-                logits.append(gather(net.forward_head(tokens).float()).cpu())
-                _check_logits(logits[-1])
-            _check_labels(labels[-1], logits[-1].shape[1] if logits else None)
-    if not features:
+                logits.add(gather(net.forward_head(tokens).float()))
+                _check_logits(logits.last)
+            _check_labels(labels.last, logits.last.shape[1] if logits.count else None)
+    if not features.count:
         raise DataError("there is not one image to evaluate on; check the data folder, the split and eval_images")
-    return Outputs(torch.cat(logits) if logits else None, _finite(torch.cat(features)), _known(torch.cat(labels)))
+    return Outputs(logits.all() if logits.count else None, _finite(features.all()), _known(labels.all()))
+
+
+class _Rows:
+    """Rows of many batches in one tensor on the CPU, made when the first comes: what is kept of a batch is neither a
+    view of something larger nor lies between what is freed after it."""
+
+    def __init__(self, batches: int | None) -> None:
+        self.batches = batches or 1
+        self.count = 0
+        self.room = self.last = torch.empty(0)
+
+    def add(self, rows: Tensor) -> None:
+        needed = self.count + len(rows)
+        with torch.inference_mode(False):  # what is made inside cannot be learnt from afterwards
+            if self.count == 0:
+                self.room = torch.empty(self.batches * needed, *rows.shape[1:], dtype=rows.dtype)
+            elif needed > len(self.room):
+                self.room = torch.cat([self.room[: self.count], torch.empty(needed, *rows.shape[1:], dtype=rows.dtype)])
+        self.room[self.count : needed] = rows
+        self.last, self.count = rows, needed
+
+    def all(self) -> Tensor:
+        return self.room[: self.count]
 
 
 def compare(outputs: Outputs, original: Outputs | None = None) -> Accuracy:

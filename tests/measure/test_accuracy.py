@@ -63,6 +63,18 @@ def test_a_batchs_tokens_are_given_up_when_the_next_one_comes(monkeypatch):
     assert len(outputs_of(net, watched()).features) == 24 and len(tokens) == 12
 
 
+@pytest.mark.parametrize("sizes", [(1, 10, 2), (4, 4, 1), (3,)])
+@pytest.mark.parametrize("sized", [True, False])
+def test_batches_of_any_sizes_are_put_together(sizes, sized):
+    net, data = model(), loader(sum(sizes), 1)
+    images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    batches = list(zip(images.split(sizes), labels.split(sizes), strict=True))
+    found, wanted = outputs_of(net, batches if sized else iter(batches)), outputs_of(net, data)
+    assert found.labels.tolist() == wanted.labels.tolist() == [i % 10 for i in range(sum(sizes))]
+    torch.testing.assert_close(found.features, wanted.features)
+    torch.testing.assert_close(found.logits, wanted.logits)
+
+
 def test_an_exception_in_the_loader_gives_the_training_flags_back():
     def broken():
         yield from loader()
