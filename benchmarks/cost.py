@@ -45,15 +45,20 @@ def batches(images: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 class Stream:
-    """The same batches, made anew each time they are asked for: nothing grows with their number."""
+    """The same random images of ``size`` pixels, made anew each time they are asked for: nothing grows with their
+    number."""
 
-    def __init__(self, images: int) -> None:
-        self.images = images
+    def __init__(self, images: int, size: int = 112, batch: int = BATCH) -> None:
+        self.images, self.size, self.batch = images, size, batch
+
+    def __len__(self) -> int:
+        return self.images // self.batch
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = torch.Generator().manual_seed(0)
-        for _ in range(self.images // BATCH):
-            yield torch.randn(BATCH, 3, 112, 112, generator=generator), torch.zeros(BATCH, dtype=torch.long)
+        for _ in range(len(self)):
+            images = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
+            yield images, torch.zeros(self.batch, dtype=torch.long)
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:

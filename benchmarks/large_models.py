@@ -17,12 +17,13 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from cost import Stream
 from memory import peak_gib
 
 import slimvit
@@ -43,26 +44,11 @@ WHAT = f"""224 px, heads and MLP neurons; {{where}}, timm {{timm}}. Peak memory 
 line. Time is CPU time, in forward passes over the same images, that of the search in seconds."""
 
 
-class Stream:
-    """The same random images, made anew each time they are asked for."""
-
-    def __init__(self, images: int, batch: int) -> None:
-        self.images, self.batch = images, batch
-
-    def __len__(self) -> int:
-        return self.images // self.batch
-
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(len(self)):
-            yield torch.randn(self.batch, 3, 224, 224, generator=generator), torch.zeros(self.batch, dtype=torch.long)
-
-
 def here(name: str, part: str, images: int) -> dict[str, Any]:
     """What one part takes, in this process: `scores` of a batch, or the `refit` of a plan by magnitude."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).eval()
-    stream = Stream(images, BATCH if part == "scores" else 16)
+    stream = Stream(images, 224, BATCH if part == "scores" else 16)
     total = count_macs(model).total
     with torch.inference_mode():
         forward, _ = timed(lambda: [model(x) for x, _ in stream])

@@ -67,7 +67,7 @@ def run_folder(place: Path) -> Path:
     name = hub_name(place)
     found, report = hub.find(name, ("report.json",))
     files = {report: MOST} | {file: MOST for file in FETCHED if found.has(file)}
-    return hub.fetch(found, files, None if name.is_pinned else name.revision or "main")
+    return hub.fetch(found, files, name.branch)
 
 
 def _completed(runs: list[Measurement]) -> Iterator[Measurement]:

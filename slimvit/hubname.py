@@ -32,6 +32,11 @@ class HubName:
         """Whether it names a commit, and so will always mean the same."""
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
+    @property
+    def branch(self) -> str | None:
+        """What the cache is to remember its commit under: None for a name that is a commit."""
+        return None if self.is_pinned else self.revision or "main"
+
     def at(self, revision: str) -> HubName:
         return replace(self, revision=revision)
 
@@ -53,9 +58,14 @@ def hub_name(name: str | Path) -> HubName:
         check_repo("/".join(parts))
     except ValueError as error:
         raise ModelError(f"{name}: {error}; a model on the Hub is named {PREFIX}user/name[@revision]") from None
-    if at and (not REVISION.fullmatch(revision) or ".." in revision):
+    if at and not is_revision(revision):
         raise ModelError(f"{name}: {revision!r} is no branch, tag or commit; name one after the @, or leave both out")
     return HubName("/".join(parts), folder, revision or None)
+
+
+def is_revision(text: str) -> bool:
+    """Whether a branch, tag or commit can be called so."""
+    return REVISION.fullmatch(text) is not None and ".." not in text
 
 
 def check_repo(repo: str) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from slimvit import hub, store
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import SlimvitError, StoreError
-from slimvit.hubname import HubName, hub_name, is_hub_name
+from slimvit.hubname import hub_name, is_hub_name
 from slimvit.reading import MOST
 from slimvit.recipe import ModelSection, Recipe
 from slimvit.timm_repo import CONFIG
@@ -47,10 +47,10 @@ def saved_folder(name: str) -> Path | None:
     found, file = hub.find(hub_name(name), DESCRIPTIONS)
     if file != store.DESCRIPTION:
         return None
-    folder = hub.fetch(found, {store.DESCRIPTION: MOST}, _branch(name))
+    folder = hub.fetch(found, {store.DESCRIPTION: MOST}, hub_name(name).branch)
     with named(name, folder):
         most = store.largest_weights(folder)
-    return hub.fetch(found, {store.WEIGHTS: most}, _branch(name))
+    return hub.fetch(found, {store.WEIGHTS: most}, hub_name(name).branch)
 
 
 def pinned_name(name: str, pins: Mapping[str, str] | None = None) -> str:
@@ -61,7 +61,7 @@ def pinned_name(name: str, pins: Mapping[str, str] | None = None) -> str:
     if pins is not None and name in pins:
         return pins[name]
     found, file = hub.find(hub_name(name), DESCRIPTIONS)
-    hub.fetch(found, {file: MOST}, _branch(name))
+    hub.fetch(found, {file: MOST}, hub_name(name).branch)
     return str(found.name)
 
 
@@ -85,12 +85,6 @@ def hub_names(recipe: Recipe) -> list[str]:
     """The models of a recipe that lie on the Hub and are named without a commit."""
     names = [section.name for section in (recipe.model, recipe.finetune.teacher) if section is not None]
     return [name for name in names if is_hub_name(name) and not hub_name(name).is_pinned]
-
-
-def _branch(name: str) -> str | None:
-    """What the cache is to remember a commit under."""
-    parsed: HubName = hub_name(name)
-    return None if parsed.is_pinned else parsed.revision or "main"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from slimvit.embedded import EMBEDDED
 from slimvit.errors import ModelError, StoreError
 from slimvit.folders import UNFINISHED, entries
 from slimvit.gathering import measured
-from slimvit.hubname import FOLDERS, PREFIX, REVISION, check_repo, hub_name, is_hub_name
+from slimvit.hubname import FOLDERS, PREFIX, check_repo, hub_name, is_hub_name, is_revision
 from slimvit.models.family import TimmModule, plan_of
 from slimvit.recipe import Recipe
 from slimvit.report.card import CardFacts, card
@@ -103,16 +103,21 @@ def _check_options(options: PushOptions) -> str:
     try:
         check_repo(repo)
         if options.base_model is not None:
-            check_repo(options.base_model.removeprefix(PREFIX).partition("@")[0])
+            check_repo(_repo_of(options.base_model))
     except ValueError as error:
         raise ModelError(f"{error}; a repository on the Hub is named user/name") from None
     if options.license is not None and not LICENSE.fullmatch(options.license):
         raise ModelError(f"--license {options.license}: name it as the Hub does: apache-2.0, mit, cc-by-4.0, other ...")
-    if options.revision is not None and (not REVISION.fullmatch(options.revision) or ".." in options.revision):
+    if options.revision is not None and not is_revision(options.revision):
         raise ModelError(
             f"--revision {options.revision}: is no branch; letters, digits, '.', '_', '-' and '/' are taken"
         )
     return repo
+
+
+def _repo_of(base_model: str) -> str:
+    """user/name, however it was named."""
+    return base_model.removeprefix(PREFIX).partition("@")[0]
 
 
 def _facts(
@@ -133,13 +138,13 @@ def _facts(
         folders=options.include,
         files=files,
         license=options.license,
-        base_model=_base_model(recipe) if base is None else base.removeprefix(PREFIX).partition("@")[0],
+        base_model=_base_model(recipe) if base is None else _repo_of(base),
         dataset=_dataset(recipe),
         report=None if run_ is None else run_.report,
         before=None if run_ is None else run_.original,
         after=None if run_ is None else run_.last,
         recipe=None if recipe is None else _changed(recipe),
-        trained=recipe is not None and _trained(recipe),
+        trained=recipe is not None and recipe.finetune.epochs > 0,
     )
 
 
@@ -148,10 +153,6 @@ def _changed(recipe: Recipe) -> str:
     import yaml
 
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
-
-
-def _trained(recipe: Recipe) -> bool:
-    return recipe.finetune.epochs > 0
 
 
 def _base_model(recipe: Recipe | None) -> str | None:

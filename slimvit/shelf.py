@@ -107,7 +107,7 @@ def _place(now: Run, what: str, suffix: str) -> Path | None:
 def _put(now: Run, place: Path | None, write: Callable[[Path], Any]) -> None:
     if place is None or not now.engine.is_main:
         return
-    with disk_errors(place), store.disk_errors():
+    with disk_errors(place), store.safetensors_errors():
         place.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=NEW, dir=place.parent))
         try:

@@ -96,7 +96,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
             f"{source.name}: timm {timm.__version__} does not keep the arguments that this model was built with; build "
             "it with slimvit.create_model, or use timm >= 1.0.31"
         ) from None
-    with disk_errors():
+    with safetensors_errors():
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
     text = SlimFile(
@@ -114,7 +114,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
 
 
 @contextmanager
-def disk_errors() -> Iterator[None]:
+def safetensors_errors() -> Iterator[None]:
     """Tells of a full disk as an OSError, which safetensors does not."""
     try:
         yield

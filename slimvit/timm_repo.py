@@ -58,7 +58,7 @@ def timm_repo(name: str, weights: bool) -> TimmRepo:
     found, file = hub.find(hub_name(name), (store.DESCRIPTION, CONFIG))
     if file != CONFIG:
         raise ModelError(f"{name}: holds a model saved by slimvit; load it with slimvit.load")
-    folder = hub.fetch(found, {CONFIG: MOST}, None if hub_name(name).is_pinned else hub_name(name).revision or "main")
+    folder = hub.fetch(found, {CONFIG: MOST}, hub_name(name).branch)
     told = _read(name, folder / CONFIG)
     if not weights:
         return told

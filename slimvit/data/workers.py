@@ -23,7 +23,7 @@ def worker_deaths(workers: int) -> Iterator[None]:
         why = (
             "the memory that it shares with this one (/dev/shm) is too small"
             if "Bus error" in str(error)
-            else ("mostly that is a machine out of memory")
+            else "mostly that is a machine out of memory"
         )
         raise WorkerError(
             f"--workers {workers}: a process that loads images {how}; {why}: give fewer workers, or 0"

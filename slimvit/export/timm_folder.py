@@ -46,7 +46,7 @@ def write(parcel: Parcel, folder: Path) -> None:
     args = store.describe(model).args | _widths(model)
     model.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "tag"} | parcel.label["preprocessing"]
     names = parcel.label["class_names"]
-    with store.disk_errors():
+    with store.safetensors_errors():
         save_for_hf(
             model.half() if parcel.half else model,
             str(folder),

@@ -41,8 +41,10 @@ def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) 
 def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
     """How many images may be in one backward pass, given ``forward``, which makes the loss of one image: as many as
     take half of the free memory of ``device``, and at least one. Where it is not known, any number."""
-    free, held = free_bytes(device), _saved_bytes(forward)
-    return max(1, int(SHARE * free / max(1, held))) if free is not None else 2**31
+    free = free_bytes(device)
+    if free is None:
+        return 2**31
+    return max(1, int(SHARE * free / max(1, _saved_bytes(forward))))
 
 
 def _saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
