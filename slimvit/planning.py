@@ -130,9 +130,9 @@ def goal_of(recipe: Recipe, model: nn.Module, original: nn.Module, share: float 
             f"{name} {fraction:g}: heads alone can meet it, so only heads go; with --parts heads,mlp often less is lost"
         )
     if least > wanted:
-        told = math.ceil(least / total * 1000) / 1000
+        told, what = math.ceil(least / total * 1000) / 1000, "time" if costs.unit == "ms" else costs.unit
         raise PlanError(
-            f"{name} {fraction:g}: {_and(parts)} alone reach {told} of the {costs.unit} at the least "
+            f"{name} {fraction:g}: {_and(parts)} alone reach {told} of the {what} at the least "
             f"(min_heads {section.min_heads}); give a larger target{_more(parts)}"
         )
     return Goal(name, fraction, costs, wanted, parts, remark)

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "slimvit"
 
 LAYERS = (
-    {"errors", "choices", "progress", "ranges", "embedded", "allocator", "reading"},
+    {"errors", "choices", "progress", "ranges", "embedded", "allocator", "reading", "free_memory"},
     {"training", "disk", "hubname", "hub_errors"},
     {"defects", "claim", "hub"},
     {"document"},

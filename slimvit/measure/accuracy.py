@@ -14,6 +14,9 @@ from slimvit.errors import DataError, ModelError
 from slimvit.models.modes import device_of, evaluating
 from slimvit.progress import track
 
+ROWS = 1_000
+"""Images whose rows are compared at once, in float64: those of all of them would take a multiple of what is kept."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -143,7 +146,7 @@ def _known(labels: Tensor) -> Tensor | None:
 
 
 def _finite(features: Tensor) -> Tensor:
-    bad = int((~features.isfinite().all(dim=1)).sum())
+    bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in features.split(ROWS))
     if bad:
         raise ModelError(
             f"the model gives NaN or infinite features for {bad} of {len(features)} images; "
@@ -157,24 +160,34 @@ def _scores(outputs: Outputs) -> dict[str, float | None]:
     if logits is None or labels is None:
         return {}
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    loss = 0.0
+    for some, theirs in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+        loss += F.cross_entropy(some.double(), theirs, reduction="sum").item()
     return {
         "top1": _per_cent(best[:, 0]),
         "top5": _per_cent(best.any(dim=1)) if logits.shape[1] > 5 else None,
-        "loss": F.cross_entropy(logits.double(), labels).item(),
+        "loss": loss / len(labels),
     }
 
 
 def _closeness(outputs: Outputs, original: Outputs) -> dict[str, float | None]:
-    mine, theirs = outputs.features.double(), original.features.double()
-    if mine.shape != theirs.shape:
+    shapes = [list(o.features.shape) for o in (outputs, original)]
+    if shapes[0] != shapes[1]:
         raise DataError(
-            f"features {list(mine.shape)} cannot be compared with the original's {list(theirs.shape)}; "
+            f"features {shapes[0]} cannot be compared with the original's {shapes[1]}; "
             "evaluate both models on the same images"
         )
-    variance = (theirs - theirs.mean(dim=0)).square().sum().item()
+    images = len(original.features)
+    mean = sum(rows.double().sum(dim=0) for rows in original.features.split(ROWS)) / images
+    variance = distance = cosine = 0.0
+    for some, same in zip(outputs.features.split(ROWS), original.features.split(ROWS), strict=True):
+        mine, theirs = some.double(), same.double()
+        variance += (theirs - mean).square().sum().item()
+        distance += (mine - theirs).square().sum().item()
+        cosine += F.cosine_similarity(mine, theirs, dim=1).sum().item()
     found: dict[str, float | None] = {
-        "feature_error": (mine - theirs).square().sum().item() / variance if variance > 0 else None,
-        "feature_cosine": F.cosine_similarity(mine, theirs, dim=1).mean().item(),
+        "feature_error": distance / variance if variance > 0 else None,
+        "feature_cosine": cosine / images,
     }
     if outputs.logits is not None and original.logits is not None and outputs.logits.shape == original.logits.shape:
         found["agreement"] = _per_cent(outputs.logits.argmax(dim=1) == original.logits.argmax(dim=1))

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence, Sized
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from slimvit.free_memory import free_memory
 from slimvit.models.family import Branch, State, Step
 from slimvit.progress import say
 
 if TYPE_CHECKING:
     from slimvit.prune.observe import Batches
 
-MEMINFO = Path("/proc/meminfo")
 SHARE = 0.5
 """Of the free memory, that may be taken."""
 
@@ -77,13 +75,10 @@ def bytes_per_image(walk: Sequence[Branch | Step], image: torch.Tensor) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Of a GPU's memory, or of the machine's; None where the system does not tell."""
+    """Of a GPU's memory, or of what this process may take of the machine's; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu" or not MEMINFO.is_file():
-        return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text())
-    return int(found[1]) * 1024 if found is not None else None
+    return free_memory() if device.type == "cpu" else None
 
 
 def _bytes(tensor: torch.Tensor | None) -> int:

@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
 from slimvit.errors import DataError, ModelError
-from slimvit.measure.accuracy import Accuracy, Outputs, compare, evaluate, outputs_of
+from slimvit.measure.accuracy import ROWS, Accuracy, Outputs, compare, evaluate, outputs_of
 
 SETTINGS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
@@ -152,6 +152,18 @@ def test_feature_error_is_relative_to_the_variance():
 def test_one_image_has_no_variance_and_so_no_feature_error():
     one = outputs([0])
     assert compare(one, one).feature_error is None
+
+
+def test_images_compared_part_by_part_give_what_all_at_once_would():
+    n = 2 * ROWS + 7
+    torch.manual_seed(0)
+    mine, theirs = (Outputs(torch.randn(n, 10), torch.randn(n, 4), torch.arange(n) % 10) for _ in range(2))
+    a, b = mine.features.double(), theirs.features.double()
+    found = compare(mine, theirs)
+    assert found.loss == pytest.approx(F.cross_entropy(mine.logits.double(), mine.labels).item(), rel=1e-12)
+    variance = (b - b.mean(dim=0)).square().sum()
+    assert found.feature_error == pytest.approx(((a - b).square().sum() / variance).item(), rel=1e-12)
+    assert found.feature_cosine == pytest.approx(F.cosine_similarity(a, b).mean().item(), rel=1e-9)
 
 
 def test_other_classes_than_the_original_have_no_agreement():
