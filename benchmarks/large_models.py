@@ -38,10 +38,11 @@ MODELS = {"ViT-B/16": "vit_base_patch16_224", "ViT-L/16": "vit_large_patch16_224
 BATCH, FEW, MANY = 64, 32, 64
 """Images of a batch of the scores, and of the two refits."""
 
+WHAT = f"""{{where}}, timm {{timm}}
 
-WHAT = f"""224 px, heads and MLP neurons; {{where}}, timm {{timm}}. Peak memory of a process that only scores a batch of
-{BATCH} images, and of one that only refits {FEW} and {MANY}; with {{default}}: what those two make of it by a straight
-line. Time is CPU time, in forward passes over the same images, that of the search in seconds."""
+224 px, heads and MLP neurons. Peak memory of a process that only scores a batch of {BATCH} images, and of one that only
+refits {FEW} and {MANY}; with {{default}}: what those two make of it by a straight line. Time is CPU time, in forward
+passes over the same images, that of the search in seconds."""
 
 
 def here(name: str, part: str, images: int) -> dict[str, Any]:
