@@ -8,8 +8,8 @@
 
 DINOv2 ViT-S/14 at 112 px with a linear classifier, Fashion-MNIST, 5,000 test images; its files: .cache/real/{dinov2,
 fashion}. Every arm gets the same calibration images of its seed; those named `cut alone` no refit. Scores and refit are
-in float32, the rest, of the original too, in --precision: bfloat16 autocast is four times as fast as float32 on a CPU
-with AMX, and four times slower on one without. Rows go to results/budget.jsonl.
+in float32, the rest, of the original too, in --precision: on a CPU without AMX bfloat16 autocast is four times slower
+than float32. Rows go to results/budget.jsonl.
 """
 
 from __future__ import annotations

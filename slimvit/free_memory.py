@@ -14,9 +14,14 @@ V2 = ("memory.max", "memory.current", "inactive_file")
 def free_memory() -> int | None:
     """Bytes; None where the system does not tell. A container or a job of a batch system sees all of the machine's
     memory as free, and is killed when it takes more than its own share: the smallest of the limits counts."""
-    found = re.search(r"MemAvailable:\s+(\d+) kB", _read(PROC / "meminfo"))
-    machine = [] if found is None else [int(found[1]) * 1024]
-    return min([*machine, *_left_by_groups()], default=None)
+    machine = bytes_told(PROC / "meminfo", "MemAvailable")
+    return min([*([] if machine is None else [machine]), *_left_by_groups()], default=None)
+
+
+def bytes_told(file: Path, name: str) -> int | None:
+    """A line `name: 123 kB` of one of Linux's files of figures, in bytes; None where there is no such file or line."""
+    found = re.search(rf"{name}:\s+(\d+) kB", _read(file))
+    return int(found[1]) * 1024 if found is not None else None
 
 
 def _left_by_groups() -> Iterator[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from slimvit.errors import DataError, ModelError
 from slimvit.models.modes import device_of, evaluating
 from slimvit.progress import track
 
-ROWS = 1_000
+AT_ONCE = 1_000
 """Images whose rows are compared at once, in float64: those of all of them would take a multiple of what is kept."""
 
 
@@ -146,7 +146,7 @@ def _known(labels: Tensor) -> Tensor | None:
 
 
 def _finite(features: Tensor) -> Tensor:
-    bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for rows in features.split(ROWS))
+    bad = sum(int((~rows.isfinite().all(dim=1)).sum()) for (rows,) in _by_rows(features))
     if bad:
         raise ModelError(
             f"the model gives NaN or infinite features for {bad} of {len(features)} images; "
@@ -161,7 +161,7 @@ def _scores(outputs: Outputs) -> dict[str, float | None]:
         return {}
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = 0.0
-    for some, theirs in zip(logits.split(ROWS), labels.split(ROWS), strict=True):
+    for some, theirs in _by_rows(logits, labels):
         loss += F.cross_entropy(some.double(), theirs, reduction="sum").item()
     return {
         "top1": _per_cent(best[:, 0]),
@@ -178,9 +178,9 @@ def _closeness(outputs: Outputs, original: Outputs) -> dict[str, float | None]:
             "evaluate both models on the same images"
         )
     images = len(original.features)
-    mean = sum(rows.double().sum(dim=0) for rows in original.features.split(ROWS)) / images
+    mean = sum(rows.double().sum(dim=0) for (rows,) in _by_rows(original.features)) / images
     variance = distance = cosine = 0.0
-    for some, same in zip(outputs.features.split(ROWS), original.features.split(ROWS), strict=True):
+    for some, same in _by_rows(outputs.features, original.features):
         mine, theirs = some.double(), same.double()
         variance += (theirs - mean).square().sum().item()
         distance += (mine - theirs).square().sum().item()
@@ -192,6 +192,11 @@ def _closeness(outputs: Outputs, original: Outputs) -> dict[str, float | None]:
     if outputs.logits is not None and original.logits is not None and outputs.logits.shape == original.logits.shape:
         found["agreement"] = _per_cent(outputs.logits.argmax(dim=1) == original.logits.argmax(dim=1))
     return found
+
+
+def _by_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same rows of all ``tensors``, as many as are looked at at once."""
+    return zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
 
 
 def _per_cent(hits: Tensor) -> float:

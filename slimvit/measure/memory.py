@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimvit.free_memory import bytes_told
 from slimvit.measure.latency import images_for
 from slimvit.models.modes import evaluating
 
@@ -29,7 +29,7 @@ def process_peak() -> int | None:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return _status("VmHWM")
+    return bytes_told(STATUS, "VmHWM")
 
 
 def peak_on_gpu(model: nn.Module, call: Callable[[Tensor], Any], input_size: tuple[int, int, int], batch: int) -> int:
@@ -81,12 +81,4 @@ def _forget_peak() -> int | None:
         CLEAR.write_text("5")
     except OSError:
         return process_peak()
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int | None:
-    """A line of /proc/self/status, in bytes."""
-    if not STATUS.is_file():
-        return None
-    held = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
-    return int(held[1]) * 1024 if held is not None else None
+    return bytes_told(STATUS, "VmRSS")

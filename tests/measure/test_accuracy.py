@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
 from slimvit.errors import DataError, ModelError
-from slimvit.measure.accuracy import ROWS, Accuracy, Outputs, compare, evaluate, outputs_of
+from slimvit.measure.accuracy import AT_ONCE, Accuracy, Outputs, compare, evaluate, outputs_of
 
 SETTINGS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 
@@ -155,7 +155,7 @@ def test_one_image_has_no_variance_and_so_no_feature_error():
 
 
 def test_images_compared_part_by_part_give_what_all_at_once_would():
-    n = 2 * ROWS + 7
+    n = 2 * AT_ONCE + 7
     torch.manual_seed(0)
     mine, theirs = (Outputs(torch.randn(n, 10), torch.randn(n, 4), torch.arange(n) % 10) for _ in range(2))
     a, b = mine.features.double(), theirs.features.double()

@@ -136,6 +136,7 @@ def test_what_the_cache_takes_is_known_before(family, vit, swin, data, monkeypat
     refit(model, model, data(model), cache=True)
     images = sum(len(x) for x, _ in data(model))
     assert bytes_per_image(steps(model), next(iter(data(model)))[0][:1]) == max(held) / images
+    assert (room.free_bytes(torch.device("cpu")) or 2**30) > 2**20
 
 
 @pytest.mark.parametrize("target", TARGETS)
