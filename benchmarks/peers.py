@@ -8,7 +8,7 @@ Same model, images, calibration images, heads removed, epochs and seeds for ever
 own, kept in .cache/bench/peers, so that a call goes on where an earlier one ended. Torch-Pruning's group Taylor and
 group L2 importance are its own code, with its normalisation by the mean of a block; its `global` picks heads anywhere,
 its `uniform` the same number in every block. A run that refits gives the cut alone as well (its stage `pruned`).
-`dinov2` is ViT-S/14 at 112 px with a linear classifier, on Fashion-MNIST, 5,000 test images; its files:
+`dinov2` is ViT-S/14 at 56 px with a linear classifier, on Fashion-MNIST (28 px), 5,000 test images; its files:
 .cache/real/{dinov2,fashion}. Rows go to results/peers.jsonl.
 """
 
@@ -34,11 +34,11 @@ from slimvit.sweeping import sweep
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "peers.jsonl"
-FASHION = {"name": "torch/fashion_mnist", "root": str(REAL / "fashion"), "train_images": 6_000, "eval_images": 5_000}
+FASHION = {"name": "torch/fashion_mnist", "root": str(REAL / "fashion"), "train_images": 2_000, "eval_images": 5_000}
 BASES: dict[str, dict[str, Any]] = {
     "vit_digits": {"model": {"name": "vit_digits"}, "data": {"name": "digits"}},
     "swin_digits": {"model": {"name": "swin_digits"}, "data": {"name": "digits"}},
-    "dinov2": {"model": DINOV2.model_dump(), "data": FASHION, "adapt": {"epochs": 100}},
+    "dinov2": {"model": DINOV2.model_dump() | {"img_size": 56}, "data": FASHION, "adapt": {"epochs": 100}},
 }
 TRAINING: dict[str, dict[str, Any]] = {
     "vit_digits": {"epochs": 3, "lr": 3e-4, "hflip": 0, "crop_scale": 0.8},
