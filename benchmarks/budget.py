@@ -185,13 +185,15 @@ def render() -> str:
         lines = [["arm", "seeds", "MACs", "top-1", "above chance kept (%)", "against the original", "agreement (%)",
                   "feature error", "passes"]]  # fmt: skip
         for arm in ARMS:
-            if len(mine := group[group["arm"] == arm]):
-                lines.append(_line(arm, mine))
+            for earlier in (False, True):
+                if len(mine := group[(group["arm"] == arm) & (group["earlier"].eq(True) == earlier)]):
+                    lines.append(_line(arm + " *" * earlier, mine))
         text.append(table(lines))
     if RANKS.exists():
         rank = json.loads(RANKS.read_text())
         text.append("## Predicted against true rise of the loss")
         text.append(RANKED.format(**rank, **rank["spearman"]))
+    text.append(EARLIER)
     return "\n\n".join(text) + "\n"
 
 
@@ -211,7 +213,9 @@ images. Torch-Pruning: its group Taylor importance of heads and of MLP neurons, 
 the mean of a group), in the same groups of 8. Every arm but it and `cut alone` is given the same refit."""
 RANKED = """{plans} random plans along the order of the scores. Spearman's rank correlation of the predicted rise with
 the true one after the refit {loss_refit}, after the cut alone {loss_cut}, with the feature error {feature_error}; of
-the MACs alone with the true rise {spearman_of_macs_alone}."""
+the MACs alone with the true rise {spearman_of_macs_alone}. *"""
+EARLIER = """\\* With the scores of an earlier form of `residual`, which took the tokens of an image as independent
+(`"earlier": true` in budget.jsonl)."""
 
 
 def main() -> None:

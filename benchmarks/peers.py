@@ -153,15 +153,17 @@ def cell(values: pd.Series, digits: int) -> str:
 
 
 def _front(group: pd.DataFrame) -> list[str]:
-    """Whether slimvit's default gives the best mean top-1, an arm a line, and who does where it does not."""
+    """Whether slimvit's default gives the best mean, an arm and figure a line, and who does where it does not."""
     lines = []
     for arm, (refit, epochs) in ARMS.items():
-        means = _of(group, refit, epochs).groupby("method")["top1"].mean()
-        if DEFAULT not in means or len(means) < 2:
-            continue
-        better = means[means > means[DEFAULT]].sort_values(ascending=False)
-        told = ", ".join(f"{name} (+{value - means[DEFAULT]:.2f})" for name, value in better.items())
-        lines.append(f"- {arm}: " + (f"ahead of the default: {told}" if told else "the default is at the front"))
+        for figure, sign, digits in (("top1", 1, 2), ("feature_error", -1, 3)):
+            means = sign * _of(group, refit, epochs).groupby("method")[figure].mean()
+            if DEFAULT not in means or len(means) < 2:
+                continue
+            better = (means[means > means[DEFAULT]] - means[DEFAULT]).sort_values(ascending=False)
+            told = ", ".join(f"{name} ({sign * value:+.{digits}f})" for name, value in better.items())
+            said = f"ahead of the default: {told}" if told else "the default is at the front"
+            lines.append(f"- {arm}, {figure.replace('top1', 'top-1').replace('_', ' ')}: {said}")
     return lines
 
 

@@ -16,8 +16,8 @@ from slimvit.models.mlp import input_layers, why_neurons_stay
 from slimvit.models.modes import device_of
 from slimvit.plan import SlimPlan
 from slimvit.progress import track
-from slimvit.prune.eliminate import eliminate
 from slimvit.prune.observe import NO_IMAGES, Batches, batch_loss, observe
+from slimvit.prune.rise import rank
 from slimvit.prune.torch_pruning import group_importance, neuron_importance
 
 
@@ -88,15 +88,13 @@ Parts = tuple[str, ...]
 
 
 def _residual(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
-    statistics = observe(model, batches, "sampled" if model.num_classes else "features", seed, parts)
+    """The rise of the loss after the refit, see rise.py."""
+    statistics = observe(model, batches, "signs" if model.num_classes else "features", seed, parts)
     found: Found = {part: [] for part in parts}
     for i, block in enumerate(attention_blocks(model)):
         for part in parts:
-            seen = statistics[part][i]
             out, width = (block.attn.proj, block.head_dim) if part == "heads" else (block.mlp.fc2, 1)
-            weight = out.weight.detach().cpu().double().T
-            removed = eliminate(seen.covariance, weight, seen.gradient * seen.tokens, width)
-            found[part].append(PartScores(*removed))
+            found[part].append(PartScores(*rank(statistics[part][i], out.weight.detach().cpu().T, width)))
     return found
 
 

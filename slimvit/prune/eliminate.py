@@ -1,9 +1,10 @@
-"""Which units of a branch can go, and what each costs, when the others are refitted to stand in for it.
+"""In which order the units of a branch can go, when the others are refitted to stand in for them.
 
-Optimal brain surgeon (Hassibi and Stork, 1993) with a head or a neuron for a weight. ``hessian`` S [k, k]: covariance
-of what enters the branch's last layer. ``weight`` Wo [k, C]. ``metric`` F [C, C]: second moment of the loss gradient
-at its output. With the units K kept, M = S_KK^-1 and the refitted weights W = M S_K: Wo, removing unit h raises
-trace(F E^T E), E the branch's error, by trace(F W_h^T (M_hh)^-1 W_h); then M and W are brought up to date.
+Optimal brain surgeon (Hassibi and Stork, 1993) with a head or a neuron for a weight. ``covariance`` S [k, k]: second
+moments of what enters the branch's last layer, weighted or not. ``weight`` Wo [k, C]. ``metric`` F [C, C]: how much
+the loss minds errors of its outputs. With the units K kept, M = S_KK^-1 and the refitted weights W = M S_K: Wo,
+removing unit h raises trace(F E^T E), E the branch's error, by trace(F W_h^T (M_hh)^-1 W_h); then M and W are brought
+up to date.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ AT_ONCE = 64
 COMPACT = 0.75
 """Share of the units still there below which those that went are dropped from the matrices."""
 
-Eliminated = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
-"""Units in the order in which they go; what each costs then; what each, by position, would cost if it went alone."""
+
+def damped(covariance: Tensor) -> Tensor:
+    """In float64, and safe to invert."""
+    damping = DAMPING * covariance.diagonal().mean().clamp_min(1e-12)
+    return covariance.double() + damping * torch.eye(len(covariance), dtype=torch.float64)
 
 
-def eliminate(covariance: Tensor, weight: Tensor, metric: Tensor, width: int) -> Eliminated:
-    """Greedily remove all units of ``width`` channels, always the one that raises the error least.
+def eliminate(
+    covariance: Tensor, weight: Tensor, metric: Tensor, width: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Greedily remove all units of ``width`` channels, always the one that raises the error least; the units in the
+    order in which they go, and what each costs then.
 
     ``covariance`` [k, k], ``weight`` [k, C], ``metric`` [C, C], on the CPU.
     """
-    k = len(covariance)
-    if k == 0:
-        return (), (), ()
-    damping = DAMPING * covariance.diagonal().mean().clamp_min(1e-12)
-    damped = covariance.double() + damping * torch.eye(k, dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    if len(covariance) == 0:
+        return (), ()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance)))
     weight, metric = weight.double(), metric.double()
-    alone = _costs(inverse, weight, metric, width)
     order, costs = _singles(inverse, weight, metric) if width == 1 else _groups(inverse, weight, metric, width)
-    return tuple(order), tuple(costs), tuple(alone.tolist())
+    return tuple(order), tuple(costs)
 
 
 def _costs(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> Tensor:

@@ -24,17 +24,18 @@ NO_IMAGES = "no calibration images: the data has no training images to draw them
 
 @dataclass
 class PartStatistics:
-    """Sums over the calibration set for one branch: an attention (units: heads, d channels wide) or an MLP (units:
-    neurons, d = 1). Its last linear layer has k = units * d inputs and C outputs.
+    """Means over the calibration set for one branch: an attention (units: heads, d channels wide) or an MLP (units:
+    neurons, d = 1). Its last linear layer has k = units * d inputs z (centred) and C outputs, with loss gradients g.
 
-    ``covariance`` [k, k] and ``gradient`` [C, C] are second moments per token, of what enters that layer (centred) and
-    of the loss gradient at its output; ``tokens`` of one image pass through it. ``gate_abs`` and ``gate_square``
-    [units] are the means over images of abs(dLoss/dm) and (dLoss/dm)^2, m a multiplier on the unit's output.
+    ``covariance`` [k, k]: of z, over tokens. ``inputs`` [k, k] and ``outputs`` [C, C]: means over images of A A^T and
+    A^T A, where A = sum over the image's tokens of z g^T is its gradient of that layer's weights (k to C); in float32.
+    ``gate_abs`` and ``gate_square`` [units]: means over images of abs(dLoss/dm) and (dLoss/dm)^2, m a multiplier on the
+    unit's output.
     """
 
     covariance: Tensor
-    gradient: Tensor
-    tokens: float
+    inputs: Tensor
+    outputs: Tensor
     gate_abs: Tensor
     gate_square: Tensor
 
@@ -56,7 +57,8 @@ class _Sums:
     shift: Tensor | None = None
     z: Tensor = field(default_factory=_zero)
     zz: Tensor = field(default_factory=_zero)
-    gg: Tensor = field(default_factory=_zero)
+    inputs: Tensor = field(default_factory=lambda: torch.zeros(()))
+    outputs: Tensor = field(default_factory=lambda: torch.zeros(()))
     gate_abs: Tensor = field(default_factory=_zero)
     gate_square: Tensor = field(default_factory=_zero)
     features: Tensor | None = None
@@ -68,9 +70,9 @@ def observe(
 ) -> dict[str, list[PartStatistics]]:
     """Statistics of ``parts`` (`heads`, `mlp`) of every block, in forward order, from one forward and backward pass.
 
-    ``loss``: ``labels`` (cross-entropy with the given labels), ``sampled`` (labels drawn from the model's own
-    predictions: the true Fisher information, no labels needed) or ``features`` (a random direction of the features
-    before the classifier: their Gauss-Newton matrix, no classifier needed).
+    ``loss``: ``labels`` (cross-entropy with the given labels), ``signs`` (a random root of the model's own Fisher
+    information, no labels needed) or ``features`` (a random direction of the features before the classifier: their
+    Gauss-Newton matrix, no classifier needed).
     """
     blocks = attention_blocks(model)
     sums = {part: [_sums_of(block, part) for block in blocks] for part in parts}
@@ -106,15 +108,22 @@ def _sums_of(block: AttentionBlock, part: str) -> _Sums:
 
 
 def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Sum over images, so that each image's gradient is its own."""
+    """Sum over images, so that each image's gradient is its own.
+
+    ``signs``: sum over classes c of s_c sqrt(p_c) log p_c, p the predictions, held fixed, and s_c = 1 or -1 at random.
+    The mean square of its gradient is the Fisher information, as with labels drawn from p; but where the model is sure,
+    drawn labels give next to no gradient nearly always, and a large one now and then.
+    """
     features = model.forward_head(model.forward_features(images), pre_logits=True) if kind == "features" else None
     if features is not None:
         directions = torch.randn(features.shape, generator=generator).to(features)
         return (features * directions).sum()
     logits = model(images)
-    if kind == "sampled":
-        labels = torch.multinomial(logits.detach().softmax(-1).cpu().float(), 1, generator=generator).squeeze(1)
-    elif (labels < 0).any():
+    if kind == "signs":
+        log_p = logits.float().log_softmax(-1)
+        signs = torch.randint(2, logits.shape, generator=generator).to(log_p) * 2 - 1
+        return (signs * log_p.detach().div(2).exp() * log_p).sum()
+    if (labels < 0).any():
         raise DataError("this criterion needs labels, but the calibration images have none; use residual or magnitude")
     return F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
 
@@ -169,17 +178,37 @@ def _add(total: _Sums, grad: Tensor) -> None:
     total.gate_abs = total.gate_abs + gates.abs().sum(0)
     total.gate_square = total.gate_square + gates.square().sum(0)
     total.images += len(z)
-    g, z = grad.flatten(0, -2).float(), z.flatten(0, -2).float()  # reshape(-1, k) cannot take the k = 0 of no heads
+    z, grad = z.float(), grad.float()
+    flat = z.flatten(0, -2)  # reshape(-1, k) cannot take the k = 0 of no heads
     if total.shift is None:
-        total.shift = z.mean(0)
-    z = z - total.shift  # float32 products are exact enough of values near their mean
-    total.tokens += len(z)
-    total.z = total.z + z.sum(0).cpu().double()
-    total.zz = total.zz + (z.T @ z).cpu().double()
-    total.gg = total.gg + (g.T @ g).cpu().double()
+        total.shift = flat.mean(0)
+    flat = flat - total.shift  # float32 products are exact enough of values near their mean
+    total.tokens += len(flat)
+    total.z = total.z + flat.sum(0).cpu().double()
+    total.zz = total.zz + (flat.T @ flat).cpu().double()
+    mean = total.shift + (total.z / total.tokens).to(flat)  # of what was seen so far: near enough from the start
+    inputs, outputs = _of_weight_gradients(z - mean, grad)
+    total.inputs, total.outputs = total.inputs + inputs.cpu(), total.outputs + outputs.cpu()
+
+
+def _of_weight_gradients(z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over images of A A^T [k, k] and A^T A [C, C], A [k, C] the sum over tokens of z g^T; ``z`` [B, N, k] and
+    ``grad`` [B, N, C]. With few tokens by their products with each other, [B, N, N]; else by A itself."""
+    if _by_tokens(z, grad):
+        alike, along = grad @ grad.mT, z @ z.mT
+        return z.flatten(0, 1).T @ (alike @ z).flatten(0, 1), grad.flatten(0, 1).T @ (along @ grad).flatten(0, 1)
+    a = z.mT @ grad
+    rows, columns = a.transpose(0, 1).flatten(1), a.flatten(0, 1)
+    return rows @ rows.T, columns.T @ columns
+
+
+def _by_tokens(z: Tensor, grad: Tensor) -> bool:
+    """Whether what tokens have to do with each other is less than a weight gradient."""
+    return z.shape[1] < min(z.shape[2], grad.shape[2])
 
 
 def _finish(total: _Sums) -> PartStatistics:
-    mean, n, images = total.z / total.tokens, total.tokens, total.images
-    covariance = total.zz / n - torch.outer(mean, mean)
-    return PartStatistics(covariance, total.gg / n, n / images, total.gate_abs / images, total.gate_square / images)
+    mean, images = total.z / total.tokens, total.images
+    covariance = total.zz / total.tokens - torch.outer(mean, mean)
+    gradients = total.inputs.div_(images), total.outputs.div_(images)  # in place: MLPs of large models have large ones
+    return PartStatistics(covariance, *gradients, total.gate_abs / images, total.gate_square / images)
