@@ -45,10 +45,13 @@ def eliminate(
 
 def _costs(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> Tensor:
     """What each unit there now would cost if it were the next to go, [units]."""
-    blocks = inverse.unflatten(0, (-1, width)).unflatten(2, (-1, width))  # [units, width, units, width]
-    own = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     rows = weight.unflatten(0, (-1, width))
-    return ((rows @ metric) * torch.linalg.solve(own, rows)).sum((1, 2))
+    return ((rows @ metric) * torch.linalg.solve(own_blocks(inverse, width), rows)).sum((1, 2))
+
+
+def own_blocks(matrix: Tensor, width: int) -> Tensor:
+    """[k, k] to every unit's own block, [units, width, width]."""
+    return matrix.unflatten(0, (-1, width)).unflatten(2, (-1, width)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def _groups(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> tuple[list[int], list[float]]:

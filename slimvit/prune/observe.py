@@ -28,7 +28,8 @@ class PartStatistics:
     neurons, d = 1). Its last linear layer has k = units * d inputs z (centred) and C outputs, with loss gradients g.
 
     ``covariance`` [k, k]: of z, over tokens. ``inputs`` [k, k] and ``outputs`` [C, C]: means over images of A A^T and
-    A^T A, where A = sum over the image's tokens of z g^T is its gradient of that layer's weights (k to C); in float32.
+    A^T A, where A = sum over the image's tokens of z g^T is its gradient of that layer's weights (k to C); in float32,
+    with z centred by the mean of the images up to it.
     ``gate_abs`` and ``gate_square`` [units]: means over images of abs(dLoss/dm) and (dLoss/dm)^2, m a multiplier on the
     unit's output.
     """
@@ -179,15 +180,15 @@ def _add(total: _Sums, grad: Tensor) -> None:
     total.gate_square = total.gate_square + gates.square().sum(0)
     total.images += len(z)
     z, grad = z.float(), grad.float()
-    flat = z.flatten(0, -2)  # reshape(-1, k) cannot take the k = 0 of no heads
     if total.shift is None:
-        total.shift = flat.mean(0)
-    flat = flat - total.shift  # float32 products are exact enough of values near their mean
-    total.tokens += len(flat)
-    total.z = total.z + flat.sum(0).cpu().double()
+        total.shift = z.flatten(0, -2).mean(0)  # reshape(-1, k) cannot take the k = 0 of no heads
+    z = z - total.shift  # float32 products are exact enough of values near their mean
+    flat = z.flatten(0, -2)
     total.zz = total.zz + (flat.T @ flat).cpu().double()
-    mean = total.shift + (total.z / total.tokens).to(flat)  # of what was seen so far: near enough from the start
-    inputs, outputs = _of_weight_gradients(z - mean, grad)
+    sums = total.z + z.sum(1).cpu().double().cumsum(0)  # up to every image, so that batches of any size give the same
+    counts = total.tokens + z.shape[1] * torch.arange(1, len(z) + 1, dtype=torch.float64)
+    total.z, total.tokens = sums[-1], total.tokens + len(flat)
+    inputs, outputs = _of_weight_gradients(z - (sums / counts[:, None]).to(z)[:, None], grad)
     total.inputs, total.outputs = total.inputs + inputs.cpu(), total.outputs + outputs.cpu()
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from slimvit.prune.eliminate import damped, eliminate
+from slimvit.prune.eliminate import damped, eliminate, own_blocks
 from slimvit.prune.observe import PartStatistics
 
 MILESTONES = np.array([0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1])
@@ -79,13 +79,8 @@ def _rises(
 def _alone(seen: PartStatistics, weight: Tensor, width: int) -> Tensor:
     """The rise when one unit goes, [units]: its P is M_h M_hh^-1 Wo_h, M the inverse of S."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(seen.covariance)))
-    own, between = (_own_blocks(t, width) for t in (inverse, inverse @ seen.inputs @ inverse))
-    rows = weight.unflatten(0, (-1, width))
-    back = torch.linalg.solve(own, rows)
+    columns = inverse.unflatten(0, (-1, width))  # of each unit, as rows: [units, width, k]
+    between = columns @ seen.inputs @ columns.mT
+    back = torch.linalg.solve(own_blocks(inverse, width), weight.unflatten(0, (-1, width)))
     rise = ((between @ back) * (back @ seen.outputs)).sum((1, 2))
     return rise / seen.inputs.trace().clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def _own_blocks(matrix: Tensor, width: int) -> Tensor:
-    """[k, k] to every unit's own block, [units, width, width]."""
-    return matrix.unflatten(0, (-1, width)).unflatten(2, (-1, width)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

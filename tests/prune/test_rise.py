@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from slimvit.models.family import attention_blocks
+from slimvit.prune import eliminate as eliminate_module
 from slimvit.prune import observe as observe_module
 from slimvit.prune.eliminate import DAMPING
 from slimvit.prune.observe import PartStatistics, batch_loss, observe
@@ -67,6 +68,16 @@ def test_tokens_whose_errors_add_up_cost_more():
     assert found[0] > 100 * found[1]
 
 
+def test_a_copy_of_another_unit_costs_nothing_alone(monkeypatch):
+    monkeypatch.setattr(eliminate_module, "DAMPING", 1e-6)
+    seen, weight = case(5, 1)
+    again = [*range(5), 2]
+    covariance, inputs = (t[again][:, again] for t in (seen.covariance, seen.inputs))
+    twice = PartStatistics(covariance, inputs, seen.outputs, seen.gate_abs, seen.gate_square)
+    order, costs, alone = rank(twice, torch.cat([weight, weight[:1]]), 1)
+    assert order[0] in (2, 5) and max(alone[2], alone[5]) < 0.05 * max(alone) and costs[0] < 0.05 * max(alone)
+
+
 def test_nothing_to_rank():
     none = torch.zeros(0)
     seen = PartStatistics(torch.zeros(0, 0), torch.zeros(0, 0), torch.eye(3), none, none)
@@ -84,7 +95,7 @@ def test_what_no_gradient_reaches_costs_nothing():
 def test_moments_of_the_weight_gradients(by_tokens, vit, batches, monkeypatch):
     """Against autograd, an image at a time; by the products of the tokens and by the gradients themselves."""
     model = vit()
-    data = batches(model, count=1, size=8)  # of several, each is centred by the mean of those up to it
+    data = batches(model, count=2, size=4)
     if not by_tokens:
         monkeypatch.setattr(observe_module, "_by_tokens", lambda z, grad: False)
     found = observe(model, data, "labels", parts=("heads", "mlp"))
@@ -97,9 +108,12 @@ def test_moments_of_the_weight_gradients(by_tokens, vit, batches, monkeypatch):
                 for images, _ in data:
                     model(images)
             hook.remove()
-            mean = torch.cat(entered).double().mean((0, 1))
+            means = (
+                torch.cat(entered).double().mean(1).cumsum(0) / torch.arange(1, 9)[:, None]
+            )  # of the images up to it
             inputs, outputs = 0.0, 0.0
-            for image, label in ((x, y) for images, labels in data for x, y in zip(images, labels, strict=True)):
+            pairs = ((x, y) for images, labels in data for x, y in zip(images, labels, strict=True))
+            for (image, label), mean in zip(pairs, means, strict=True):
                 loss = F.cross_entropy(model(image[None]), label[None])
                 weight, bias = torch.autograd.grad(loss, (out.weight, out.bias))
                 a = weight.T.double() - torch.outer(mean, bias.double())  # sum over tokens of (z - mean) g^T
