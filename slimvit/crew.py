@@ -81,8 +81,9 @@ class Processes:
 
     def stop(self) -> None:
         """Ask every run to save its state and end; they do not hear the terminal's Ctrl-C themselves."""
+        self.pool.shutdown(wait=False, cancel_futures=True)  # first: the place of a run that ends would go to the next
         os.close(self.held)
-        self.pool.shutdown(cancel_futures=True)
+        self.pool.shutdown()
         os.close(self.leash)
 
     def _carry_out(self, task: Task) -> str | None:
