@@ -43,7 +43,7 @@ BASES: dict[str, dict[str, Any]] = {
 TRAINING: dict[str, dict[str, Any]] = {
     "vit_digits": {"epochs": 3, "lr": 3e-4, "hflip": 0, "crop_scale": 0.8},
     "swin_digits": {"epochs": 3, "lr": 3e-4, "hflip": 0, "crop_scale": 0.8},
-    "dinov2": {"epochs": 3, "lr": 1e-5, "hflip": 0, "crop_scale": 1.0},
+    "dinov2": {"epochs": 3, "lr": 1e-5, "hflip": 0, "crop_scale": 1.0, "cache_teacher": True, "eval_every": 3},
 }
 METHODS = {
     "slimvit (residual)": {"criterion": "residual"},

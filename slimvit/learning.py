@@ -11,7 +11,7 @@ from torch import nn
 from slimvit import rundir, shelf, unfinished
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.preprocessing import converter
-from slimvit.measure.accuracy import compare
+from slimvit.measure.accuracy import Outputs, compare
 from slimvit.models.family import is_uncut_form
 from slimvit.progress import epoch_line, say
 from slimvit.recipe import TrainSection
@@ -74,15 +74,24 @@ def seat_teacher(now: Run) -> None:
         now.original, now.teacher = now.teacher, None
 
 
-def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None, lr: float) -> None:
-    """Train the run's model: `adapt` or `finetune`, from its last saved state if it was interrupted."""
+def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None, lr: float) -> Outputs | None:
+    """Train the run's model: `adapt` or `finetune`, from its last saved state if it was interrupted.
+
+    What the trained model gives on the validation images, where it was evaluated as it is now: compiled kernels round
+    in another way, and an interrupted training may have had its last epoch behind it.
+    """
     states = unfinished.checkpoints(now, name)
     rows = [] if states is None else states.history()
     now.engine.start_log(name)
 
+    outputs: Outputs | None = None
+
     def after_epoch(model: nn.Module, row: dict[str, Any]) -> None:
-        found = compare(now.outputs(model, now.data.val), now.reference)
-        row.update(top1=found.top1, agreement=found.agreement, feature_error=found.feature_error)
+        nonlocal outputs
+        if row["epoch"] % section.eval_every == 0 or row["epoch"] == section.epochs:
+            outputs = now.outputs(model, now.data.val)
+            found = compare(outputs, now.reference)
+            row.update(top1=found.top1, agreement=found.agreement, feature_error=found.feature_error)
         rows.append(row)
         say(epoch_line(name, row, section.epochs, first=len(rows) == 1))
         now.engine.log(row, row["epoch"])
@@ -93,6 +102,7 @@ def learn(now: Run, name: str, section: TrainSection, teacher: nn.Module | None,
     now.engine.end_log()
     if name == "finetune" and states is not None:
         _keep_best(now, states)
+    return None if now.engine.compiles else outputs
 
 
 def learn_between(now: Run, name: str, epochs: int, teacher: nn.Module | None, lr: float) -> None:
@@ -114,10 +124,11 @@ def _train(now: Run, name: str, section: TrainSection, teacher: nn.Module | None
 
 def _keep_best(now: Run, states: Checkpoints) -> None:
     """The best epoch's network too, where it is not the last one's."""
-    measured = [row["top1"] for row in now.histories["finetune"] if row["top1"] is not None]
-    if measured and max(measured) > measured[-1]:
-        now.best, epoch = states.best(), 1 + measured.index(max(measured))
+    measured = [row for row in now.histories["finetune"] if row.get("top1") is not None]
+    best = max(measured, key=lambda row: row["top1"], default=None)  # the first of equals
+    if best is not None and best["top1"] > measured[-1]["top1"]:
+        now.best = states.best()
         now.notes.append(
-            f"best/ holds the network after epoch {epoch} of the fine-tuning ({max(measured):.1f} top-1 on "
-            f"the validation images, {measured[-1]:.1f} after the last)"
+            f"best/ holds the network after epoch {best['epoch']} of the fine-tuning ({best['top1']:.1f} top-1 on "
+            f"the validation images, {measured[-1]['top1']:.1f} after the last)"
         )

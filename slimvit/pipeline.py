@@ -17,7 +17,7 @@ from slimvit.dense.insert import NOTHING_TO_MIX, can_mix, insert_dense_attention
 from slimvit.engine import open_engine
 from slimvit.errors import ModelError, RecipeError
 from slimvit.learning import adapt, learn, learn_between, seat_teacher
-from slimvit.measure.accuracy import compare
+from slimvit.measure.accuracy import Outputs, compare
 from slimvit.measure.macs import count_macs, count_params
 from slimvit.models.family import family_of, plan_of
 from slimvit.options import Options
@@ -222,19 +222,23 @@ def densify(now: Run, mix: str) -> None:
 
 def tune(now: Run) -> None:
     """Fine-tune, learning from the teacher that the recipe names, or from the uncut network, unless told otherwise."""
-    learn(now, "finetune", now.recipe.finetune, teacher_of(now), FINETUNE_LR)
+    outputs = learn(now, "finetune", now.recipe.finetune, teacher_of(now), FINETUNE_LR)
     seconds = sum(row["seconds"] for row in now.histories["finetune"])  # those of interrupted processes included
-    measure(now, "finetuned", now.model, time.perf_counter() - seconds)
+    measure(now, "finetuned", now.model, time.perf_counter() - seconds, outputs)
 
 
 def teacher_of(now: Run) -> nn.Module | None:
     return now.teacher or (now.original if now.original is not now.model else None)
 
 
-def measure(now: Run, stage: str, model: nn.Module, started: float | None = None) -> None:
-    """Accuracy, size and cost of a model; ``started``: when the stage's own work began."""
+def measure(
+    now: Run, stage: str, model: nn.Module, started: float | None = None, outputs: Outputs | None = None
+) -> None:
+    """Accuracy, size and cost of a model; ``started``: when the stage's own work began; ``outputs``: what the model
+    gives on the validation images, where that is known."""
     seconds = None if started is None else round(time.perf_counter() - started, 2)
-    outputs = shelf.original_outputs(now) if now.reference is None else now.outputs(model, now.data.val)
+    if outputs is None:
+        outputs = shelf.original_outputs(now) if now.reference is None else now.outputs(model, now.data.val)
     now.reference = now.reference or outputs
     found = {k: v for k, v in vars(compare(outputs, now.reference)).items() if k in Stage.model_fields}
     macs = count_macs(model)

@@ -72,7 +72,11 @@ class AdaptSection(TrainSection):
             found.append("train is for fine-tuning; here mode says what is trained")
         if self.mode == "head":  # its own optimizer, on features that are computed once
             idle = ("optimizer", "momentum", "betas", "eps", "warmup_lr", "layer_decay", "accumulate", "ema_decay")
-            changed = [k for k in (*idle, "repeated_aug") if getattr(self, k) != type(self).model_fields[k].default]
+            changed = [
+                k
+                for k in (*idle, "repeated_aug", "eval_every")
+                if getattr(self, k) != type(self).model_fields[k].default
+            ]
             found += [f"{' and '.join(changed)} without mode all; drop it or give mode all"] * bool(changed)
         return found
 

@@ -31,6 +31,8 @@ class TrainSection(Section):
     """One stretch of training: AdamW unless told otherwise, cosine schedule, timm's augmentation."""
 
     epochs: int = Field(0, ge=0)
+    eval_every: int = Field(1, gt=0)
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
     train: TrainedPart = "all"
     """`head`: the classifier alone learns, and the body stays as it is, in eval mode."""
     optimizer: str = "adamw"

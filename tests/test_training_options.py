@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 import torch
 
 import slimvit
-from slimvit import pipeline
+from slimvit import learning, pipeline
 from slimvit.data.loaders import eval_loader, preprocessing_of
-from slimvit.data.sources import open_data
+from slimvit.data.sources import Images, open_data
 from slimvit.embedded import EMBEDDED
 from slimvit.errors import SlimvitError
+from slimvit.measure.accuracy import Outputs, compare
 from slimvit.options import Options
 from slimvit.recipe import Recipe
+from slimvit.runstate import Run
 
 Tree = dict[str, Any]
 DATA: Tree = {"name": "digits", "train_images": 48, "eval_images": 30, "batch_size": 8}
@@ -41,6 +44,32 @@ def test_the_average_is_what_is_reported_and_saved(tmp_path: Path) -> None:
     raw = slimvit.run(wanted.model_copy(update={"finetune": wanted.finetune.model_copy(update={"ema_decay": None})}))
     assert raw.report.stages[-1].loss != now.report.stages[-1].loss
     assert raw.report.stages[-2].loss == now.report.stages[-2].loss
+
+
+def test_evaluated_as_often_as_asked_and_no_network_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated: list[torch.nn.Module] = []
+    outputs = Run.outputs
+
+    def counted(now: Run, model: torch.nn.Module, images: Images) -> Outputs:
+        evaluated.append(model)
+        return outputs(now, model, images)
+
+    monkeypatch.setattr(Run, "outputs", counted)
+    now = slimvit.run(recipe({"epochs": 5, "eval_every": 2, "lr": 3e-3}), Options(out=tmp_path / "run"))
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
+    assert [bool(row["top1"]) for row in rows] == [False, True, False, True, True]
+    assert len(evaluated) == 4  # the original too
+    assert float(rows[-1]["top1"]) == now.report.stages[-1].top1
+    model = slimvit.load(tmp_path / "run")
+    found = slimvit.evaluate(model, eval_loader(now.data.val, preprocessing_of(model), 8))
+    assert found.loss == pytest.approx(now.report.stages[-1].loss, rel=1e-4)
+
+
+def test_the_best_evaluated_epoch_is_kept_under_its_own_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([80.0, 50.0])  # after epochs 2 and 3
+    monkeypatch.setattr(learning, "compare", lambda *outputs: replace(compare(*outputs), top1=next(told)))
+    now = slimvit.run(recipe({"epochs": 3, "eval_every": 2}), Options(out=tmp_path / "run"))
+    assert "best/ holds the network after epoch 2 of the fine-tuning (80.0 top-1" in "".join(now.notes)
 
 
 def test_the_head_alone_is_fine_tuned() -> None:

@@ -18,6 +18,7 @@ from slimvit.plan import SlimPlan
 from slimvit.progress import track
 from slimvit.prune.observe import NO_IMAGES, Batches, batch_loss, observe
 from slimvit.prune.rise import rank
+from slimvit.prune.statistics import GateSums, MomentSums
 from slimvit.prune.torch_pruning import group_importance, neuron_importance
 
 
@@ -89,7 +90,7 @@ Parts = tuple[str, ...]
 
 def _residual(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
     """The rise of the loss after the refit, see rise.py."""
-    statistics = observe(model, batches, "signs" if model.num_classes else "features", seed, parts)
+    statistics = observe(model, batches, "signs" if model.num_classes else "features", MomentSums, seed, parts)
     found: Found = {part: [] for part in parts}
     for i, block in enumerate(attention_blocks(model)):
         for part in parts:
@@ -100,14 +101,14 @@ def _residual(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> F
 
 def _taylor(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
     """mean over images of abs(dLoss/dm), Michel, Levy and Neubig, NeurIPS 2019."""
-    seen = observe(model, batches, "labels", seed, parts)
-    return {part: [_fixed(s.gate_abs) for s in seen[part]] for part in parts}
+    seen = observe(model, batches, "labels", GateSums, seed, parts)
+    return {part: [_fixed(s.absolute) for s in seen[part]] for part in parts}
 
 
 def _fisher(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
     """mean over images of (dLoss/dm)^2, Kwon et al., NeurIPS 2022."""
-    seen = observe(model, batches, "labels", seed, parts)
-    return {part: [_fixed(s.gate_square) for s in seen[part]] for part in parts}
+    seen = observe(model, batches, "labels", GateSums, seed, parts)
+    return {part: [_fixed(s.square) for s in seen[part]] for part in parts}
 
 
 def _magnitude(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:

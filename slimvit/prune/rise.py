@@ -11,76 +11,76 @@ Preconditioner, 2024). So tokens of an image whose errors add up count as much a
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from slimvit.prune.eliminate import damped, eliminate, own_blocks
-from slimvit.prune.observe import PartStatistics
+from slimvit.prune.statistics import Moments
 
 MILESTONES = np.array([0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1])
 """Shares of the neurons gone at which the rise is worked out; between them it follows what the elimination says."""
 
+TINY = np.finfo(np.float64).tiny
 Floats = npt.NDArray[np.float64]
 
 Ranked = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
 """Units in the order in which they go; what each then adds to the rise; what each, by position, adds alone."""
 
 
-def rank(seen: PartStatistics, weight: Tensor, width: int) -> Ranked:
+def rank(seen: Moments, weight: Tensor, width: int) -> Ranked:
     """Order and costs of all units of ``width`` channels; ``weight`` Wo [k, C], on the CPU."""
     units = len(weight) // width
     if units == 0:
         return (), (), ()
-    seen = replace(seen, inputs=seen.inputs.double(), outputs=seen.outputs.double())
-    weight = weight.double()
-    by = _relative(seen.inputs)
+    inputs, weight = seen.inputs.double(), weight.double()
+    outputs = seen.outputs.double() / inputs.trace().clamp_min(TINY)
+    by = _relative(inputs)
     if width == 1:  # the gradients of a few hundred images cannot tell thousands of neurons apart
         by = by + _relative(seen.covariance)
-    order, costs = eliminate(by, weight, seen.outputs, width)
+    order, costs = eliminate(by, weight, outputs, width)
+    stays = list(reversed(order))  # from here on units are in this order, so that those kept always come first
+    channels = torch.tensor([u * width + i for u in stays for i in range(width)])
+    factor = torch.linalg.cholesky(damped(seen.covariance)[channels][:, channels])
+    inputs, weight = inputs[channels][:, channels], weight[channels]
     gone = np.arange(1, units + 1)
     stops = gone if width > 1 else np.unique(np.maximum(1, np.round(MILESTONES * units))).astype(int)
-    rises = _rises(seen, weight, order, stops, width)
-    guess = np.maximum(np.cumsum(costs), np.finfo(float).tiny)
+    rises = _rises(factor, inputs, weight, outputs, stops * width)
+    guess = np.maximum(np.cumsum(costs), TINY)
     rise = np.maximum.accumulate(guess * np.interp(gone, stops, rises / guess[stops - 1]))
-    return order, tuple(np.diff(rise, prepend=0.0).tolist()), tuple(_alone(seen, weight, width).tolist())
+    alone = dict(zip(stays, _alone(factor, inputs, weight, outputs, width), strict=True))
+    return order, tuple(np.diff(rise, prepend=0.0).tolist()), tuple(alone[unit] for unit in range(units))
 
 
 def _relative(moments: Tensor) -> Tensor:
     """To a mean diagonal of 1, if it is not zero."""
-    return moments / moments.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    return moments / moments.diagonal().mean().clamp_min(TINY)
 
 
-def _rises(
-    seen: PartStatistics, weight: Tensor, order: tuple[int, ...], stops: npt.NDArray[np.int64], width: int
-) -> Floats:
-    """The rise when the first ``stops`` units of ``order`` are gone.
+def _rise(inputs: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
+    """trace(outputs P^T inputs P) of errors P [..., k, C], [...]."""
+    return ((inputs @ error) * (error @ outputs)).sum((-2, -1))
 
-    In the order's reverse the units kept always come first, so one Cholesky factor L of S serves every stop: S_KK =
-    L_KK L_KK^T and S_KR = L_KK L_RK^T.
+
+def _rises(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, gone: npt.NDArray[np.int64]) -> Floats:
+    """The rise when the last ``gone`` channels are not there any more.
+
+    One Cholesky factor L of S serves every number of them: S_KK = L_KK L_KK^T and S_KR = L_KK L_RK^T.
     """
-    channels = torch.tensor([u * width + i for u in reversed(order) for i in range(width)])
-    factor = torch.linalg.cholesky(damped(seen.covariance)[channels][:, channels])
-    inputs, weight = seen.inputs[channels][:, channels], weight[channels]
     rises = []
-    for stop in stops:
-        kept = len(weight) - int(stop) * width
+    for kept in len(weight) - gone:
         error = weight.clone()
         error[:kept] = -torch.linalg.solve_triangular(
             factor[:kept, :kept].T, factor[kept:, :kept].T @ weight[kept:], upper=True
         )
-        rises.append(float(((inputs @ error) * (error @ seen.outputs)).sum()))
-    return np.maximum(0.0, rises) / max(float(inputs.trace()), np.finfo(float).tiny)
+        rises.append(float(_rise(inputs, error, outputs)))
+    return np.maximum(0.0, rises)
 
 
-def _alone(seen: PartStatistics, weight: Tensor, width: int) -> Tensor:
-    """The rise when one unit goes, [units]: its P is M_h M_hh^-1 Wo_h, M the inverse of S."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(seen.covariance)))
+def _alone(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, width: int) -> list[float]:
+    """The rise when one unit goes, for every unit: its P is M_h M_hh^-1 Wo_h, M the inverse of S."""
+    inverse = torch.cholesky_inverse(factor)
     columns = inverse.unflatten(0, (-1, width))  # of each unit, as rows: [units, width, k]
-    between = columns @ seen.inputs @ columns.mT
     back = torch.linalg.solve(own_blocks(inverse, width), weight.unflatten(0, (-1, width)))
-    rise = ((between @ back) * (back @ seen.outputs)).sum((1, 2))
-    return rise / seen.inputs.trace().clamp_min(torch.finfo(torch.float64).tiny)
+    return _rise(columns @ inputs @ columns.mT, back, outputs).tolist()

@@ -227,7 +227,8 @@ def _end_epoch(state: TrainState, now: Training, images: int, after_epoch: After
     row["seconds"] = round(state.seconds, 2)
     state.model.eval()
     after_epoch(state.result, row)
-    best = row.get("top1") is not None and all(row["top1"] > r["top1"] for r in state.history)
+    earlier = [r["top1"] for r in state.history if r.get("top1") is not None]
+    best = row.get("top1") is not None and all(row["top1"] > other for other in earlier)
     state.history.append(row)
     state.epoch, state.batch, state.total, state.seconds = state.epoch + 1, 0, 0.0, 0.0
     if now.checkpoints is not None:

@@ -7,10 +7,11 @@ from torch.nn import functional as F
 
 from slimvit.models.family import attention_blocks
 from slimvit.prune import eliminate as eliminate_module
-from slimvit.prune import observe as observe_module
+from slimvit.prune import statistics
 from slimvit.prune.eliminate import DAMPING
-from slimvit.prune.observe import PartStatistics, batch_loss, observe
+from slimvit.prune.observe import batch_loss, observe
 from slimvit.prune.rise import MILESTONES, rank
+from slimvit.prune.statistics import Moments, MomentSums
 
 
 def case(units, width, outputs=7, seed=0):
@@ -21,8 +22,8 @@ def case(units, width, outputs=7, seed=0):
     z = z - z.mean((0, 1))
     gradients = torch.randn(12, 5, outputs, generator=g, dtype=torch.float64) + torch.randn(12, 1, outputs, generator=g)
     a = z.mT @ gradients
-    flat, none = z.flatten(0, 1), torch.zeros(units)
-    seen = PartStatistics(flat.T @ flat / len(flat), (a @ a.mT).mean(0), (a.mT @ a).mean(0), none, none)
+    flat = z.flatten(0, 1)
+    seen = Moments(flat.T @ flat / len(flat), (a @ a.mT).mean(0), (a.mT @ a).mean(0))
     return seen, torch.randn(k, outputs, generator=g, dtype=torch.float64)
 
 
@@ -63,7 +64,7 @@ def test_tokens_whose_errors_add_up_cost_more():
     for signs in ([1, 1, 1, 1], [1, -1, 1, -1]):
         a = (z[:, None] * torch.tensor(signs)[:, None]).mT @ gradients[:, None].expand(-1, 4, -1)
         a = a + 0.1 * torch.randn(200, 12, 7, generator=g, dtype=torch.float64)
-        moments = PartStatistics(seen.covariance, (a @ a.mT).mean(0), (a.mT @ a).mean(0), seen.gate_abs, seen.gate_abs)
+        moments = Moments(seen.covariance, (a @ a.mT).mean(0), (a.mT @ a).mean(0))
         found.append(sum(rank(moments, weight, 3)[1]))
     assert found[0] > 100 * found[1]
 
@@ -73,20 +74,19 @@ def test_a_copy_of_another_unit_costs_nothing_alone(monkeypatch):
     seen, weight = case(5, 1)
     again = [*range(5), 2]
     covariance, inputs = (t[again][:, again] for t in (seen.covariance, seen.inputs))
-    twice = PartStatistics(covariance, inputs, seen.outputs, seen.gate_abs, seen.gate_square)
+    twice = Moments(covariance, inputs, seen.outputs)
     order, costs, alone = rank(twice, torch.cat([weight, weight[:1]]), 1)
     assert order[0] in (2, 5) and max(alone[2], alone[5]) < 0.05 * max(alone) and costs[0] < 0.05 * max(alone)
 
 
 def test_nothing_to_rank():
-    none = torch.zeros(0)
-    seen = PartStatistics(torch.zeros(0, 0), torch.zeros(0, 0), torch.eye(3), none, none)
+    seen = Moments(torch.zeros(0, 0), torch.zeros(0, 0), torch.eye(3))
     assert rank(seen, torch.zeros(0, 3), 1) == ((), (), ())
 
 
 def test_what_no_gradient_reaches_costs_nothing():
     seen, weight = case(6, 1)
-    still = PartStatistics(seen.covariance, 0 * seen.inputs, 0 * seen.outputs, seen.gate_abs, seen.gate_square)
+    still = Moments(seen.covariance, 0 * seen.inputs, 0 * seen.outputs)
     order, costs, alone = rank(still, weight, 1)
     assert sorted(order) == list(range(6)) and costs == alone == (0.0,) * 6
 
@@ -97,8 +97,8 @@ def test_moments_of_the_weight_gradients(by_tokens, vit, batches, monkeypatch):
     model = vit()
     data = batches(model, count=2, size=4)
     if not by_tokens:
-        monkeypatch.setattr(observe_module, "_by_tokens", lambda z, grad: False)
-    found = observe(model, data, "labels", parts=("heads", "mlp"))
+        monkeypatch.setattr(statistics, "_by_tokens", lambda z, grad: False)
+    found = observe(model, data, "labels", MomentSums, parts=("heads", "mlp"))
     for part in ("heads", "mlp"):
         for i, block in enumerate(attention_blocks(model)):
             out = block.attn.proj if part == "heads" else block.mlp.fc2

@@ -12,6 +12,7 @@ from slimvit.models.no_branch import NoAttention
 from slimvit.prune.criteria import CRITERIA, score_parts
 from slimvit.prune.observe import observe
 from slimvit.prune.refit import TARGETS, refit
+from slimvit.prune.statistics import MomentSums
 from slimvit.prune.surgery import prune_model
 
 FOUR_STAGES = {"img_size": 56, "window_size": 7}
@@ -311,7 +312,7 @@ def test_padding_does_not_enter_the_statistics(swin, batches):
         F.cross_entropy(model(images), labels, reduction="sum").backward()
     for hook in hooks:
         hook.remove()
-    for i, (view, found) in enumerate(zip(views, observe(model, data, "labels")["heads"], strict=True)):
+    for i, (view, found) in enumerate(zip(views, observe(model, data, "labels", MomentSums)["heads"], strict=True)):
         real = real_tokens(view.block, sizes[i]).repeat(len(data[0][0]), 1)
         assert not real.all()
         z, g = (torch.cat([batch[real] for batch in batches]).double() for batches in (seen[i], gradients[i]))
