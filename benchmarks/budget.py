@@ -193,7 +193,7 @@ def render() -> str:
         rank = json.loads(RANKS.read_text())
         text.append("## Predicted against true rise of the loss")
         text.append(RANKED.format(**rank, **rank["spearman"]))
-    text.append(EARLIER)
+    text += [EARLIER] * bool(rows["earlier"].eq(True).any())
     return "\n\n".join(text) + "\n"
 
 

@@ -43,7 +43,7 @@ BASES: dict[str, dict[str, Any]] = {
 TRAINING: dict[str, dict[str, Any]] = {
     "vit_digits": {"epochs": 3, "lr": 3e-4, "hflip": 0, "crop_scale": 0.8},
     "swin_digits": {"epochs": 3, "lr": 3e-4, "hflip": 0, "crop_scale": 0.8},
-    "dinov2": {"epochs": 3, "lr": 1e-5, "hflip": 0, "crop_scale": 1.0, "cache_teacher": True, "eval_every": 3},
+    "dinov2": {"epochs": 3, "lr": 5e-5, "hflip": 0, "crop_scale": 1.0, "cache_teacher": True, "eval_every": 3},
 }
 METHODS = {
     "slimvit (residual)": {"criterion": "residual"},
@@ -175,6 +175,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--parts", nargs="+", choices=("untrained", "trained"), default=["untrained", "trained"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the training (slimvit's own)")
     parser.add_argument("--render", action="store_true", help="only write the table")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -183,8 +184,9 @@ def main() -> None:
         for part, file in sweeps(base, args.methods, args.ratios, args.seeds).items():
             if part in args.parts:
                 folder = KEPT / "peers" / f"{base}_{part}"
-                sweep(file, points_of(file), folder, Options(device="cpu"))
-                keep(list(rows_of(base, part, file, folder)), versions)
+                sweep(file, points_of(file), folder, Options(device="cpu", precision=args.precision))
+                trained_in = f", trained in {args.precision}" if part == "trained" else ""
+                keep(list(rows_of(base, part, file, folder)), versions + trained_in)
     (HERE / "results" / "peers.md").write_text(render())
 
 
