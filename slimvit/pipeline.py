@@ -18,7 +18,7 @@ from slimvit.engine import open_engine
 from slimvit.errors import ModelError, RecipeError
 from slimvit.learning import adapt, learn, learn_between, seat_teacher
 from slimvit.measure.accuracy import Outputs, compare
-from slimvit.measure.macs import count_macs, count_params
+from slimvit.measure.macs import count_params
 from slimvit.models.family import family_of, plan_of
 from slimvit.options import Options
 from slimvit.origin import pinned
@@ -241,7 +241,7 @@ def measure(
         outputs = shelf.original_outputs(now) if now.reference is None else now.outputs(model, now.data.val)
     now.reference = now.reference or outputs
     found = {k: v for k, v in vars(compare(outputs, now.reference)).items() if k in Stage.model_fields}
-    macs = count_macs(model)
+    macs = now.macs_of(model)
     if (doubt := macs.disagreement()) is not None:
         now.notes.append(f"{stage}: {doubt}")
     plan = plan_of(model)

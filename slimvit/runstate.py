@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from slimvit.data.images import Images
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import Data
+from slimvit.dense.insert import mixes_in
 from slimvit.engine import Engine
 from slimvit.measure.accuracy import Outputs, outputs_of
+from slimvit.measure.macs import MacCount, count_macs
 from slimvit.models.family import TimmModule, plan_of
 from slimvit.options import Options
+from slimvit.plan import SlimPlan
 from slimvit.recipe import Recipe
 from slimvit.report.record import Report, Stage
 from slimvit.train.state import History
@@ -50,6 +53,8 @@ class Run:
     adapted: bool = False
     best: dict[str, Tensor] | None = None
     """Weights of the fine-tuning's best epoch on the validation images, where that is not the last one."""
+    counted: dict[tuple[SlimPlan, int], MacCount] = field(default_factory=dict)
+    """Of every form that the network has had: what it keeps and how many mixes it has."""
     interrupted: str | None = None
     """The training (`adapt` or `finetune`) that an earlier process was stopped in, until it goes on."""
 
@@ -60,6 +65,13 @@ class Run:
     def outputs(self, model: nn.Module, images: Images) -> Outputs:
         """What a model gives for images, shared out among the processes."""
         return outputs_of(model, self.engine.shared(self.in_order(images)), self.device, self.engine.gather)
+
+    def macs_of(self, model: nn.Module) -> MacCount:
+        """Neither a refit nor training changes the form, so most stages share their counts."""
+        form = (plan_of(model), mixes_in(model))
+        if form not in self.counted:
+            self.counted[form] = count_macs(model)
+        return self.counted[form]
 
     def in_order(self, images: Images) -> Iterable[tuple[Tensor, Tensor]]:
         """Batches as evaluation sees them."""

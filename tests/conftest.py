@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start: there is a test a core already
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -187,6 +188,16 @@ def masked() -> Callable[..., Any]:
 def gap() -> Callable[[Tensor, Tensor], float]:
     """Largest difference over largest value."""
     return lambda found, wanted: ((found - wanted).abs().max() / wanted.abs().max()).item()
+
+
+@pytest.fixture
+def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short turns, and no process a model for its memory."""
+    from slimvit import benching
+    from slimvit.measure import latency
+
+    monkeypatch.setattr(latency, "TURN", 0.0)
+    monkeypatch.setattr(benching, "peak_on_cpu", lambda *_: 2**30)
 
 
 @pytest.fixture(scope="session")

@@ -38,13 +38,6 @@ def runs(slimvit_: Invoke, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short turns, and no process a model for its memory."""
-    monkeypatch.setattr(latency, "TURN", 0.0)
-    monkeypatch.setattr(benching, "peak_on_cpu", lambda *_: 2**30)
-
-
 def test_a_run_is_timed_beside_its_original(slimvit_: Invoke, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "TURN", 0.0)
     result = slimvit_("bench", runs / "half", *FEW, "--threads", 1, "--json")
@@ -66,14 +59,14 @@ def test_a_run_is_timed_beside_its_original(slimvit_: Invoke, runs: Path, monkey
     assert kept.model_dump(mode="json") == {k: v for k, v in half.items() if k in type(kept).model_fields}
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_bench")
 def test_the_table_goes_to_stdout_and_the_rest_to_stderr(slimvit_: Invoke, runs: Path) -> None:
     result = slimvit_("bench", runs / "half", "--rounds", 20, "--no-save")
     assert "vit_digits (original)" in result.stdout and str(runs / "half") in result.stdout
     assert "eager, batch " in result.stdout and "fills it" in result.stderr
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_bench")
 def test_every_setting_has_its_rows_and_its_timings(
     slimvit_: Invoke, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +82,7 @@ def test_every_setting_has_its_rows_and_its_timings(
     assert len(read_timings(run)) == 4
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_bench")
 def test_a_swin_compiled_alone(slimvit_: Invoke, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     words = ("bench", runs / "swin", *FEW, "--compile", "--no-save", "--json")
@@ -98,7 +91,7 @@ def test_a_swin_compiled_alone(slimvit_: Invoke, runs: Path, monkeypatch: pytest
     assert original["model"] == slim["original"] == "swin_digits (original)" and slim["macs_speedup"] > 1
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_bench")
 def test_models_that_were_not_cut_are_only_timed(slimvit_: Invoke, runs: Path) -> None:
     before = {f: f.read_bytes() for f in EMBEDDED["vit_digits"].iterdir()}
     cut = [runs / "half", runs / "dense"]
@@ -143,7 +136,7 @@ def test_the_input_size_is_that_of_all(runs: Path) -> None:
     assert {c.input_size[1:] for c in found} == {(48, 48)} and len(found) == 2
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick_bench")
 def test_threads_are_given_back(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = torch.get_num_threads(), []
     monkeypatch.setattr(benching, "_filling", lambda *_: seen.append(torch.get_num_threads()) or 1 / 0)

@@ -98,6 +98,7 @@ def example_folder(runs: Path, digit_folder: Any, monkeypatch: pytest.MonkeyPatc
     return tmp_path
 
 
+@pytest.mark.usefixtures("quick_bench")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_the_examples_run(slimvit_: Invoke, example_folder: Path, example: str) -> None:
     if "--out runs/digits " in f"{example} ":

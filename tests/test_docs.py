@@ -64,6 +64,7 @@ def quick(words: list[str]) -> list[str]:
     return ["--rounds", "20", "--batches", "2"] if words[1] == "bench" else []
 
 
+@pytest.mark.usefixtures("quick_bench")
 def test_commands_and_code_run(slimvit_: Callable[..., Any], work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = [words for words in COMMANDS if words[0] == "slimvit"]
     assert len(ran) >= 10

@@ -40,9 +40,8 @@ def folder_of(root: Path, images: int, classes: int) -> Path:
 
 def peak(*words: object) -> int:
     """Bytes that a process of its own held at most while it carried out a command."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROGRAM, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return int(done.stderr.splitlines()[-1])
 

@@ -49,7 +49,7 @@ GPU = 30e12
 def one_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three counts of MACs cost as much as the small runs here; test_pipeline.py looks at them."""
     one = MacCount(1, {"norm": 0}, (), None, None)
-    monkeypatch.setattr("slimvit.pipeline.count_macs", lambda model: one)
+    monkeypatch.setattr("slimvit.runstate.count_macs", lambda model: one)
 
 
 def told(name: str) -> str:

@@ -24,7 +24,6 @@ Invoke = Callable[..., Any]
 WORDS = ["prune", "vit_digits", "--data", "digits", "--ratio", "0.5", "--calibration-images", "32", "--dense", "layer"]
 WORDS += ["--train-images", "128", "--eval-images", "40", "--batch-size", "16"]
 WORDS += ["--finetune-epochs", "3", "--lr", "1e-4"]
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 def started(out: Path, *more: str) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "slimvit", *WORDS, "--out", str(out), *more]
-    return subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
+    return subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -6,6 +6,7 @@ It misses attention on the CPU; on the meta device attention is taken apart into
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import nn
@@ -17,11 +18,13 @@ def torch_count(model: nn.Module, size: tuple[int, int, int]) -> int | None:
 
     None when this torch version does not see attention, as some do not.
     """
+    return _halved(lambda: model(torch.empty(1, *size, device="meta"))) if _sees_attention() else None
+
+
+@cache
+def _sees_attention() -> bool:
     q = torch.empty(1, 1, 8, 4, device="meta")
-    attention = _halved(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
-    if attention != 2 * 8 * 8 * 4:
-        return None
-    return _halved(lambda: model(torch.empty(1, *size, device="meta")))
+    return _halved(lambda: nn.functional.scaled_dot_product_attention(q, q, q)) == 2 * 8 * 8 * 4
 
 
 def _halved(call: Callable[[], object]) -> int:
