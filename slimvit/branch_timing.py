@@ -18,7 +18,7 @@ from slimvit.errors import PlanError
 from slimvit.ladders import Ladder, kind_of, ladders, width_of
 from slimvit.measure.contest import is_out_of_memory
 from slimvit.measure.curves import curve_of, read_off
-from slimvit.measure.latency import WARM_UP, by_round, images_for, interleaved, timed
+from slimvit.measure.latency import by_round, images_for, interleaved, timed, warm_up
 from slimvit.measure.latency_file import LatencyTable
 from slimvit.measure.machine import device_words
 from slimvit.measure.macs import input_size_of
@@ -69,16 +69,11 @@ def _times(models: Mapping[str, nn.Module], steps: Sequence[Ladder], batch: int)
     for step in steps:
         stream, more = streams[step.view.name]
         calls |= {_named(step, w): partial(timed, step.block(w), stream, **more) for w in step.widths}
-    took = {name: max(1e-6, _warm(call)) for name, call in calls.items()}
+    took = {name: max(1e-6, warm_up(call)) for name, call in calls.items()}
     turns = {name: partial(_turn, call, ceil(TURN / took[name])) for name, call in calls.items()}
     rounds = _rounds(sum(max(TURN, seconds) for seconds in took.values()))
     found = interleaved(turns, track(range(rounds), "timing attentions and MLPs"))
     return {name: 1000 * median(by_round(times)) for name, times in found.items()}
-
-
-def _warm(call: Callable[[], float]) -> float:
-    """Seconds of a pass, after some that do not count."""
-    return [call() for _ in range(WARM_UP)][-1]
 
 
 def _rounds(seconds: float) -> int:

@@ -39,8 +39,8 @@ class Contest:
             with _memory():
                 drawn = images()
                 self._first(name, call, drawn)
-                warm_up(call, drawn)
             found[name] = partial(_pass, call, drawn)
+            warm_up(found[name])
         return found
 
     def callable_of(self, name: str) -> Callable[[Tensor], Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -40,10 +41,11 @@ def latency(
     """
     images = images_for(model, input_size, batch)
     with evaluating(model):
-        warm_up(model, images)
+        call = partial(timed, model, images)
+        warm_up(call)
         times: list[float] = []
         while len(times) < AT_LEAST or sum(times) < seconds:
-            times.append(timed(model, images))
+            times.append(call())
     middle = median(times)
     return {"latency_ms": 1000 * middle, "throughput": batch / middle}
 
@@ -64,9 +66,9 @@ def timed(call: Callable[..., Any], images: Tensor, **more: Any) -> float:
     return time.perf_counter() - start
 
 
-def warm_up(call: Callable[[Tensor], Any], images: Tensor) -> float:
-    """Passes that do not count; seconds of the last one."""
-    return [timed(call, images) for _ in range(WARM_UP)][-1]
+def warm_up(call: Callable[[], float]) -> float:
+    """Calls that do not count, and the seconds that the last one gave."""
+    return [call() for _ in range(WARM_UP)][-1]
 
 
 def interleaved(calls: Mapping[str, Callable[[], float]], rounds: Iterable[int], passes: int = 1) -> Times:
