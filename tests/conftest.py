@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -72,6 +73,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"timm {timm.__version__}: {reason}"))
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays, so no later collection of garbage needs to look through it; every training makes one."""
+    gc.collect()
+    gc.freeze()
+
+
 PICTURES = ("head_map", "stage_accuracy", "curves", "mix_map")
 
 
@@ -93,6 +100,30 @@ def drawing() -> Iterator[Callable[[], AbstractContextManager[None]]]:
         for name in PICTURES:
             patch.setattr(plots, name, lambda *args: args[-1].touch())
         yield drawn
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted_once() -> Iterator[None]:
+    """Counting MACs takes another quarter, so runs count networks of one form once in a session; `slimvit.count_macs`
+    itself, which the tests of the counters call, stays as it is."""
+    from slimvit import forecast, planning, runstate
+    from slimvit.dense.insert import mixes_in
+    from slimvit.measure.macs import MacCount, count_macs
+    from slimvit.models.family import plan_of
+
+    known: dict[Any, MacCount] = {}
+
+    def count_once(model: nn.Module) -> MacCount:
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        form = (type(model), plan_of(model), mixes_in(model), *((name, tensor.shape) for name, tensor in tensors))
+        if form not in known:
+            known[form] = count_macs(model)
+        return known[form]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (forecast, planning, runstate):
+            patch.setattr(module, "count_macs", count_once)
+        yield
 
 
 def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
