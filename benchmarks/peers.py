@@ -1,7 +1,8 @@
 """slimvit beside Torch-Pruning, random heads and other criteria: choosing and repairing told apart.
 
     python benchmarks/peers.py vit_digits swin_digits          # the embedded models, all of it: about an hour
-    python benchmarks/peers.py dinov2 --ratios 0.5 0.6667 --seeds 0 --parts untrained
+    python benchmarks/peers.py dinov2 --parts untrained --threads 1        # 75 s a point (108 of them) on one core
+    python benchmarks/peers.py dinov2 --parts trained --threads 1 --precision bf16    # 130 s a point, with AMX
     python benchmarks/peers.py --render                        # results/peers.md from all rows so far
 
 Same model, images, calibration images, heads removed, epochs and seeds for every method; each is a sweep of slimvit's
@@ -62,7 +63,8 @@ WHAT = """Same model, images, calibration images, heads removed, epochs and seed
 Torch-Pruning's group Taylor and group L2 is its own code; `global` picks heads anywhere in the network, `uniform` the
 same number in every block. `refit` is slimvit's closed-form repair, given to every method alike. Trained: three epochs
 on all training images, learning from the uncut network too. The body of `dinov2` was not trained on these images
-before, its classifier alone was, so training brings it above the original and away from its features."""
+before, its classifier alone was, so training brings it above the original and away from its features. A figure without
+its ± is one seed's."""
 FIGURES = ("top1", "agreement", "feature_error")
 
 
@@ -116,7 +118,9 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 def render() -> str:
     """A table a model and budget, and in words where the default is not at the front."""
     rows = pd.DataFrame([json.loads(line) for line in ROWS.read_text().splitlines()])
-    lines = ["# slimvit beside its peers", "", rows["versions"].iloc[-1], "", WHAT, ""]
+    used = rows.groupby("versions", sort=True)["base"].unique()
+    told = [f"{versions}: {', '.join(bases)}" for versions, bases in used.items()]
+    lines = ["# slimvit beside its peers", "", *("- " + line for line in told), "", WHAT, ""]
     for (base, ratio), group in rows.groupby(["base", "ratio"], sort=True):
         original = cell(group.drop_duplicates("seed")["original"], 2)
         lines += [f"## {base}: {ratio:.1%} of the heads removed", ""]
