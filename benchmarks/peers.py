@@ -2,7 +2,7 @@
 
     python benchmarks/peers.py vit_digits swin_digits          # the embedded models, all of it: about an hour
     python benchmarks/peers.py dinov2 --parts untrained --threads 1        # 75 s a point (108 of them) on one core
-    python benchmarks/peers.py dinov2 --parts trained --threads 1 --precision bf16    # 130 s a point, with AMX
+    python benchmarks/peers.py dinov2 --parts trained --threads 1 --precision bf16    # 130 s a point, 190 without AMX
     python benchmarks/peers.py --render                        # results/peers.md from all rows so far
 
 Same model, images, calibration images, heads removed, epochs and seeds for every method; each is a sweep of slimvit's
@@ -63,8 +63,7 @@ WHAT = """Same model, images, calibration images, heads removed, epochs and seed
 Torch-Pruning's group Taylor and group L2 is its own code; `global` picks heads anywhere in the network, `uniform` the
 same number in every block. `refit` is slimvit's closed-form repair, given to every method alike. Trained: three epochs
 on all training images, learning from the uncut network too. The body of `dinov2` was not trained on these images
-before, its classifier alone was, so training brings it above the original and away from its features. A figure without
-its ± is one seed's."""
+before, its classifier alone was, so training brings it above the original and away from its features."""
 FIGURES = ("top1", "agreement", "feature_error")
 
 
