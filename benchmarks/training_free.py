@@ -6,7 +6,7 @@
 
 DINOv2 ViT-S/14 at 112 px with a linear classifier on its frozen features. Every row: heads removed from 72 (or 36),
 top-1, its share above chance, agreement with the uncut network, feature error. Rows are appended to
-results/training_free.jsonl as they come; a row that is there already is not measured again.
+results/training_free.jsonl as they come; a row that is there already is not measured again, unless it is `earlier`.
 Files: .cache/real/{dinov2,fashion,textile} (a real pretrained ViT-S, Fashion-MNIST, photographs of textile).
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import timm
 import torch
-from setting import TEST, loader, setting, test_images
+from setting import EARLIER, TEST, earlier, loader, setting, test_images
 
 import slimvit
 from slimvit.data.loaders import draw
@@ -77,7 +77,7 @@ def calibration(data: str, images: int, seed: int) -> Any:
 
 
 @cache
-def scored(data: str, images: int, criterion: str, seed: int) -> Scores:
+def scored(data: str, images: int, seed: int, criterion: str) -> Scores:
     """What all budgets share."""
     return slimvit.score_parts(of(data)[0], calibration(data, images, seed), criterion, seed)
 
@@ -87,13 +87,12 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     model, data, original = of(row["data"])
     n = min(row["test"], len(original.features))
     original = Outputs(original.logits[:n], original.features[:n], original.labels[:n])
-    scores = scored(*(row[k] for k in ("data", "images", "criterion", "seed")))
+    drawn = row["data"], row["images"], row["seed"]
+    scores = scored(*drawn, row["criterion"])
     plan = slimvit.plan_heads(scores, ratio=row["ratio"], scope=row["scope"])
     slim = slimvit.prune_model(model, plan)
     if row["target"] != "none":
-        slim = slimvit.refit(
-            slim, model, calibration(row["data"], row["images"], row["seed"]), row["target"], row["ridge"]
-        )
+        slim = slimvit.refit(slim, model, calibration(*drawn), row["target"], row["ridge"])
     val = test_images(data)
     got = compare(outputs_of(slim, loader(slim, torch.utils.data.Subset(val, range(n)))), original)
     full, chance = compare(original, original).top1, 100 / model.num_classes
@@ -109,11 +108,17 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in DEFAULT if k != "test") + (row["test"],)
 
 
+def told() -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What is in the file; of rows of the same key, the last."""
+    return {key(row): row for row in map(json.loads, ROWS.read_text().splitlines())}
+
+
 def render() -> str:
     """All rows as one Markdown table, seeds averaged (spread as the standard deviation)."""
-    rows = pd.DataFrame([json.loads(line) for line in ROWS.read_text().splitlines()])
+    rows = pd.DataFrame(told().values())
     versions = rows.pop("versions").iloc[-1]
-    rows["criterion"] += rows["earlier"].eq(True).map({True: " *", False: ""})
+    old = earlier(rows)
+    rows["criterion"] += old.map({True: " *", False: ""})
     by = ["data", "removed", "scope", "criterion", "target", "ridge", "images", "test"]
     grouped = rows.groupby(by, sort=False)
     table = grouped[["original", "top1", "kept", "agreement", "feature_error"]].mean()
@@ -131,14 +136,8 @@ def render() -> str:
         table[column] = table[column].map(f"{{:.{digits}f}}".format)
     lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
-    told = EARLIER if rows["earlier"].eq(True).any() else ""
-    return f"# Training-free pruning\n\n{versions}\n\n" + "\n".join(lines) + f"\n{told}"
-
-
-EARLIER = """
-\\* With the scores of an earlier form of `residual`, which took the tokens of an image as independent
-(`"earlier": true` in training_free.jsonl).
-"""
+    lines += ["", EARLIER.format(file=ROWS.name)] * bool(old.any())
+    return f"# Training-free pruning\n\n{versions}\n\n" + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -148,7 +147,7 @@ def main() -> None:
     args = parser.parse_args()
     ROWS.parent.mkdir(exist_ok=True)
     ROWS.touch()
-    done = {key(json.loads(line)) for line in ROWS.read_text().splitlines()}
+    done = {k for k, row in told().items() if not row.get("earlier")}
     versions = f"CPU ({platform.processor() or platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"
     for part in args.parts:
         for change in parts()[part]:
