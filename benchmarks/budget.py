@@ -32,14 +32,14 @@ from torch import nn
 from torch.utils.data import Subset
 
 import slimvit
+from slimvit.config.recipe import FinetuneSection
 from slimvit.data.loaders import draw, preprocessing_of, train_loader
-from slimvit.errors import PlanError
 from slimvit.measure.accuracy import compare
-from slimvit.measure.macs import count_macs
-from slimvit.models.costs import Costs, macs_costs
-from slimvit.prune.budget import plan_budget
-from slimvit.prune.criteria import Scores, score_parts
-from slimvit.recipe import FinetuneSection
+from slimvit.measure.flops.count import count_macs
+from slimvit.prune.budget_search import plan_budget
+from slimvit.prune.costs.base import Costs, macs_costs
+from slimvit.prune.criteria.registry import Scores, score_parts
+from slimvit.utils.errors import PlanError
 
 HERE = Path(__file__).parent
 ROWS, RANKS = HERE / "results" / "budget.jsonl", HERE / "results" / "budget_rank.json"

@@ -24,7 +24,7 @@ import torch
 from memory import peak_gib
 
 import slimvit
-from slimvit.options import Options
+from slimvit.config.options import Options
 
 HERE = Path(__file__).parent
 IMAGES, BATCH, ROUNDS = 128, 64, 5

@@ -31,8 +31,8 @@ from dense_variants import Arm
 from small_vit import build, calibration, images, outputs, pretrained, soft_targets, train
 
 import slimvit
-from slimvit.dense.insert import dense_mix, mixes_of
 from slimvit.measure.accuracy import Accuracy, Outputs, compare
+from slimvit.models.insert_dense import dense_mix, mixes_of
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "dense_ablation.jsonl"

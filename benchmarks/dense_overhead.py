@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import slimvit
-from slimvit.measure.latency import by_round, interleaved
-from slimvit.measure.ratios import median_ratio
-from slimvit.models.family import Branch, State, attention_blocks, steps
-from slimvit.models.swin import image_to_windows, windows_to_image
+from slimvit.measure.latency.ratios import median_ratio
+from slimvit.measure.latency.timer import by_round, interleaved
+from slimvit.models.base import Branch, State, attention_blocks, steps
+from slimvit.models.families.swin import image_to_windows, windows_to_image
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "dense_overhead.jsonl"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from slimvit.report.plots import mix_map
+from slimvit.report.run.plots import mix_map
 
 TUNING_SEED = 100
 CONTROLS = {"scratch": "2 heads"}

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import slimvit
-from slimvit.dense.blocks import MixesValues, Values
-from slimvit.dense.mixing import Pair, mix_size
-from slimvit.dense.vit import DenseAttention
-from slimvit.models.family import Branch, State, steps
-from slimvit.models.narrow import as_class
-from slimvit.plan import SlimPlan
+from slimvit.models.base import Branch, State, steps
+from slimvit.models.dense.layers import MixesValues, Values
+from slimvit.models.dense.mixing import Pair, mix_size
+from slimvit.models.families.dense_vit import DenseAttention
+from slimvit.models.plan import SlimPlan
+from slimvit.models.reduced import as_class
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 

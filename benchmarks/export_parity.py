@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 import slimvit
+from slimvit.config.recipe import DataSection, Recipe
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import open_data
-from slimvit.embedded import EMBEDDED
-from slimvit.errors import ModelError
-from slimvit.exporting import ExportOptions, export_model
-from slimvit.models.family import plan_of
-from slimvit.recipe import DataSection, Recipe
+from slimvit.io.embedded import EMBEDDED
+from slimvit.models.base import plan_of
+from slimvit.utils.errors import ModelError
+from slimvit.workflows.export import ExportOptions, export_model
 
 RESULTS = Path(__file__).parent / "results" / "export_parity.md"
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "timm": ""}

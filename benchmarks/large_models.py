@@ -27,11 +27,11 @@ from cost import Stream
 from memory import peak_gib
 
 import slimvit
-from slimvit.measure.macs import count_macs
-from slimvit.models.costs import macs_costs
-from slimvit.prune.budget import plan_budget
-from slimvit.prune.criteria import score_parts
-from slimvit.recipe import PruneSection
+from slimvit.config.recipe import PruneSection
+from slimvit.measure.flops.count import count_macs
+from slimvit.prune.budget_search import plan_budget
+from slimvit.prune.costs.base import macs_costs
+from slimvit.prune.criteria.registry import score_parts
 
 HERE = Path(__file__).parent
 MODELS = {"ViT-B/16": "vit_base_patch16_224", "ViT-L/16": "vit_large_patch16_224"}

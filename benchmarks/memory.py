@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from slimvit.measure.memory import process_peak
+from slimvit.measure.latency.peak_memory import process_peak
 
 
 def peak_gib() -> float:

@@ -27,11 +27,11 @@ import timm
 import torch
 from setting import DINOV2, KEPT, REAL
 
-from slimvit.grid import Sweep, points_of
-from slimvit.options import Options
+from slimvit.config.options import Options
+from slimvit.config.sweep import Sweep, points_of
+from slimvit.io.sweep_folder import point_folder
 from slimvit.report.record import Report
-from slimvit.sweepdir import point_folder
-from slimvit.sweeping import sweep
+from slimvit.workflows.sweep.sweep import sweep
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "peers.jsonl"

@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
+from slimvit.config.recipe import DataSection, ModelSection
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import Data, open_data
+from slimvit.io.open import open_model
 from slimvit.measure.accuracy import Outputs, outputs_of
-from slimvit.recipe import DataSection, ModelSection
-from slimvit.sources import open_model
 from slimvit.train.adapt import fit_head
 
 HERE = Path(__file__).parent

@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from torchvision.datasets import FashionMNIST
 
 import slimvit
+from slimvit.config.recipe import FinetuneSection
 from slimvit.data.loaders import TrainLoader
 from slimvit.data.samplers import Shuffle
 from slimvit.measure.accuracy import Outputs, outputs_of
-from slimvit.recipe import FinetuneSection
 
 CACHE = Path(__file__).parent.parent / ".cache"
 PRETRAINED = CACHE / "bench" / "small_vit.safetensors"

@@ -33,15 +33,15 @@ import torch
 from torch import nn
 
 import slimvit
-from slimvit.allocator import keep_freed_memory
-from slimvit.measure.contest import Contest, compiling
-from slimvit.measure.filling import fill
-from slimvit.measure.latency import by_round, images_for, interleaved
-from slimvit.measure.machine import device_words
-from slimvit.measure.profile import MATRIX, amdahl, time_shares
-from slimvit.measure.ratios import median_ratio
-from slimvit.models.costs import head_macs
-from slimvit.models.family import attention_blocks
+from slimvit.measure.latency.batch_size import fill
+from slimvit.measure.latency.interleave import Contest, compiling
+from slimvit.measure.latency.machine import device_words
+from slimvit.measure.latency.profile import MATRIX, amdahl, time_shares
+from slimvit.measure.latency.ratios import median_ratio
+from slimvit.measure.latency.timer import by_round, images_for, interleaved
+from slimvit.models.base import attention_blocks
+from slimvit.prune.costs.base import head_macs
+from slimvit.utils.allocator import keep_freed_memory
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "speed_follows_macs.jsonl"

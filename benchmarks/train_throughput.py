@@ -33,14 +33,14 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import dispatch_clip_grad
 from torch.nn import functional as F
 
+from slimvit.config.options import Options
+from slimvit.config.recipe import DataSection
+from slimvit.config.training import TrainSection
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.sources import open_data
-from slimvit.engine import open_engine
-from slimvit.measure.ratios import median_ratio
-from slimvit.options import Options
-from slimvit.recipe import DataSection
+from slimvit.measure.latency.ratios import median_ratio
 from slimvit.train.loop import train
-from slimvit.training import TrainSection
+from slimvit.utils.distributed import open_engine
 
 HERE = Path(__file__).parent
 CLASSES = 10

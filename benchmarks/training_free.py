@@ -27,9 +27,9 @@ from setting import EARLIER, TEST, earlier, loader, setting, test_images
 import slimvit
 from slimvit.data.loaders import draw
 from slimvit.measure.accuracy import Outputs, compare, outputs_of
-from slimvit.measure.macs import count_macs
-from slimvit.models.family import plan_of
-from slimvit.prune.criteria import Scores
+from slimvit.measure.flops.count import count_macs
+from slimvit.models.base import plan_of
+from slimvit.prune.criteria.registry import Scores
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "training_free.jsonl"

@@ -6,41 +6,41 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from slimvit.creation import create_model as create_model
-    from slimvit.dense.insert import insert_dense_attention as insert_dense_attention
-    from slimvit.feature_maps import backbone as backbone
+    from slimvit.config.options import Options as Options
+    from slimvit.config.recipe import Recipe as Recipe
+    from slimvit.io.backbone import backbone as backbone
+    from slimvit.io.create import create_model as create_model
+    from slimvit.io.load import load as load
+    from slimvit.io.saved_model import save as save
     from slimvit.measure.accuracy import evaluate as evaluate
-    from slimvit.measure.macs import count_macs as count_macs
-    from slimvit.options import Options as Options
-    from slimvit.origin import load as load
-    from slimvit.pipeline import run as run
-    from slimvit.plan import SlimPlan as SlimPlan
-    from slimvit.prune.criteria import score_parts as score_parts
+    from slimvit.measure.flops.count import count_macs as count_macs
+    from slimvit.models.insert_dense import insert_dense_attention as insert_dense_attention
+    from slimvit.models.plan import SlimPlan as SlimPlan
+    from slimvit.prune.criteria.registry import score_parts as score_parts
+    from slimvit.prune.ratio_search import plan_heads as plan_heads
     from slimvit.prune.refit import refit as refit
-    from slimvit.prune.search import plan_heads as plan_heads
     from slimvit.prune.surgery import prune_model as prune_model
-    from slimvit.recipe import Recipe as Recipe
-    from slimvit.store import save as save
     from slimvit.train.finetune import finetune as finetune
+    from slimvit.workflows.run import run as run
 
 _HOME = {
-    "Options": "options",
-    "Recipe": "recipe",
-    "SlimPlan": "plan",
-    "SlimvitError": "errors",
-    "backbone": "feature_maps",
-    "count_macs": "measure.macs",
-    "create_model": "creation",
+    "Options": "config.options",
+    "Recipe": "config.recipe",
+    "SlimPlan": "models.plan",
+    "SlimvitError": "utils.errors",
+    "backbone": "io.backbone",
+    "count_macs": "measure.flops.count",
+    "create_model": "io.create",
     "evaluate": "measure.accuracy",
     "finetune": "train.finetune",
-    "insert_dense_attention": "dense.insert",
-    "load": "origin",
-    "plan_heads": "prune.search",
+    "insert_dense_attention": "models.insert_dense",
+    "load": "io.load",
+    "plan_heads": "prune.ratio_search",
     "prune_model": "prune.surgery",
     "refit": "prune.refit",
-    "run": "pipeline",
-    "save": "store",
-    "score_parts": "prune.criteria",
+    "run": "workflows.run",
+    "save": "io.saved_model",
+    "score_parts": "prune.criteria.registry",
 }
 __all__ = list(_HOME)
 

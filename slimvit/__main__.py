@@ -1,4 +1,4 @@
-from slimvit.commands import main
+from slimvit.cli import main
 
 if __name__ == "__main__":
     main(prog_name="slimvit")

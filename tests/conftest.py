@@ -85,7 +85,7 @@ PICTURES = ("head_map", "stage_accuracy", "curves", "mix_map")
 @pytest.fixture(scope="session", autouse=True)
 def drawing() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Drawing takes a quarter of a small run, so runs leave empty pictures; inside `with drawing():` they draw."""
-    from slimvit.report import plots
+    from slimvit.report.run import plots
 
     real = {name: getattr(plots, name) for name in PICTURES}
 
@@ -106,10 +106,11 @@ def drawing() -> Iterator[Callable[[], AbstractContextManager[None]]]:
 def counted_once() -> Iterator[None]:
     """Counting MACs takes another quarter, so runs count networks of one form once in a session; `slimvit.count_macs`
     itself, which the tests of the counters call, stays as it is."""
-    from slimvit import forecast, planning, runstate
-    from slimvit.dense.insert import mixes_in
-    from slimvit.measure.macs import MacCount, count_macs
-    from slimvit.models.family import plan_of
+    from slimvit.measure.flops.count import MacCount, count_macs
+    from slimvit.models.base import plan_of
+    from slimvit.models.insert_dense import mixes_in
+    from slimvit.prune import planner
+    from slimvit.workflows import dry_run, state
 
     known: dict[Any, MacCount] = {}
 
@@ -121,7 +122,7 @@ def counted_once() -> Iterator[None]:
         return known[form]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (forecast, planning, runstate):
+        for module in (dry_run, planner, state):
             patch.setattr(module, "count_macs", count_once)
         yield
 
@@ -203,7 +204,7 @@ def masked() -> Callable[..., Any]:
     def mask(model: Any, kept_heads: Iterable[Sequence[int]]) -> Any:
         import copy
 
-        from slimvit.models.family import attention_blocks
+        from slimvit.models.base import attention_blocks
 
         model = copy.deepcopy(model)
         for view, kept in zip(attention_blocks(model), kept_heads, strict=True):
@@ -224,11 +225,11 @@ def gap() -> Callable[[Tensor, Tensor], float]:
 @pytest.fixture
 def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short turns, and no process a model for its memory."""
-    from slimvit import benching
-    from slimvit.measure import latency
+    from slimvit.measure.latency import timer
+    from slimvit.workflows.bench import bench
 
-    monkeypatch.setattr(latency, "TURN", 0.0)
-    monkeypatch.setattr(benching, "peak_on_cpu", lambda *_: 2**30)
+    monkeypatch.setattr(timer, "TURN", 0.0)
+    monkeypatch.setattr(bench, "peak_on_cpu", lambda *_: 2**30)
 
 
 @pytest.fixture(scope="session")
@@ -236,7 +237,7 @@ def slimvit_() -> Callable[..., Any]:
     """Run the command line in this process; the exit code must be ``code``. Bugs raise."""
     from click.testing import CliRunner
 
-    from slimvit.commands import main
+    from slimvit.cli import main
 
     def invoke(*words: object, code: int = 0) -> Any:
         result = CliRunner().invoke(main, [str(w) for w in words], prog_name="slimvit")

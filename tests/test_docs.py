@@ -15,7 +15,7 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from slimvit.commands import main
+from slimvit.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -1,64 +1,40 @@
-"""Imports point one way, heavy packages have one importer each, and what must answer at once loads no torch."""
+"""Imports point one way, no files import in a circle, and what must answer at once loads no torch."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "slimvit"
 
-LAYERS = (
-    {"errors", "choices", "progress", "ranges", "embedded", "allocator", "reading", "free_memory"},
-    {"training", "disk", "hubname", "hub_errors"},
-    {"defects", "claim", "hub"},
-    {"document"},
-    {"options", "recipe", "plan", "folders", "shipped"},
-    {"grid"},
-    {"models", "engine", "seeds"},
-    {"dense"},
-    {"prune", "train", "measure", "data", "report"},
-    {"store", "ladders"},
-    {"export"},
-    {"branch_timing"},
-    {"branch_latency"},
-    {"timm_repo"},
-    {"origin"},
-    {"creation", "feature_maps"},
-    {"sources", "runstate", "planning"},
-    {"catalogue", "checks", "prediction", "inspection", "forecast", "promise", "rundir", "sweepdir", "shelf"},
-    {"unfinished", "contenders", "gathering", "standing"},
-    {"learning", "verdict", "packing"},
-    {"pipeline"},
-    {"evaluation", "exporting", "crew", "benching", "publishing"},
-    {"sweeping"},
-    {"commands"},
-    {"__main__"},
-)
-"""A module may import from the layers above it in this list and from its own package; never from its neighbours."""
+ORDER = ["utils", "config", "models", "data", "measure", "prune", "io", "train", "report", "workflows", "cli"]
+"""A file imports from its own package and from packages to the left of it."""
 
 ONE_IMPORTER = {"torch_pruning": "prune/torch_pruning.py", "fvcore": "measure/", "pandas": "report/"}
-ONE_IMPORTER |= {"onnx": "export/onnx_file.py", "onnxruntime": "export/runtime.py"}
+ONE_IMPORTER |= {"onnx": "io/export/onnx_file.py", "onnxruntime": "io/export/runtime.py"}
 
 WITHOUT_TORCH = (
     "slimvit",
-    "slimvit.commands",
-    "slimvit.shipped",
-    "slimvit.plan",
-    "slimvit.recipe",
-    "slimvit.grid",
+    "slimvit.cli",
+    "slimvit.config.recipe",
+    "slimvit.config.shipped",
+    "slimvit.config.sweep",
+    "slimvit.models.plan",
+    "slimvit.io.hub.fetch",
+    "slimvit.io.status",
     "slimvit.report.record",
-    "slimvit.gathering",
-    "slimvit.hub",
-    "slimvit.standing",
-    "slimvit.report.comparison",
+    "slimvit.report.compare.collect",
+    "slimvit.report.compare.comparison",
 )
 """Imported by help, completion and the tools that only read files."""
 
-FILES = sorted(f for f in PACKAGE.rglob("*.py") if f != PACKAGE / "__init__.py")  # the lazy list of public names
+FILES = {".".join(f.relative_to(PACKAGE.parent).with_suffix("").parts): f for f in sorted(PACKAGE.rglob("*.py"))}
+INSIDE = {name: f for name, f in FILES.items() if f.parent != PACKAGE}
 
 
 def imported(file: Path) -> set[str]:
@@ -73,29 +49,85 @@ def imported(file: Path) -> set[str]:
     return found
 
 
-def unit(file: Path) -> str:
-    """The module or subpackage of slimvit that a file belongs to."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def modules(file: Path) -> set[str]:
+    """The files of slimvit that a file imports, as dotted names."""
+    found = set()
+    for name in imported(file):
+        for candidate in (name, f"{name}.__init__", name.rpartition(".")[0], f"{name.rpartition('.')[0]}.__init__"):
+            if candidate in FILES:
+                found.add(candidate)
+                break
+    return found
 
 
-def layer(name: str) -> int:
-    return next(i for i, layer in enumerate(LAYERS) if name in layer)
+def package(module: str) -> int:
+    return ORDER.index(module.split(".")[1])
 
 
-def test_every_module_has_a_layer():
-    assert {unit(f) for f in FILES} == set().union(*LAYERS)
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one file, by Tarjan's algorithm."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(node: str) -> None:
+        number[node] = low[node] = len(number)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in number:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], number[other])
+        if low[node] == number[node]:
+            circle = []
+            while not circle or circle[-1] != node:
+                circle.append(stack.pop())
+            found.append(sorted(circle))
+
+    for node in sorted(graph):
+        if node not in number:
+            visit(node)
+    return [circle for circle in found if len(circle) > 1]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_imports_point_one_way(file):
-    own = unit(file)
-    used = {name.split(".")[1] for name in imported(file) if name.startswith("slimvit.")} - {own}
-    assert {u for u in used if layer(u) >= layer(own)} == set()
+def test_eleven_packages_and_nothing_else():
+    names = {p.name for p in PACKAGE.iterdir() if p.name != "__pycache__"}
+    assert names == {*ORDER, "__init__.py", "__main__.py", "py.typed"}
 
 
-@pytest.mark.parametrize(("package", "place"), ONE_IMPORTER.items())
-def test_one_importer(package, place):
-    importers = {str(f.relative_to(PACKAGE)) for f in FILES if package in {n.split(".")[0] for n in imported(f)}}
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_one_way(name):
+    own = {module: file for module, file in INSIDE.items() if package(module) == ORDER.index(name)}
+    wrong = {m: sorted(u for u in modules(f) if u in INSIDE and package(u) > package(m)) for m, f in own.items()}
+    assert own and {m: used for m, used in wrong.items() if used} == {}
+
+
+def test_no_circle_of_files():
+    graph: dict[str, set[str]] = defaultdict(set)
+    for module, file in INSIDE.items():
+        graph[module] |= {used for used in modules(file) if used in INSIDE and used != module}
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_tests_mirror_the_package():
+    """A folder of tests has the name of a package, at the same place."""
+    tests = PACKAGE.parent / "tests"
+    folders = {f.relative_to(tests).parent for f in tests.rglob("test_*.py")}
+    missing = {str(f) for f in folders if not (PACKAGE / f / "__init__.py").is_file()}
+    assert len(folders) > len(ORDER) and missing == set()
+
+
+@pytest.mark.parametrize(("package_name", "place"), ONE_IMPORTER.items())
+def test_one_importer(package_name, place):
+    importers = {
+        str(f.relative_to(PACKAGE)) for f in FILES.values() if package_name in {n.split(".")[0] for n in imported(f)}
+    }
     assert importers and all(i.startswith(place) for i in importers)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
-from slimvit.embedded import EMBEDDED
+from slimvit.io.embedded import EMBEDDED
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "benchmarks", "tests")
@@ -41,7 +41,7 @@ def test_the_wheel_is_complete(wheel: zipfile.ZipFile) -> None:
     assert code == {n for n in names if n.endswith(".py")}
     info = next(n for n in names if n.endswith("/METADATA")).split("/")[0]
     assert any(n.startswith(info) and n.endswith("/LICENSE") for n in names)
-    assert "slimvit = slimvit.commands:main" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "slimvit = slimvit.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
     assert re.search(r"^License(-Expression)?: Apache-2.0$", wheel.read(f"{info}/METADATA").decode(), re.M)
 
 

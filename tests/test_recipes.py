@@ -24,18 +24,18 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import slimvit
-from slimvit.commands.run import command
-from slimvit.dense.insert import mixes_of
-from slimvit.embedded import EMBEDDED
-from slimvit.errors import RecipeError
-from slimvit.learning import ADAPT_LR
-from slimvit.measure.macs import MacCount
-from slimvit.models.family import plan_of
-from slimvit.options import Options
-from slimvit.pipeline import FINETUNE_LR
-from slimvit.recipe import AdaptSection, FinetuneSection, ModelSection, Recipe
-from slimvit.shipped import header, recipe_files
-from slimvit.training import TrainSection
+from slimvit.cli.run import command
+from slimvit.config.options import Options
+from slimvit.config.recipe import AdaptSection, FinetuneSection, ModelSection, Recipe
+from slimvit.config.shipped import header, recipe_files
+from slimvit.config.training import TrainSection
+from slimvit.io.embedded import EMBEDDED
+from slimvit.measure.flops.count import MacCount
+from slimvit.models.base import plan_of
+from slimvit.models.insert_dense import mixes_of
+from slimvit.utils.errors import RecipeError
+from slimvit.workflows.run import FINETUNE_LR
+from slimvit.workflows.training import ADAPT_LR
 
 NAMES = list(recipe_files())
 NETWORKS = ("deit_tiny", "deit_small", "swin_tiny", "swin_small")
@@ -49,7 +49,7 @@ GPU = 30e12
 def one_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three counts of MACs cost as much as the small runs here; test_pipeline.py looks at them."""
     one = MacCount(1, {"norm": 0}, (), None, None)
-    monkeypatch.setattr("slimvit.runstate.count_macs", lambda model: one)
+    monkeypatch.setattr("slimvit.workflows.state.count_macs", lambda model: one)
 
 
 def told(name: str) -> str:

@@ -7,7 +7,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from slimvit.data.images import Sample, Splits
-from slimvit.errors import DataError
+from slimvit.utils.errors import DataError
 
 TRAIN_SHARE = 0.7
 LARGEST_VALUE = 16

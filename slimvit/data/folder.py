@@ -9,7 +9,7 @@ from timm.data.readers import create_reader
 from torch.utils.data import Dataset
 
 from slimvit.data.images import UNLABELLED, Sample, Splits, decode
-from slimvit.errors import DataError
+from slimvit.utils.errors import DataError
 
 IMAGE_TYPES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))

@@ -8,7 +8,7 @@ from typing import IO, Protocol
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from slimvit.errors import DataError
+from slimvit.utils.errors import DataError
 
 Sample = tuple[Image.Image, int]
 

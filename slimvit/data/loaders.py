@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from slimvit.config.training import TrainSection
 from slimvit.data.images import Images
 from slimvit.data.labels import labels_of
 from slimvit.data.preprocessing import Preprocessing, Transform, eval_transform, preprocessing_of, train_transform
 from slimvit.data.samplers import Balanced, Key, Repeated, Shuffle, TrainSampler
 from slimvit.data.subsets import check_images, draw
-from slimvit.seeds import seeded
-from slimvit.training import TrainSection
+from slimvit.utils.seeds import seeded
 
 __all__ = ["Preprocessing", "TrainLoader", "check_images", "draw", "eval_loader", "preprocessing_of", "train_loader"]
 

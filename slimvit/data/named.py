@@ -12,9 +12,9 @@ from typing import Any, Literal
 from timm.data import IterableImageDataset, create_dataset
 from torch.utils.data import Dataset
 
+from slimvit.config.recipe import DataSection
 from slimvit.data.images import UNLABELLED, Images, Sample, Splits, decode, one_line, unreadable
-from slimvit.errors import DataError, nearest
-from slimvit.recipe import DataSection
+from slimvit.utils.errors import DataError, nearest
 
 PACKAGES = {
     "torch": (),

@@ -14,8 +14,8 @@ from timm.data import auto_augment, create_transform, resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
 
-from slimvit.errors import DataError, RecipeError
-from slimvit.training import TrainSection
+from slimvit.config.training import TrainSection
+from slimvit.utils.errors import DataError, RecipeError
 
 Transform = Callable[[Image.Image], torch.Tensor]
 

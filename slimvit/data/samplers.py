@@ -9,7 +9,7 @@ import numpy as np
 from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import Sampler
 
-from slimvit.errors import DataError
+from slimvit.utils.errors import DataError
 
 Key = tuple[int, ...]
 """Epoch, index, and the copy's number where an image may come more than once: all that decides how an image is

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slimvit.config.recipe import DataSection
 from slimvit.data.digits import open_digits
 from slimvit.data.folder import open_folder
 from slimvit.data.images import Images, Splits
 from slimvit.data.named import PACKAGES, TORCH_NAMES, open_named, prefix_of
 from slimvit.data.subsets import check_images, draw
-from slimvit.errors import DataError, nearest
-from slimvit.recipe import DataSection
+from slimvit.utils.errors import DataError, nearest
 
 EVAL_SEED = 0
 """Every run evaluates on the same images, whatever its own seed."""

@@ -11,8 +11,8 @@ import numpy as np
 from torch.utils.data import Dataset, Subset
 
 from slimvit.data.images import ImageError, Images, Sample
-from slimvit.errors import DataError
-from slimvit.progress import track
+from slimvit.utils.errors import DataError
+from slimvit.utils.progress import track
 
 CHUNK = 64
 """Images a thread decodes before it reports."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from slimvit.errors import WorkerError
+from slimvit.utils.errors import WorkerError
 
 DEAD = "DataLoader worker (pid"
 """How torch begins to tell of one, wherever in the main process it learns of it."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimvit.errors import DataError, ModelError
 from slimvit.models.modes import device_of, evaluating
-from slimvit.progress import track
+from slimvit.utils.errors import DataError, ModelError
+from slimvit.utils.progress import track
 
 AT_ONCE = 1_000
 """Images whose rows are compared at once, in float64: those of all of them would take a multiple of what is kept."""

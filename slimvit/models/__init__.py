@@ -1,1 +1,1 @@
-"""timm models as slimvit sees them: building, families, and the plan a model carries."""
+"""What a ViT is here: families, the plan, dense attention, building with timm."""

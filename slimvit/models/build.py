@@ -12,8 +12,8 @@ import torch
 from timm.models import load_state_dict
 from torch import nn
 
-from slimvit.errors import ModelError, nearest
-from slimvit.models.family import TimmModule
+from slimvit.models.base import TimmModule
+from slimvit.utils.errors import ModelError, nearest
 
 TIMM_MINIMUM = (1, 0, 23)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")

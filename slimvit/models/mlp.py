@@ -7,7 +7,7 @@ from typing import Any
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import nn
 
-from slimvit.models.no_branch import NoMlp
+from slimvit.models.empty import NoMlp
 
 INPUTS: dict[type, tuple[tuple[str, int], ...]] = {
     Mlp: (("fc1", 1),),

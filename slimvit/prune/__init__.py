@@ -1,0 +1,1 @@
+"""Scores, costs, plan, cut, refit."""

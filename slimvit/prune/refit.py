@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from slimvit.errors import PlanError
-from slimvit.models.family import Branch, State, Step, steps
+from slimvit.models.base import Branch, State, Step, steps
 from slimvit.models.modes import device_of, evaluating
-from slimvit.progress import track
-from slimvit.prune.observe import Batches
-from slimvit.prune.room import fits
+from slimvit.prune.criteria.calibration import Batches
+from slimvit.prune.criteria.room import fits
+from slimvit.utils.errors import PlanError
+from slimvit.utils.progress import track
 
 TARGETS = ("own", "teacher", "stream")
 TINY_SCALE = 1e-6

@@ -8,12 +8,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from slimvit.dense.insert import can_mix, dense_mix, insert_dense_attention, mixes_of, remove_dense_attention
-from slimvit.models.family import AttentionBlock, TimmModule, attention_blocks, plan_of
+from slimvit.models.base import AttentionBlock, TimmModule, attention_blocks, plan_of
+from slimvit.models.empty import NoAttention, NoMlp, NoNorm
+from slimvit.models.insert_dense import can_mix, dense_mix, insert_dense_attention, mixes_of, remove_dense_attention
 from slimvit.models.mlp import hidden_neurons, input_layers
-from slimvit.models.narrow import narrowed_class
-from slimvit.models.no_branch import NoAttention, NoMlp, NoNorm
-from slimvit.plan import SlimPlan
+from slimvit.models.plan import SlimPlan
+from slimvit.models.reduced import narrowed_class
 from slimvit.prune.torch_pruning import drop_inputs, drop_outputs
 
 
@@ -21,7 +21,7 @@ def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
     """A copy of ``model`` that keeps the heads and neurons of ``plan``; ``model`` itself stays as it is.
 
     The result equals the model whose removed heads and neurons output zero, to rounding. Raises
-    :class:`~slimvit.errors.PlanError` when the plan is for another model or keeps what is gone.
+    :class:`~slimvit.utils.errors.PlanError` when the plan is for another model or keeps what is gone.
     """
     mix = dense_mix(model)
     if mix is not None:

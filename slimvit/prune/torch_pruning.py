@@ -11,7 +11,7 @@ import torch_pruning as tp
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from slimvit.models.family import AttentionBlock, TimmModule
+from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.mlp import input_layers
 
 

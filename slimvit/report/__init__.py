@@ -1,1 +1,1 @@
-"""What a run measured, as a record, tables and pictures."""
+"""Tables, pictures and model cards."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from slimvit.errors import StoreError
-from slimvit.reading import Unreadable, read_json
 from slimvit.report.record import Record
+from slimvit.utils.errors import StoreError
+from slimvit.utils.reading import Unreadable, read_json
 
 FORMAT_VERSION = 1
 FILE = "timings.json"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimvit.models.family import TimmModule
+from slimvit.models.base import TimmModule
 from slimvit.models.modes import device_of
-from slimvit.progress import track
+from slimvit.utils.progress import track
 
 HEAD_BATCH = 256
 HEAD_LR = 1e-2

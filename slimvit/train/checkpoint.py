@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from slimvit.disk import disk_error
-from slimvit.errors import DiskError, SlimvitError, StoreError
+from slimvit.utils.errors import DiskError, SlimvitError, StoreError
+from slimvit.utils.files import disk_error
 
 LAST, BEST = "last.pt", "best.pt"
 

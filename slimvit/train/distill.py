@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimvit.errors import DataError
-from slimvit.models.family import TimmModule
-from slimvit.progress import track
-from slimvit.recipe import FinetuneSection
+from slimvit.config.recipe import FinetuneSection
+from slimvit.config.training import TrainSection
+from slimvit.models.base import TimmModule
 from slimvit.train.streams import run_with_streams
-from slimvit.training import TrainSection
+from slimvit.utils.errors import DataError
+from slimvit.utils.progress import track
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(student, images [B, C, H, W], targets [B] or soft [B, K]) -> mean loss."""

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from slimvit.engine import Engine, open_engine
-from slimvit.options import Options
+from slimvit.config.options import Options
+from slimvit.config.training import TrainSection
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.train.distill import Batches, View, answers_of, training_loss
 from slimvit.train.loop import AfterEpoch, train
 from slimvit.train.state import History
-from slimvit.training import TrainSection
+from slimvit.utils.distributed import Engine, open_engine
 
 
 def finetune(

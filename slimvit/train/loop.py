@@ -18,19 +18,19 @@ from accelerate import skip_first_batches
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from slimvit.engine import Engine, open_engine
-from slimvit.errors import SlimvitError
-from slimvit.models.family import TimmModule
-from slimvit.options import Options
-from slimvit.progress import track
-from slimvit.seeds import seed_step, seeded
+from slimvit.config.options import Options
+from slimvit.config.training import TrainSection
+from slimvit.models.base import TimmModule
 from slimvit.train.checkpoint import Checkpoints, Interrupted
 from slimvit.train.distill import Loss
 from slimvit.train.mixup import Mix, mixing
 from slimvit.train.optimizer import rate_of
 from slimvit.train.state import History, TrainState, begin, finish, training_mode
 from slimvit.train.stopping import StopFlag, stop_flag
-from slimvit.training import TrainSection
+from slimvit.utils.distributed import Engine, open_engine
+from slimvit.utils.errors import SlimvitError
+from slimvit.utils.progress import track
+from slimvit.utils.seeds import seed_step, seeded
 
 LOOK_EVERY = 50
 """Batches between two looks at the losses where a look makes the device, or other processes, wait."""

@@ -9,8 +9,8 @@ import torch
 from timm.data import Mixup
 from torch import Tensor
 
-from slimvit.errors import RecipeError
-from slimvit.training import TrainSection
+from slimvit.config.training import TrainSection
+from slimvit.utils.errors import RecipeError
 
 Mix = Callable[[Tensor, Tensor], Any]
 """(images, targets [B]) -> (mixed images, soft targets [B, K]), or both as they were."""

@@ -9,9 +9,9 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_grou
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from slimvit.errors import RecipeError
-from slimvit.models.family import TimmModule
-from slimvit.training import TrainSection
+from slimvit.config.training import TrainSection
+from slimvit.models.base import TimmModule
+from slimvit.utils.errors import RecipeError
 
 MIX = "attn.mix"
 """How the names of dense attention's mixes end."""

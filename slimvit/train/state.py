@@ -12,9 +12,9 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from slimvit.models.family import TimmModule, attention_blocks
+from slimvit.config.training import TrainSection
+from slimvit.models.base import TimmModule, attention_blocks
 from slimvit.train.optimizer import build_optimizer, cosine_schedule, parameter_groups
-from slimvit.training import TrainSection
 
 History = list[dict[str, Any]]
 """A row an epoch: epoch (from 1), loss (mean over batches), lr (at the epoch's end), batch (images a step of the

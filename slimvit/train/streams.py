@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimvit.errors import ModelError
-from slimvit.models.family import attention_blocks, model_name
+from slimvit.models.base import attention_blocks, model_name
+from slimvit.utils.errors import ModelError
 
 
 def run_with_streams(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:

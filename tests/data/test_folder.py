@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from slimvit.data.folder import listed, open_folder
-from slimvit.errors import DataError
+from slimvit.utils.errors import DataError
 
 
 def error(root: Path) -> str:

@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 
 from slimvit.data.images import LONGEST, ImageError, decode
 from slimvit.data.preprocessing import Preprocessing, eval_transform, to_mode
-from slimvit.errors import DataError
+from slimvit.utils.errors import DataError
 
 PREP = Preprocessing((3, 32, 32), (0.5,) * 3, (0.5,) * 3, "bicubic", 0.9, "center")
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from slimvit.config.recipe import DataSection, TrainSection
 from slimvit.data.folder import open_folder
 from slimvit.data.loaders import eval_loader, train_loader
 from slimvit.data.preprocessing import Preprocessing
 from slimvit.data.sources import open_data
 from slimvit.data.subsets import draw
-from slimvit.errors import DataError
-from slimvit.recipe import DataSection, TrainSection
+from slimvit.utils.errors import DataError
 
 PREP = Preprocessing((3, 16, 16), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0, "center")
 AUGMENTED = TrainSection(

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from timm.data import ImageDataset, IterableImageDataset
 
+from slimvit.config.recipe import DataSection
 from slimvit.data import named
 from slimvit.data.sources import open_data
-from slimvit.errors import DataError
-from slimvit.recipe import DataSection
+from slimvit.utils.errors import DataError
 
 
 def write_idx(path: Path, array: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import timm
 import torch
 from PIL import Image
 
+from slimvit.config.recipe import TrainSection
 from slimvit.data.preprocessing import (
     Preprocessing,
     converter,
@@ -17,9 +18,8 @@ from slimvit.data.preprocessing import (
     to_mode,
     train_transform,
 )
-from slimvit.errors import DataError, RecipeError
-from slimvit.recipe import TrainSection
-from slimvit.seeds import seeded
+from slimvit.utils.errors import DataError, RecipeError
+from slimvit.utils.seeds import seeded
 
 GREY = Preprocessing((1, 16, 16), (0.5,), (0.25,), "bicubic", 1.0, "center")
 RGB = Preprocessing((3, 16, 24), (0.1, 0.2, 0.3), (1.0, 1.0, 1.0), "bilinear", 0.9, "center")

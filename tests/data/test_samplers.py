@@ -8,6 +8,8 @@ import pytest
 import torch
 from timm.data.distributed_sampler import RepeatAugSampler
 
+from slimvit.config.recipe import DataSection
+from slimvit.config.training import TrainSection
 from slimvit.data.digits import ArrayImages
 from slimvit.data.folder import open_folder
 from slimvit.data.images import Sample
@@ -18,9 +20,7 @@ from slimvit.data.preprocessing import Preprocessing
 from slimvit.data.samplers import Balanced, Repeated, Shuffle, TrainSampler
 from slimvit.data.sources import open_data
 from slimvit.data.subsets import draw
-from slimvit.errors import DataError
-from slimvit.recipe import DataSection
-from slimvit.training import TrainSection
+from slimvit.utils.errors import DataError
 
 LABELS = [0] * 90 + [2] * 10
 PREP = Preprocessing((1, 16, 16), (0.5,), (0.5,), "bicubic", 1.0, "center")

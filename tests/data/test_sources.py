@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from slimvit.config.recipe import DataSection
 from slimvit.data.sources import open_data
-from slimvit.errors import DataError
-from slimvit.recipe import DataSection
+from slimvit.utils.errors import DataError
 
 
 def values(images, n: int = 10_000) -> list[bytes]:

@@ -6,7 +6,7 @@ import pytest
 
 from slimvit.data.folder import open_folder
 from slimvit.data.subsets import check_images, draw
-from slimvit.errors import DataError
+from slimvit.utils.errors import DataError
 
 
 def test_a_draw_has_n_different_images_decided_by_the_seed(folder: Path) -> None:

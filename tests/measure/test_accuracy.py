@@ -7,8 +7,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
-from slimvit.errors import DataError, ModelError
 from slimvit.measure.accuracy import AT_ONCE, Accuracy, Outputs, compare, evaluate, outputs_of
+from slimvit.utils.errors import DataError, ModelError
 
 SETTINGS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
 

@@ -5,8 +5,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from slimvit.errors import ModelError
 from slimvit.models.build import ModelSource, create_model, read_weights
+from slimvit.utils.errors import ModelError
 
 NAME = "deit_tiny_patch16_224"
 SMALL = {"depth": 2}

@@ -6,13 +6,13 @@ from timm.layers import GluMlp, Mlp, SwiGLU, SwiGLUPacked
 from torch import nn
 
 import slimvit
-from slimvit.errors import ModelError, PlanError
-from slimvit.measure.macs import count_macs
-from slimvit.models.family import attention_blocks, plan_of
-from slimvit.models.no_branch import NoMlp, NoNorm
-from slimvit.prune.criteria import CRITERIA, score_parts
+from slimvit.measure.flops.count import count_macs
+from slimvit.models.base import attention_blocks, plan_of
+from slimvit.models.empty import NoMlp, NoNorm
+from slimvit.prune.criteria.registry import CRITERIA, score_parts
 from slimvit.prune.surgery import prune_model
-from slimvit.ranges import from_ranges
+from slimvit.utils.errors import ModelError, PlanError
+from slimvit.utils.ranges import from_ranges
 
 NETWORKS = {
     "deit": ("vit", {}),

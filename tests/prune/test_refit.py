@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 
-from slimvit.errors import PlanError
-from slimvit.models.family import plan_of, steps
+from slimvit.models.base import plan_of, steps
 from slimvit.prune import refit as refit_module
-from slimvit.prune import room
+from slimvit.prune.criteria import room
+from slimvit.prune.criteria.room import bytes_per_image
 from slimvit.prune.refit import TARGETS, Moments, refit
-from slimvit.prune.room import bytes_per_image
 from slimvit.prune.surgery import prune_model
+from slimvit.utils.errors import PlanError
 
 SETTINGS = [{}, {"init_values": 0.1}]
 """Without and with LayerScale."""

@@ -5,10 +5,10 @@ import torch
 from timm.layers import Attention
 from torch import nn
 
-from slimvit.errors import PlanError
-from slimvit.models.family import attention_blocks, plan_of
-from slimvit.models.no_branch import NoAttention
+from slimvit.models.base import attention_blocks, plan_of
+from slimvit.models.empty import NoAttention
 from slimvit.prune.surgery import narrowed, prune_model
+from slimvit.utils.errors import PlanError
 
 MODELS = {
     "deit_tiny_patch16_224": {},

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slimvit.models.family import attention_blocks, plan_of
-from slimvit.models.no_branch import NoAttention
-from slimvit.prune.criteria import CRITERIA, score_parts
-from slimvit.prune.observe import observe
+from slimvit.models.base import attention_blocks, plan_of
+from slimvit.models.empty import NoAttention
+from slimvit.prune.criteria.calibration import observe
+from slimvit.prune.criteria.registry import CRITERIA, score_parts
+from slimvit.prune.criteria.statistics import MomentSums
 from slimvit.prune.refit import TARGETS, refit
-from slimvit.prune.statistics import MomentSums
 from slimvit.prune.surgery import prune_model
 
 FOUR_STAGES = {"img_size": 56, "window_size": 7}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from slimvit.recipe import Recipe
-from slimvit.report.measurement import Measurement
+from slimvit.config.recipe import Recipe
+from slimvit.report.compare.measurement import Measurement
 from slimvit.report.record import Report, Stage
 from slimvit.report.timing import Timing
 

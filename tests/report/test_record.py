@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from slimvit.errors import StoreError
 from slimvit.report.record import Report, Stage
+from slimvit.utils.errors import StoreError
 
 
 def report(**kwargs) -> Report:

@@ -2,9 +2,9 @@ import io
 
 import pytest
 
-from slimvit.errors import StoreError
+from slimvit.report.run.timing_table import print_timings
 from slimvit.report.timing import FILE, Timing, read_timings, write_timings
-from slimvit.report.timing_table import print_timings
+from slimvit.utils.errors import StoreError
 
 FULL = Timing(
     device="CPU, 2 threads", precision="fp32", compiled=False, latency_ms=2.5, latency_p95_ms=4.0, throughput=812.3,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 import slimvit
+from slimvit.config.recipe import DataSection, FinetuneSection, TrainSection
 from slimvit.data.loaders import TrainLoader, draw, preprocessing_of, train_loader
 from slimvit.data.sources import Data, open_data
-from slimvit.embedded import EMBEDDED
-from slimvit.recipe import DataSection, FinetuneSection, TrainSection
+from slimvit.io.embedded import EMBEDDED
 
 
 @pytest.fixture(scope="session")

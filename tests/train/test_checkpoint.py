@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimvit.errors import StoreError
 from slimvit.train.checkpoint import BEST, LAST, Checkpoints, Interrupted
 from slimvit.train.loop import Diverged, train
+from slimvit.utils.errors import StoreError
 
 Build = Callable[..., Any]
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimvit.errors import DataError
-from slimvit.recipe import AdaptSection, FinetuneSection
+from slimvit.config.recipe import AdaptSection, FinetuneSection
 from slimvit.train.distill import feature_gap, soft_kl, stream_gap, training_loss
 from slimvit.train.streams import run_with_streams
+from slimvit.utils.errors import DataError
 
 
 class Net(nn.Module):

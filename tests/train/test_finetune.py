@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 import slimvit
+from slimvit.config.recipe import DataSection
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of, train_loader
 from slimvit.data.sources import Data, open_data
 from slimvit.measure.accuracy import Accuracy, outputs_of
-from slimvit.recipe import DataSection
 from slimvit.train.finetune import finetune
 
 Build = Callable[..., Any]

@@ -11,9 +11,9 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimvit.errors import RecipeError
 from slimvit.train import optimizer, state
 from slimvit.train.loop import Diverged, train
+from slimvit.utils.errors import RecipeError
 
 Build = Callable[..., Any]
 

@@ -8,10 +8,10 @@ import timm
 import torch
 
 import slimvit
-from slimvit.errors import RecipeError
-from slimvit.models.family import plan_of
+from slimvit.config.training import TrainSection
+from slimvit.models.base import plan_of
 from slimvit.train.optimizer import build_optimizer, check_optimizer, cosine_schedule, parameter_groups, rate_of
-from slimvit.training import TrainSection
+from slimvit.utils.errors import RecipeError
 
 Build = Callable[..., Any]
 LR, MIX_SCALE = 0.01, 10.0

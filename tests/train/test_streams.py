@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import slimvit
-from slimvit.errors import ModelError
-from slimvit.models.family import Branch, State, plan_of, steps
+from slimvit.models.base import Branch, State, plan_of, steps
 from slimvit.train.distill import stream_gap
 from slimvit.train.streams import check_same_streams, run_with_streams
+from slimvit.utils.errors import ModelError
 
 Build = Callable[..., Any]
 

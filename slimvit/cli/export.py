@@ -1,0 +1,79 @@
+"""slimvit export: a model as ONNX, as a torch.export program, or as a folder for plain timm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slimvit.cli import shared
+from slimvit.config.choices import EXPORT_FORMATS
+
+IMAGES = 256
+"""Validation images that a file is checked on, unless others are asked for."""
+
+
+@click.command()
+@click.argument("model", metavar="RUN")
+@click.option("--format", "form", type=click.Choice(EXPORT_FORMATS), required=True, help="What to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="PATH",
+    help="The file (.onnx, .pt2), or for timm the folder.",
+)
+@click.option("--dynamic-batch", is_flag=True, help="Take any number of images at a time.")
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images at a time. [default: 1]")
+@click.option("--fp16", is_flag=True, help="Weights and arithmetic in half precision (timm: weights).")
+@shared.data_options
+@click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Processes loading images.")
+@click.option("--force", is_flag=True, help="Replace an earlier export.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: str, form: str, out: Path, dynamic_batch: bool, batch: int | None, fp16: bool, as_json: bool, **given: Any
+) -> None:
+    """Write the model of RUN (a run folder, an embedded model or hf-hub:user/name) for use without slimvit, and check
+    what was written.
+
+    The file is read back and run on validation images of the run's data (256, or --eval-images); its logits may differ
+    by 1e-4 of the largest, with --fp16 by 2e-2. ONNX takes normalised `images`, gives `logits`, and carries class
+    names and preprocessing as metadata; it needs pip install 'slimvit[onnx]'. timm's folder can only say models whose
+    blocks are alike and not dense.
+
+    \b
+    Example:
+      slimvit export runs/digits --format torch-export --dynamic-batch --out digits.pt2
+    """
+    from slimvit.config.recipe import Recipe
+    from slimvit.workflows.export import ExportOptions, export_model
+    from slimvit.workflows.run_folder import recipe_of
+
+    if dynamic_batch and batch is not None:
+        raise click.UsageError(f"--batch {batch} and --dynamic-batch contradict each other; give one of them")
+    if form == "timm" and (dynamic_batch or batch is not None):
+        raise click.UsageError("a model for timm takes any number of images; leave --batch and --dynamic-batch out")
+    tree = shared.sections(model, given)
+    tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
+    shared.need_data({"data": tree["data"].get("name")})
+    if given["eval_images"] is None:
+        tree["data"]["eval_images"] = min(IMAGES, tree["data"].get("eval_images") or IMAGES)
+    size = None if dynamic_batch or form == "timm" else batch or 1
+    options = ExportOptions(form, out, size, fp16, given["force"], given["workers"])
+    figures = export_model(Recipe.parse(tree, "command line"), options)
+    click.echo(json.dumps(figures, indent=1) if as_json else "\n".join(_lines(figures)))
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    batch = {None: "any number of images", 1: "one image"}.get(found["batch"], f"{found['batch']} images")
+    *others, last = map(str, found["batches"])
+    sizes = f"{', '.join(others)} and {last}" if others else last
+    size = f"{found['bytes'] / 2**20:.2f} MiB"
+    return [
+        f"{found['file']}: {found['format']}, {found['precision']}, {batch} at a time, {size}",
+        f"checked on {found['images']} images of {found['data']} in batches of {sizes}",
+        f"largest difference of a logit: {found['difference']:.1e} of the largest logit",
+        f"same best class: {found['agreement']:.2f} %",
+    ]

@@ -1,0 +1,66 @@
+"""slimvit predict: what a model says of single images."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from slimvit.config.choices import DEVICES
+
+if TYPE_CHECKING:
+    from slimvit.workflows.predict import Answers
+
+
+@click.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--compare", metavar="MODEL", help="Another model beside it: the one it was cut from, say.")
+@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes an image.")
+@click.option("--device", default="auto", show_default=True, help=f"{', '.join(DEVICES)}, cuda:1 ...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, images: tuple[str, ...], compare: str | None, top: int, device: str, as_json: bool) -> None:
+    """Print the classes that MODEL (a run folder, an embedded model, a timm name or hf-hub:user/name) finds likeliest
+    in image files or folders of them, with their probabilities.
+
+    \b
+    Examples:
+      slimvit predict runs/digits photos/val/digit0/4.png
+      slimvit predict runs/digits photos/val --compare vit_digits
+    """
+    from slimvit.config.options import Options
+    from slimvit.config.recipe import ModelSection
+    from slimvit.io.open import open_model
+    from slimvit.workflows.predict import class_names, image_files, predict
+
+    files, where = image_files(images), Options(device=device).torch_device()
+    answers: dict[str, Answers] = {}
+    for name in dict.fromkeys(filter(None, (model, compare))):
+        opened: Any = open_model(ModelSection(name=name)).to(where)
+        if class_names(opened) is None:
+            click.echo(f"{name}: brings no class names, so classes are numbers", err=True)
+        answers[name] = predict(opened, files, top)
+    if as_json:
+        click.echo(json.dumps({name: vars(found) for name, found in answers.items()}, indent=1))
+    else:
+        _show(answers, files)
+    unreadable = answers[model].unreadable
+    for line in unreadable.values():
+        click.echo(line, err=True)
+    if unreadable:
+        click.echo(f"{len(unreadable)} of {len(files)} images could not be read", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def _show(answers: dict[str, Answers], files: list[str]) -> None:
+    from slimvit.report.terminal import print_cells
+
+    readable = [f for f in files if all(f in found.guesses for found in answers.values())]
+    told = {f: [", ".join(f"{c} {p:.1%}" for c, p in found.guesses[f]) for found in answers.values()] for f in readable}
+    if told:
+        print_cells(["image", *answers], [[file, *cells] for file, cells in told.items()], texts=1 + len(answers))
+    if len(answers) > 1 and readable:
+        first, second = ([found.guesses[f][0][0] for f in readable] for found in answers.values())
+        alike = sum(a == b for a, b in zip(first, second, strict=True))
+        click.echo(f"\nthe same first class for {alike} of {len(readable)} images")

@@ -1,0 +1,107 @@
+"""slimvit recipes: the shipped experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def command() -> None:
+    """List, show, copy and check the shipped recipes.
+
+    \b
+    Example:
+      slimvit recipes show digits_half
+    """
+
+
+@command.command("list")
+def list_() -> None:
+    """Names of the shipped recipes and sweeps, and what each does.
+
+    \b
+    Example:
+      slimvit recipes list
+    """
+    from slimvit.config.shipped import header, recipe_files, sweep_files
+
+    files = {"slimvit run": recipe_files(), "slimvit sweep": sweep_files()}
+    width = max(map(len, [name for found in files.values() for name in found]), default=0)
+    for command, found in files.items():
+        click.echo(f"for {command}:")
+        for name, path in found.items():
+            lines = header(path)
+            click.echo(f"  {name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
+
+
+@command.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print recipe or sweep NAME.
+
+    \b
+    Example:
+      slimvit recipes show digits_half
+    """
+    click.echo(_text(name), nl=False)
+
+
+@command.command()
+@click.argument("name")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
+def copy(name: str, target: Path, force: bool) -> None:
+    """Copy recipe or sweep NAME to the file TARGET, to be edited.
+
+    \b
+    Example:
+      slimvit recipes copy digits_half mine.yaml
+    """
+    from slimvit.config.shipped import shipped_path
+    from slimvit.utils.errors import RecipeError
+
+    text = _text(name)
+    if target.is_dir():
+        target = target / f"{shipped_path(name).stem}.yaml"
+    if target.exists() and not force:
+        raise RecipeError(f"{target}: exists; name another file, or add --force to replace it")
+    try:
+        target.write_text(text)
+    except OSError as error:
+        raise RecipeError(f"{target}: cannot be written: {error.strerror}; name another file") from None
+    click.echo(target)
+
+
+@command.command()
+@click.argument("names", nargs=-1, required=True, metavar="RECIPE...")
+def check(names: tuple[str, ...]) -> None:
+    """Check recipes and sweeps (files or shipped names) without running them; every defect is named.
+
+    \b
+    Example:
+      slimvit recipes check digits_half
+    """
+    from slimvit.config.recipe import Recipe
+    from slimvit.config.shipped import is_sweep, shipped_path
+    from slimvit.config.sweep import Sweep, points_of
+
+    for name in names:
+        path = shipped_path(name)
+        if is_sweep(path):
+            points_of(Sweep.read(path), str(path))
+        else:
+            Recipe.read(path)
+        click.echo(f"{name}: ok")
+
+
+def _text(name: str) -> str:
+    from slimvit.config.shipped import shipped_path
+    from slimvit.utils.errors import RecipeError
+
+    path = shipped_path(name)
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a readable recipe: {error}") from None

@@ -1,0 +1,71 @@
+"""slimvit run: a recipe, as written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slimvit.cli import shared
+
+
+@click.command()
+@click.argument("recipe")
+@shared.data_options
+@shared.how_options
+@shared.training_how
+@click.option("--shelf", type=click.Path(path_type=Path), hidden=True)
+@click.option("--ends-with-stdin", is_flag=True, hidden=True)
+@shared.out_options
+def command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
+    """Carry out RECIPE: a YAML file, or the name of a shipped one (`slimvit recipes list`).
+
+    With --resume RECIPE may be the folder of an interrupted run, which then goes on.
+
+    \b
+    Examples:
+      slimvit run digits_half --out runs/digits_half
+      slimvit run runs/digits --resume
+    """
+    from slimvit.config.recipe import Recipe
+
+    if ends_with_stdin:
+        threading.Thread(target=_follow_stdin, daemon=True).start()
+    read = Recipe.read(_file(recipe, given))
+    over = shared.sections(None, given)
+    tree = read.model_dump(mode="json")
+    tree["data"].update(over.get("data", {}))
+    tree["seed"] = over.get("seed", tree["seed"])
+    shared.carry_out(Recipe.parse(tree, recipe), given)
+
+
+def _follow_stdin() -> None:
+    """Wait for the end of what the sweep holds that began this run; then save what there is and end, as if asked to."""
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+
+
+def _file(recipe: str, given: dict[str, Any]) -> Path:
+    """The recipe's file; with --resume, that of the run in the folder that was named."""
+    from slimvit.config.shipped import recipe_path
+    from slimvit.utils.lock import mend
+
+    folder = Path(recipe)
+    if given["resume"]:
+        mend(folder)
+    if not (given["resume"] and folder.is_dir()):
+        return recipe_path(recipe)
+    from slimvit.utils.errors import StoreError
+    from slimvit.workflows.resume import recipe_in  # brings torch, which a wrong recipe's name need not wait for
+
+    given["out"] = given["out"] or folder
+    path = recipe_in(folder) or folder / "recipe.yaml"
+    if not path.is_file():
+        raise StoreError(f"{folder}: holds no run, interrupted or not; give a recipe, and the folder to --out")
+    return path

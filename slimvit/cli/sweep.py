@@ -1,0 +1,84 @@
+"""slimvit sweep: many runs that differ in a few settings, and the trade-off they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from slimvit.cli import shared
+from slimvit.utils.allocator import keep_freed_memory
+
+
+@click.command()
+@click.argument("sweep", metavar="SWEEP")
+@shared.data_options
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Runs at once on this machine, each in a process of its own with its share of the cores.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="This machine, or a Ray cluster (pip install 'slimvit[ray]').",
+)
+@click.option("--dry-run", is_flag=True, help="Check the sweep and list its points; run nothing.")
+@shared.where_options
+@shared.training_pace
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the sweep. Required.")
+@click.option("--force", is_flag=True, help="Remove an earlier sweep in --out and begin anew.")
+def command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: Any) -> None:
+    """Carry out every point of SWEEP, a YAML file or the name of a shipped one (`slimvit recipes list`).
+
+    Each point gets its run folder in --out, then the report of them all. What points have in common (the original's
+    accuracy, the scores, an adapted classifier) is computed once. Called again, finished points are skipped and an
+    interrupted one goes on; a point that fails is told of and the rest goes on.
+
+    \b
+    Examples:
+      slimvit sweep quick --out runs/quick
+      slimvit sweep paper_cifar10 --data-root cifar10/ --dry-run
+    """  # fmt: skip
+    from slimvit.config.shipped import sweep_path
+    from slimvit.config.sweep import Sweep, points_of
+
+    path = sweep_path(sweep)
+    file = Sweep.read(path)
+    points = points_of(file, str(path), shared.sections(None, given).get("data", {}))
+    if dry_run:
+        for point in points:
+            click.echo(point.id)
+        return
+    out = given["out"]
+    if out is None:
+        raise click.UsageError("Missing option '--out': the folder of the sweep")
+    _carry_out(file, points, out, jobs, engine, given)
+
+
+def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given: dict[str, Any]) -> None:
+    from slimvit.cli.report import show
+    from slimvit.utils.lock import claimed
+    from slimvit.workflows.sweep.sweep import begin_anew, report_on, sweep
+
+    keep_freed_memory()
+    with claimed(out):
+        if given.pop("force"):
+            begin_anew(out)
+        del given["out"]
+        contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
+        comparison = report_on(out, contents)
+    if comparison is not None:
+        show(comparison, as_json=False)
+        click.echo(f"\nreport: {out / 'report'} (tradeoff.html and more)")
+    failed = [entry for entry in contents.points if entry.error]
+    for entry in failed:
+        click.echo(f"failed: {entry.id}: {entry.error} (all of it: {out / 'failed' / entry.id}.txt)", err=True)
+    if failed:
+        raise click.exceptions.Exit(1)

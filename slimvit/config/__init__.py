@@ -1,0 +1,1 @@
+"""Recipes, sweeps and options: typed and checked, without torch."""

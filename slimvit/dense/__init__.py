@@ -1,1 +1,0 @@
-"""Dense attention: every attention block also attends over the values of the earlier blocks of its stage."""

@@ -1,0 +1,85 @@
+"""A model as an ONNX file, through torch's exporter. Running one is runtime.py's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from slimvit.io.export.parcel import INPUT, OUTPUT, Parcel
+from slimvit.io.export.program import traced
+from slimvit.measure.latency.peak_memory import weight_bytes
+from slimvit.utils.errors import ModelError, SlimvitError
+
+if TYPE_CHECKING:
+    from slimvit.io.export.runtime import OnnxModel
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+OPSET = 18
+"""The operator set that torch's exporter writes without converting."""
+
+MOST_BYTES = 2**31 - 2**26
+"""Of weights in one file: protobuf ends at 2 GiB, and the graph needs a little."""
+
+CHATTER = "onnxscript.optimizer"
+"""Warns of every operator that it does not compute beforehand."""
+
+
+def check_packages() -> None:
+    """Raise :class:`SlimvitError` where an optional package is missing."""
+    _need(*PACKAGES)
+
+
+def check_size(parcel: Parcel) -> None:
+    """Raise :class:`ModelError` for a model that one ONNX file cannot hold."""
+    size = weight_bytes(parcel.model) // (2 if parcel.half else 1)
+    if size > MOST_BYTES:
+        way_out = "use --format torch-export" if parcel.half else "use --fp16, or --format torch-export"
+        raise ModelError(f"--format onnx: the weights take {size / 2**30:.1f} GiB, a file holds less than 2; {way_out}")
+
+
+def write(parcel: Parcel, path: Path) -> None:
+    """One file: input ``images``, output ``logits``, weights inside, the label as metadata."""
+    import onnx
+
+    with _quiet():
+        program = torch.onnx.export(
+            traced(parcel), (), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
+            verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    proto = program.model_proto
+    for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        part.ClearField("metadata_props")  # where each comes from in Python, as large as a small model
+    onnx.helper.set_model_props(proto, parcel.words())
+    path.write_bytes(proto.SerializeToString())
+
+
+def load(path: str | Path) -> OnnxModel:
+    """The file in ONNX Runtime; raises :class:`SlimvitError` where that is not installed or cannot run it."""
+    _need("onnxruntime")
+    from slimvit.io.export.runtime import OnnxModel
+
+    return OnnxModel(path)
+
+
+def _need(*packages: str) -> None:
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise SlimvitError(f"ONNX needs {', '.join(missing)}, not installed here; pip install 'slimvit[onnx]'")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger(CHATTER)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

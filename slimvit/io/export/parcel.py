@@ -1,0 +1,50 @@
+"""What is exported: a model, how many images it takes at a time, and what the file says about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from slimvit.data.preprocessing import preprocessing_of
+from slimvit.measure.flops.count import count_macs, count_params
+from slimvit.models.base import TimmModule, model_name
+
+INPUT, OUTPUT = "images", "logits"
+
+
+@dataclass(frozen=True)
+class Parcel:
+    model: TimmModule
+    """In eval mode on the CPU, in fp32."""
+    label: dict[str, Any]
+    batch: int | None
+    """Images at a time; None takes any number."""
+    half: bool = False
+    """Weights and arithmetic in fp16; images and logits stay fp32."""
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """An image [C, H, W]."""
+        channels, height, width = self.label["preprocessing"]["input_size"]
+        return channels, height, width
+
+    def words(self) -> dict[str, str]:
+        """The label as strings; what is none is JSON."""
+        return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in self.label.items()}
+
+
+def parcel_of(model: TimmModule, class_names: Sequence[str], batch: int | None, half: bool = False) -> Parcel:
+    """Classes, preprocessing and cost are the model's own."""
+    label = {
+        "slimvit_version": version("slimvit"),
+        "model": model_name(model),
+        "precision": "fp16" if half else "fp32",
+        "class_names": list(class_names),
+        "preprocessing": preprocessing_of(model).to_json(),
+        "params": count_params(model),
+        "macs": count_macs(model).total,
+    }
+    return Parcel(model, label, batch, half)

@@ -1,0 +1,121 @@
+"""A timm model's own repository on the Hub: config.json says which network it is, model.safetensors holds the weights.
+
+What it says is taken over entry by entry: nothing in it makes timm read or fetch another file, and no pickle is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from slimvit.io import saved_model
+from slimvit.io.hub import fetch
+from slimvit.io.hub.name import hub_name
+from slimvit.models.arguments import defects_of_arguments
+from slimvit.utils.errors import ModelError, SlimvitError
+from slimvit.utils.reading import MOST, Unreadable, read_json
+
+CONFIG = "config.json"
+
+
+class Preprocessing(BaseModel):
+    """Entries of timm's pretrained_cfg that say how images become input; others are left alone."""
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+    input_size: tuple[int, int, int] | None = None
+    interpolation: str | None = Field(None, max_length=20)
+    crop_pct: float | None = Field(None, gt=0, le=10)
+    crop_mode: str | None = Field(None, max_length=20)
+    mean: tuple[float, ...] | None = Field(None, max_length=64)
+    std: tuple[float, ...] | None = Field(None, max_length=64)
+
+
+@dataclass(frozen=True)
+class TimmRepo:
+    """What a repository says of its model."""
+
+    architecture: str
+    args: dict[str, Any]
+    """Of timm's constructor."""
+    cfg: dict[str, Any]
+    """Entries of timm's pretrained_cfg."""
+    num_classes: int | None
+    class_names: tuple[str, ...]
+    weights: Path | None
+    """None where they were not asked for."""
+
+
+def timm_repo(name: str, weights: bool) -> TimmRepo:
+    """The timm model of `hf-hub:user/name`, with its weights fetched if they are wanted.
+
+    Raises :class:`ModelError` for a repository that holds no model of timm's, or none as safetensors.
+    """
+    found, file = fetch.find(hub_name(name), (saved_model.DESCRIPTION, CONFIG))
+    if file != CONFIG:
+        raise ModelError(f"{name}: holds a model saved by slimvit; load it with slimvit.load")
+    folder = fetch.fetch(found, {CONFIG: MOST}, hub_name(name).branch)
+    told = _read(name, folder / CONFIG)
+    if not weights:
+        return told
+    if not found.has(saved_model.WEIGHTS):
+        raise ModelError(
+            f"{name}: brings no {saved_model.WEIGHTS}, and weights in another form are not read; give your own with "
+            "--weights FILE, or --no-pretrained"
+        )
+    fetched = fetch.fetch(found, {saved_model.WEIGHTS: _largest(name, told)})
+    return TimmRepo(**(vars(told) | {"weights": fetched / saved_model.WEIGHTS}))
+
+
+def _read(name: str, path: Path) -> TimmRepo:
+    """config.json, of the form that timm writes now or wrote before."""
+    try:
+        config: Any = read_json(path)
+    except Unreadable as error:
+        raise ModelError(f"{name}: {CONFIG} is damaged: {error}") from None
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        told = f"names the architecture {str(architecture)[:60]!r}" if architecture else "names no architecture"
+        raise ModelError(
+            f"{name}: is neither a model of slimvit ({saved_model.DESCRIPTION}) nor one of timm {timm.__version__}: "
+            f"its {CONFIG} {told}"
+        )
+    known, args = config.get("pretrained_cfg", config), config.get("model_args") or {}
+    if not isinstance(known, dict) or not isinstance(args, dict):
+        raise ModelError(f"{name}: {CONFIG} is damaged: pretrained_cfg and model_args must be mappings")
+    if defects := defects_of_arguments(args):
+        raise ModelError(f"{name}: {CONFIG} is not taken: {'; '.join(defects)}")
+    try:
+        cfg = Preprocessing.model_validate(known).model_dump(exclude_none=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ModelError(f"{name}: {CONFIG} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    sizes = {"input_size": cfg.get("input_size", ())}
+    if defects := defects_of_arguments({"img_size": list(sizes["input_size"])}):
+        raise ModelError(f"{name}: {CONFIG} is not taken: {'; '.join(defects)}")
+    classes = config.get("num_classes", known.get("num_classes"))
+    classes = classes if isinstance(classes, int) and 0 <= classes <= 10**6 else None
+    names = config.get("label_names") or known.get("label_names") or ()
+    alike = isinstance(names, list) and len(names) == classes and all(isinstance(n, str) for n in names)
+    args = {k: v for k, v in args.items() if k != "num_classes"}
+    return TimmRepo(architecture, args, cfg, classes, tuple(names) if alike else (), None)
+
+
+def _largest(name: str, told: TimmRepo) -> int:
+    """Bytes of the weights at most, from a network without memory."""
+    classes = {} if told.num_classes is None else {"num_classes": told.num_classes}
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(told.architecture, pretrained_cfg_overlay=told.cfg, **(told.args | classes))
+        saved_model.check_tables(model)
+    except SlimvitError as error:
+        raise ModelError(f"{name}: {error}") from None
+    except Exception as error:  # arguments out of a file: whatever a constructor makes of them
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{name}: timm cannot build {told.architecture} with {told.args}: {reason}") from None
+    return saved_model.largest_file(model)

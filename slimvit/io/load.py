@@ -1,0 +1,99 @@
+"""What the name of a saved model means: a run folder, an embedded model, or `hf-hub:user/name` on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from slimvit.config.recipe import ModelSection, Recipe
+from slimvit.io import saved_model
+from slimvit.io.embedded import EMBEDDED
+from slimvit.io.hub import fetch
+from slimvit.io.hub.name import hub_name, is_hub_name
+from slimvit.io.hub.timm_repo import CONFIG
+from slimvit.utils.errors import SlimvitError, StoreError
+from slimvit.utils.reading import MOST
+
+DESCRIPTIONS = (saved_model.DESCRIPTION, CONFIG)
+"""What a repository with a model holds, by which it is known."""
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The model of a run folder, or of `hf-hub:user/name[@revision]`, in eval mode on the CPU: a timm model, only
+    narrower.
+
+    Everything is checked before anything is built: format version, names, bounds, tensor shapes, checksum; and before
+    anything is fetched, its size. Raises :class:`StoreError` with all differences in one line, and
+    :class:`~slimvit.utils.errors.ModelError` for what cannot be fetched.
+    """
+    if not is_hub_name(folder):
+        return saved_model.load(folder)
+    found = saved_folder(str(folder))
+    if found is None:
+        raise StoreError(
+            f"{folder}: holds no {saved_model.DESCRIPTION}, so it is no saved model; for a timm model on the Hub use "
+            "slimvit.create_model"
+        )
+    with named(folder, found):
+        return saved_model.load(found)
+
+
+def saved_folder(name: str) -> Path | None:
+    """The folder of a saved model that a name means, if it means one; what lies on the Hub is fetched."""
+    if not is_hub_name(name):
+        return Path(name) if saved_model.is_saved(name) else EMBEDDED.get(name)
+    found, file = fetch.find(hub_name(name), DESCRIPTIONS)
+    if file != saved_model.DESCRIPTION:
+        return None
+    folder = fetch.fetch(found, {saved_model.DESCRIPTION: MOST}, hub_name(name).branch)
+    with named(name, folder):
+        most = saved_model.largest_weights(folder)
+    return fetch.fetch(found, {saved_model.WEIGHTS: most}, hub_name(name).branch)
+
+
+def pinned_name(name: str, pins: Mapping[str, str] | None = None) -> str:
+    """The name of a model on the Hub with the commit that it means now (or that ``pins`` says it means); any other
+    name as it is."""
+    if not is_hub_name(name) or hub_name(name).is_pinned:
+        return name
+    if pins is not None and name in pins:
+        return pins[name]
+    found, file = fetch.find(hub_name(name), DESCRIPTIONS)
+    fetch.fetch(found, {file: MOST}, hub_name(name).branch)
+    return str(found.name)
+
+
+def pinned_section(section: ModelSection, pins: Mapping[str, str] | None = None) -> ModelSection:
+    name = pinned_name(section.name, pins)
+    return section if name == section.name else section.model_copy(update={"name": name})
+
+
+def pinned(recipe: Recipe, pins: Mapping[str, str] | None = None) -> Recipe:
+    """A recipe that will always mean the same models: those on the Hub are named with their commit."""
+    model, teacher = pinned_section(recipe.model, pins), recipe.finetune.teacher
+    if teacher is not None:
+        teacher = pinned_section(teacher, pins)
+    if model is recipe.model and teacher is recipe.finetune.teacher:
+        return recipe
+    finetune = recipe.finetune.model_copy(update={"teacher": teacher})
+    return recipe.model_copy(update={"model": model, "finetune": finetune if teacher is not None else recipe.finetune})
+
+
+def hub_names(recipe: Recipe) -> list[str]:
+    """The models of a recipe that lie on the Hub and are named without a commit."""
+    names = [section.name for section in (recipe.model, recipe.finetune.teacher) if section is not None]
+    return [name for name in names if is_hub_name(name) and not hub_name(name).is_pinned]
+
+
+@contextmanager
+def named(name: str | Path, folder: Path) -> Iterator[None]:
+    """Let errors speak of a model on the Hub by its name instead of its place in the cache."""
+    try:
+        yield
+    except SlimvitError as error:
+        if is_hub_name(name):
+            raise type(error)(str(error).replace(str(folder), str(name))) from None
+        raise

@@ -1,0 +1,87 @@
+"""From a recipe's `model:` section to a model: a run folder, an embedded model, a timm name, or one on the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from slimvit.config.recipe import ModelSection, Recipe
+from slimvit.io import saved_model
+from slimvit.io.create import create_model
+from slimvit.io.embedded import EMBEDDED
+from slimvit.io.hub import fetch
+from slimvit.io.hub.name import hub_name, is_hub_name
+from slimvit.io.load import named, pinned_section, saved_folder
+from slimvit.models.base import TimmModule
+from slimvit.utils.errors import ModelError
+from slimvit.utils.output import UNFINISHED
+from slimvit.utils.progress import say
+from slimvit.utils.reading import MOST
+
+
+def open_model(section: ModelSection) -> nn.Module:
+    """The model of a section, in eval mode on the CPU. Raises :class:`ModelError` or :class:`StoreError`."""
+    section = pinned_section(section)
+    folder = saved_folder(section.name)
+    if folder is None:
+        if (Path(section.name) / UNFINISHED).is_dir():
+            told = f"holds an unfinished run and no model yet; go on with slimvit run {section.name} --resume"
+            raise ModelError(f"{section.name}: {told}")
+        if Path(section.name).is_dir():
+            raise ModelError(f"{section.name}: a folder without {saved_model.DESCRIPTION}, so it is no saved model")
+        return create_model(
+            section.name,
+            pretrained=section.pretrained,
+            weights=section.weights,
+            img_size=section.img_size,
+            num_classes=section.num_classes,
+            args=section.args,
+            heads=section.heads,
+        )
+    given: dict[str, object] = {"--weights": section.weights, "--no-pretrained": not section.pretrained}
+    given |= {"--model-arg": section.args, "heads": section.heads}
+    if refused := [option for option, value in given.items() if value]:
+        raise ModelError(
+            f"{section.name}: a saved model brings its own weights and arguments; drop {', '.join(refused)}"
+        )
+    with named(section.name, folder):
+        model: TimmModule = saved_model.load(folder)
+    if section.img_size is not None:
+        model.set_input_size(section.img_size)
+    if section.num_classes is not None and section.num_classes != model.num_classes:
+        model.reset_classifier(section.num_classes)
+        model.untrained_classifier = section.num_classes > 0
+    return model
+
+
+def random_weights(section: ModelSection) -> bool:
+    """Whether a section asks for a network that nobody has trained."""
+    drawn = section.weights is None and not section.pretrained
+    return drawn and (is_hub_name(section.name) or saved_folder(section.name) is None)
+
+
+RECIPE = "recipe.yaml"
+
+
+def teacher_on_hub(name: str) -> ModelSection | None:
+    """The uncut network of a run on the Hub: `original/` beside it, or the model that its recipe starts from.
+
+    Whoever pushed it may have started from a folder or file of theirs; then, and where there is no recipe, there is
+    none, and that is said. ``name`` has a commit.
+    """
+    found = fetch.listing(hub_name(name))
+    original = replace(found.name, folder="original")
+    if original.path(saved_model.DESCRIPTION) in (found.sizes or ()):
+        return ModelSection(name=str(original))
+    if found.has(RECIPE):
+        folder = fetch.fetch(found, {RECIPE: MOST})
+        with named(name, folder):
+            section = Recipe.read(folder / RECIPE).model
+        anywhere = is_hub_name(section.name) or section.name in EMBEDDED or timm.is_model(section.name)
+        if anywhere and section.weights is None and section.pretrained:
+            return section
+    say(f"{name}: its uncut network is not on the Hub, so there is none to learn from")
+    return None

@@ -1,0 +1,313 @@
+"""The saved model: slim.json says what it is, model.safetensors holds the weights under timm's names. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from slimvit.config.choices import DenseMix
+from slimvit.measure.flops.count import input_size_of
+from slimvit.models.arguments import defects_of_arguments
+from slimvit.models.base import TimmModule, arguments_of, plan_of
+from slimvit.models.build import ModelSource, check_timm
+from slimvit.models.insert_dense import dense_mix, insert_dense_attention
+from slimvit.models.plan import SlimPlan
+from slimvit.prune.surgery import prune_model
+from slimvit.utils.errors import PlanError, SlimvitError, StoreError
+from slimvit.utils.output import new_folder
+from slimvit.utils.reading import Unreadable, check_regular, read_json
+
+FORMAT_VERSION = 1
+DESCRIPTION, WEIGHTS = "slim.json", "model.safetensors"
+TABLES = 2**28
+"""Entries at most that a saved model's buffers may have, such as the positions of windows."""
+HEADER, LINE = 2**16, 256
+"""Bytes that a safetensors file's header may have, and those of a tensor in it besides its name."""
+
+
+class SlimFile(BaseModel):
+    """slim.json: everything needed to build the model again, apart from the weights."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    format_version: int
+    model: str
+    """timm name."""
+    model_args: dict[str, Any]
+    """Arguments of timm's create_model, number of classes and image size included."""
+    num_classes: int
+    plan: dict[str, Any]
+    dense: DenseMix | None = None
+    """How earlier values are mixed in; None without dense attention."""
+    preprocessing: dict[str, Any] = {}
+    """What timm's resolve_model_data_config gives: input size, mean, std, interpolation, crop."""
+    class_names: list[str] = []
+    weights_sha256: str
+
+    @model_validator(mode="after")
+    def _one_number_of_classes(self) -> SlimFile:
+        if defects := defects_of_arguments(self.model_args):
+            raise ValueError("; ".join(defects))
+        if self.model_args.get("num_classes", self.num_classes) != self.num_classes:
+            raise ValueError(f"num_classes is {self.num_classes}, but model_args has {self.model_args['num_classes']}")
+        return self
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    class_names: tuple[str, ...] | list[str] = (),
+    force: bool = False,
+) -> None:
+    """Write a timm model, pruned or not, as a folder that :func:`load` reads back bit for bit.
+
+    Raises :class:`StoreError` when the folder is in use, the disk is full, or the model was not built by timm in a
+    way that can be repeated.
+    """
+    with new_folder(Path(folder), force) as partial:
+        write_model(model, partial, class_names)
+
+
+def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
+    """slim.json and model.safetensors, into an existing folder."""
+    source = describe(model)
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    try:
+        skeleton = _skeleton(source, plan_of(model), dense_mix(model))
+        if differences := _differences(_shapes(skeleton), _shapes(model)) or _replaced(skeleton, model):
+            told = "this model was changed after timm built it, so it could not be loaded again"
+            raise StoreError(f"{source.name}: {told}: {differences}")
+    except StoreError:
+        if hasattr(model, "slim_source") or hasattr(model, "_model_args"):
+            raise
+        raise StoreError(
+            f"{source.name}: timm {timm.__version__} does not keep the arguments that this model was built with; build "
+            "it with slimvit.create_model, or use timm >= 1.0.31"
+        ) from None
+    with safetensors_errors():
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
+    text = SlimFile(
+        format_version=FORMAT_VERSION,
+        model=source.name,
+        model_args=source.args,
+        num_classes=model.num_classes,
+        plan=plan_of(model).to_json(),
+        dense=cast("DenseMix | None", dense_mix(model)),
+        preprocessing=_preprocessing(model),
+        class_names=list(class_names),
+        weights_sha256=_sha256(folder / WEIGHTS),
+    )
+    (folder / DESCRIPTION).write_text(json.dumps(text.model_dump(), indent=1) + "\n")
+
+
+@contextmanager
+def safetensors_errors() -> Iterator[None]:
+    """Tells of a full disk as an OSError, which safetensors does not."""
+    try:
+        yield
+    except SafetensorError as error:
+        if "No space left" in str(error) or "StorageFull" in str(error):
+            raise OSError(28, "No space left on device") from None
+        raise
+
+
+def describe(model: TimmModule) -> ModelSource:
+    """The timm name and the arguments that build this model's uncut form as it is now."""
+    source = getattr(model, "slim_source", None)
+    if source is None:
+        cfg = getattr(model, "pretrained_cfg", None) or {}
+        if not cfg.get("architecture"):
+            raise StoreError(
+                f"{type(model).__name__}: not built by timm's create_model, so it cannot be described; "
+                "build it with slimvit.create_model"
+            )
+        source = ModelSource(cfg["architecture"], dict(getattr(model, "_model_args", {})))
+    args = dict(source.args, num_classes=model.num_classes)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:
+        args["img_size"] = size[0] if size[0] == size[1] else list(size)
+    args |= arguments_of(model)
+    try:
+        json.dumps(args)
+    except TypeError:
+        raise StoreError(f"{source.name}: its model arguments {args} cannot be written as JSON") from None
+    if defects := defects_of_arguments(args):
+        raise StoreError(f"{source.name}: cannot be described: {'; '.join(defects)}")
+    return ModelSource(source.name, args)
+
+
+def load(folder: str | Path) -> nn.Module:
+    """The model of a run folder, in eval mode on the CPU: a timm model, only narrower.
+
+    Everything is checked before anything is built: format version, names, bounds, tensor shapes, checksum. Raises
+    :class:`StoreError` with all differences in one line.
+    """
+    folder = Path(folder)
+    check_timm()
+    info = read_description(folder)
+    source, plan, skeleton = _described(info, folder)
+    _check_weights(folder / WEIGHTS, _shapes(skeleton), info.weights_sha256)
+    model = _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, info.dense)
+    # copies, since in the file tensors begin anywhere, and matrix products round by where theirs begin
+    state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    model.slim_source = source
+    model.class_names = tuple(info.class_names)
+    model.pretrained_cfg = dict(model.pretrained_cfg, **_for_timm(info.preprocessing), num_classes=info.num_classes)
+    return model.eval()
+
+
+def _described(info: SlimFile, folder: Path) -> tuple[ModelSource, SlimPlan, nn.Module]:
+    """What a description says: the uncut model, what is left of it, and that without weights."""
+    source = ModelSource(info.model, info.model_args)
+    try:
+        plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
+    except PlanError as error:
+        raise StoreError(str(error)) from None
+    return source, plan, _skeleton(source, plan, info.dense, folder)
+
+
+def largest_weights(folder: Path) -> int:
+    """Bytes that the weights of a folder with a description can have at most."""
+    check_timm()
+    return largest_file(_described(read_description(folder), folder)[2])
+
+
+def largest_file(model: nn.Module) -> int:
+    """Bytes at most of a safetensors file with a model's weights: 8 a number, and a line of the header a tensor."""
+    return HEADER + sum(8 * v.numel() + len(k) + LINE for k, v in model.state_dict().items())
+
+
+def is_saved(folder: str | Path) -> bool:
+    """Whether this is a folder with a saved model."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
+def read_description(folder: Path) -> SlimFile:
+    """slim.json, checked."""
+    path = folder / DESCRIPTION
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder")
+    try:
+        data = read_json(path)
+    except FileNotFoundError:
+        raise StoreError(f"{folder}: holds no {DESCRIPTION}, so it is no saved model") from None
+    except Unreadable as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise StoreError(f"{path}: format_version is {version!r}, this slimvit reads {FORMAT_VERSION}")
+    try:
+        return SlimFile.model_validate(data)
+    except ValidationError as error:
+        clauses = [": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()]
+        raise StoreError(f"{path}: damaged: {'; '.join(clauses)}") from None
+
+
+def _cut(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
+    slim = prune_model(model, plan)
+    return slim if dense is None else insert_dense_attention(slim, dense)
+
+
+def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Path | None = None) -> nn.Module:
+    """The cut model without weights, on the meta device: names and shapes, no memory."""
+    where = f"{folder / DESCRIPTION}: " if folder else ""
+    if not timm.is_model(source.name):  # timm would take hf-hub:... for a model to fetch
+        raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
+    with torch.device("meta"):
+        try:
+            model = timm.create_model(source.name, pretrained=False, **source.args)
+        except Exception as error:  # arguments out of a file: whatever a constructor makes of them
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
+        try:
+            built = _cut(model, plan, dense)
+            check_tables(built)
+        except SlimvitError as error:
+            raise StoreError(f"{where}{error}") from None
+    return built
+
+
+def check_tables(built: nn.Module) -> None:
+    """Raise :class:`StoreError` for a model that computes larger tables from its arguments than any that is known.
+
+    Weights are in the file, so their size is known to be real; tables are made while the model is built.
+    """
+    entries = sum(b.numel() for b in built.buffers())
+    if entries > TABLES:
+        raise StoreError(f"its model_args ask for tables of {entries:,} entries, more than {TABLES:,}")
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(v.shape) for k, v in model.state_dict().items()}
+
+
+def _replaced(expected: nn.Module, found: nn.Module) -> str:
+    """The first modules that are not what timm builds, in one line; drop-path, which training sets, is let pass."""
+    wanted = {k: type(m) for k, m in expected.named_modules()}
+    now = {k: type(m) for k, m in found.named_modules()}
+    names = [k for k in wanted | now if wanted.get(k) is not now.get(k) and "drop_path" not in k]
+    told = [f"{k} is {getattr(now.get(k), '__name__', 'missing')}" for k in names]
+    return "; ".join(told[:8])
+
+
+def _check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
+    try:
+        check_regular(path)
+        with safe_open(path, framework="pt") as file:
+            found = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise StoreError(f"{path}: missing") from None
+    except (SafetensorError, OSError, Unreadable) as error:
+        raise StoreError(f"{path}: damaged: {error}") from None
+    if differences := _differences(expected, found):
+        raise StoreError(f"{path}: does not fit slim.json: {differences}")
+    if _sha256(path) != sha256:
+        raise StoreError(f"{path}: damaged: its checksum is not the one in {DESCRIPTION}")
+
+
+def _differences(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> str:
+    """Missing, extra and wrongly shaped tensors, by path, in one line; empty when there are none."""
+    clauses = [f"{k} is missing" for k in expected if k not in found]
+    clauses += [f"{k} is unexpected" for k in found if k not in expected]
+    clauses += [
+        f"{k} has shape {list(found[k])}, expected {list(shape)}"
+        for k, shape in expected.items()
+        if k in found and found[k] != shape
+    ]
+    more = f"; and {len(clauses) - 8} more" if len(clauses) > 8 else ""
+    return "; ".join(clauses[:8]) + more
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _preprocessing(model: TimmModule) -> dict[str, Any]:
+    """What timm's transforms need to know, with the input size the model has now."""
+    config = timm.data.resolve_model_data_config(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None:
+        config["input_size"] = (input_size_of(model)[0], *size)  # timm before 1.0.25 keeps no in_chans
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+
+
+def _for_timm(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.items()}

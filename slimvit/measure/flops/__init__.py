@@ -1,0 +1,1 @@
+"""Multiply-adds, counted three ways."""

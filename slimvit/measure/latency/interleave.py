@@ -1,0 +1,119 @@
+"""Several models timed side by side in one setting: one machine, one precision, compiled or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimvit.measure.latency.batch_size import OutOfMemory
+from slimvit.measure.latency.timer import Times, images_for, interleaved, passes_for, timed, warm_up
+from slimvit.utils.errors import ModelError
+from slimvit.utils.progress import track
+
+Size = tuple[int, int, int]
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+"""What torch says on a GPU, a CPU and a Mac's."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The models live on the device, in the dtype of the setting, and in eval mode."""
+
+    models: Mapping[str, nn.Module]
+    sizes: Mapping[str, Size]
+    """An image [C, H, W] of each."""
+    compiled: bool = False
+
+    def calls(self, batch: int) -> dict[str, Callable[[], float]]:
+        """What times one pass of ``batch`` images of each model, warmed up. Raises :class:`OutOfMemory`, as they do,
+        and :class:`ModelError` for a model that cannot be compiled."""
+        found: dict[str, Callable[[], float]] = {}
+        for name, model in self.models.items():
+            call, images = self.callable_of(name), partial(images_for, model, self.sizes[name], batch)
+            with _memory():
+                drawn = images()
+                self._first(name, call, drawn)
+            found[name] = partial(_pass, call, drawn)
+            warm_up(found[name])
+        return found
+
+    def callable_of(self, name: str) -> Callable[[Tensor], Any]:
+        """The model as it is timed; compiled once, for each shape of its input."""
+        model = self.models[name]
+        return torch.compile(model, dynamic=False) if self.compiled else model
+
+    def times(self, batch: int, rounds: int) -> Times:
+        """Interleaved turns at this batch, all models with the same number of passes."""
+        with torch.inference_mode():
+            calls = self.calls(batch)
+            passes = passes_for(max(call() for call in calls.values()))
+            return interleaved(calls, track(range(rounds), f"batch {batch}"), passes)
+
+    def _first(self, name: str, call: Callable[[Tensor], Any], images: Tensor) -> None:
+        """The first pass, in which a compiled model is compiled."""
+        try:
+            call(images)
+        except RuntimeError as error:
+            if not self.compiled or is_out_of_memory(error):
+                raise
+            raise ModelError(f"{name}: torch.compile fails on it: {_line(error)}; leave --compile out") from None
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """Every model and shape is compiled for itself: by default torch gives up after a few of the same class, and would
+    run the rest uncompiled without a word."""
+    config: Any = torch._dynamo.config
+    name = next(n for n in ("recompile_limit", "cache_size_limit") if hasattr(config, n))
+    try:
+        with config.patch({name: 256}):
+            yield
+    finally:
+        torch.compiler.reset()
+
+
+def compile_defect(device: torch.device) -> str | None:
+    """Why torch.compile does not work here, in one line; None where it does."""
+    layer = torch.compile(nn.Linear(8, 8).to(device))
+    try:
+        with torch.inference_mode():
+            layer(torch.zeros(2, 8, device=device))
+    except (RuntimeError, ImportError) as error:
+        return _line(error)
+    finally:
+        torch.compiler.reset()
+    return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return any(words in str(error).lower() for words in NO_MEMORY)
+
+
+def _pass(call: Callable[[Tensor], Any], images: Tensor) -> float:
+    with _memory():
+        return timed(call, images)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Tells a device without room from other failures."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        raise OutOfMemory(_line(error)) from None
+
+
+def _line(error: Exception) -> str:
+    """The error's first line of substance."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)[:300]

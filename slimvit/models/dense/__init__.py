@@ -1,0 +1,1 @@
+"""The mathematics and the layers of dense attention."""

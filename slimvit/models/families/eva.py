@@ -1,0 +1,156 @@
+"""timm's Eva: EVA, EVA-02, DINOv3, Perception Encoders and ViTs with rotary positions."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers import AttentionRope, apply_rot_embed_cat
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from torch import Tensor, nn
+
+from slimvit.models.base import (
+    AttentionBlock,
+    Branch,
+    Family,
+    State,
+    Step,
+    TimmModule,
+    block_branches,
+    fits_block,
+    fits_post_norm,
+    plain_type,
+)
+from slimvit.models.head_parts import HeadParts, projections, separate_biases
+from slimvit.models.reduced import Narrow, attended, merged
+
+
+class _Rotary(Narrow):
+    """Both of Eva's attentions, with fewer heads. Positions that differ between the heads are one parameter for all
+    blocks: it stays whole, and each block takes what belongs to its heads."""
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """[B, N, C] -> [B, N, C]; ``rope`` [N, 2d] or [original heads, N, 2d], prefix tokens left out."""
+        return self.attend(x, *self.project(x), rope, attn_mask, is_causal)
+
+    def attend(
+        self,
+        x: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rope: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Queries, keys and values [B, N, k] of the tokens x [B, N, C] -> [B, N, C]."""
+        attn: Any = self
+        gate = getattr(attn, "gate", None)  # timm 1.0.23 has none
+        q, k, v = (self.by_head(t) for t in (q, k, v))
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        if rope is not None:
+            rope = self.of_these_heads(rope)
+            q, k = self._turned(q, rope).type_as(v), self._turned(k, rope).type_as(v)
+        found = attn.norm(merged(attended(self, q, k, v, attn_mask, is_causal)))
+        if gate is not None:
+            found = found * gate(x).sigmoid()
+        return attn.proj_drop(attn.proj(found))
+
+    def _turned(self, t: Tensor, rope: Tensor) -> Tensor:
+        """[B, H, N, d], the prefix tokens as they are."""
+        attn: Any = self
+        prefix = attn.num_prefix_tokens
+        turned = apply_rot_embed_cat(t[:, :, prefix:], rope, half=getattr(attn, "rotate_half", False))
+        return torch.cat([t[:, :, :prefix], turned], 2)
+
+
+class NarrowEvaAttention(_Rotary, EvaAttention):
+    plain = EvaAttention
+
+
+class NarrowAttentionRope(_Rotary, AttentionRope):
+    plain = AttentionRope
+
+
+NARROW = {EvaAttention: NarrowEvaAttention, AttentionRope: NarrowAttentionRope}
+
+
+def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
+    sizes = {"num_heads": 1, "num_kv_heads": 1, "attn_dim": head_dim, "kv_dim": head_dim}
+    return HeadParts(
+        rows=projections(attn, head_dim),
+        slices=separate_biases(attn, head_dim),
+        counts={name: size for name, size in sizes.items() if hasattr(attn, name)},
+        narrow=NARROW[plain_type(attn)],
+    )
+
+
+def _check(model: TimmModule) -> str | None:
+    for i, block in enumerate(model.blocks.children()):
+        name, attn = f"blocks.{i}", block.attn
+        if reason := fits_block(block, name, (EvaBlock, EvaBlockPostNorm), (*NARROW,)):
+            return reason
+        if not isinstance(getattr(attn, "norm", None), nn.Identity | None):
+            return f"{name}.attn normalises across its heads (scale_attn_inner), so a head cannot be removed exactly"
+        if getattr(attn, "num_kv_heads", attn.num_heads) != attn.num_heads:
+            return f"{name}.attn shares keys and values between its heads (num_kv_heads), so none goes on its own"
+        if _post_norm(block) and (reason := fits_post_norm(block, name)):
+            return reason
+    return None
+
+
+def _post_norm(block: TimmModule) -> bool:
+    return plain_type(block) is EvaBlockPostNorm
+
+
+def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
+    n = model.patch_embed.num_patches + model.num_prefix_tokens
+    return [
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _parts, post_norm=_post_norm(block))
+        for i, block in enumerate(model.blocks.children())
+    ]
+
+
+def _embed(model: TimmModule, images: Tensor) -> State:
+    """Images [B, C, H, W] -> the stream that enters the first block, [B, N, C], and the rotary positions."""
+    x, rope = model._pos_embed(model.patch_embed(images))
+    return State(model.norm_pre(x), shared=rope)
+
+
+def _takes(model: TimmModule, i: int, rope: Any) -> dict[str, Any]:
+    """Mixed rotary positions are a tensor a block."""
+    return {"rope": rope[i] if rope is not None and getattr(model, "rope_mixed", False) else rope}
+
+
+def _steps(model: TimmModule) -> list[Branch | Step]:
+    found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
+    for i, block in enumerate(model.blocks.children()):
+        takes = partial(_takes, model, i)
+        found += block_branches(f"blocks.{i}", block, block.attn, takes=takes, post_norm=_post_norm(block))
+    return found
+
+
+def _arguments(model: TimmModule) -> dict[str, Any]:
+    """reset_classifier may change the pooling, but leaves the norm where it was."""
+    return {"global_pool": model.global_pool, "use_fc_norm": not isinstance(model.fc_norm, nn.Identity)}
+
+
+def _no_dense(model: TimmModule) -> str | None:
+    if any(_post_norm(block) for block in model.blocks.children()):
+        return "its norms stand behind the branches, so every block's values have a scale of their own"
+    return None
+
+
+EVA = Family(
+    name="eva",
+    check=_check,
+    owns=lambda model: isinstance(model, Eva),
+    attention_blocks=_attention_blocks,
+    steps=_steps,
+    supported="timm Evas (eva_*, eva02_*, vit_*_dinov3, vit_pe_*, vit_*_rope_*)",
+    arguments=_arguments,
+    no_dense=_no_dense,
+)

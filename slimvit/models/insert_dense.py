@@ -1,0 +1,194 @@
+"""Inserting dense attention into a model, and taking it out again: model in, new model out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from slimvit.config.choices import DENSE_INITS, DENSE_MIXES
+from slimvit.models.base import (
+    AttentionBlock,
+    TimmModule,
+    attention_blocks,
+    family_of,
+    model_name,
+    plain_type,
+    plan_of,
+)
+from slimvit.models.dense.layers import DenseBlocks, MixesValues
+from slimvit.models.dense.mixing import Pair, mix_size, pairs_of
+from slimvit.models.families.dense_beit import DenseBeitAttention, DenseBeitBlock
+from slimvit.models.families.dense_eva import DenseAttentionRope, DenseEvaAttention, DenseEvaBlock
+from slimvit.models.families.dense_swin import DenseSwinBlock, DenseWindowAttention
+from slimvit.models.families.dense_vit import DenseAttention, DenseBlock
+from slimvit.models.plan import SlimPlan
+from slimvit.models.reduced import as_class, without_values
+from slimvit.utils.errors import ModelError
+
+BLOCKS: tuple[Any, ...] = (DenseBlock, DenseSwinBlock, DenseBeitBlock, DenseEvaBlock)
+ATTENTIONS: tuple[Any, ...] = (
+    DenseAttention,
+    DenseWindowAttention,
+    DenseBeitAttention,
+    DenseEvaAttention,
+    DenseAttentionRope,
+)
+DENSE: dict[type, Any] = {dense.plain: dense for dense in (*BLOCKS, *ATTENTIONS)}
+"""timm's blocks and attentions, and what takes their place."""
+
+NOTHING_TO_MIX = "dense attention has nothing to mix: no two blocks of a stage share a head"
+
+Mixes: TypeAlias = Mapping[tuple[str, str, int], float]
+"""The weight with which a block (by name) adds the values of an earlier one to its own, by original head id."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where one block's mixes come from."""
+
+    view: AttentionBlock
+    pairs: tuple[Pair, ...]
+    feeds: bool
+    names: tuple[str, ...]
+    """Names of the stage's blocks."""
+
+
+def insert_dense_attention(
+    model: nn.Module, mix: str = "layer", init: str = "zero", *, seed: int = 0, mixes: Mixes | None = None
+) -> nn.Module:
+    """A copy of ``model`` in which every attention block also attends over the values of the earlier blocks of its
+    stage (Li, Chen, Zhao: Dense Attention, IJCNN 2023).
+
+    ``mix``: one learnable scalar a pair of blocks (``layer``, the paper's), or one a pair and head (``head``). A
+    head's values meet those of the head with the same original id, so a pair that shares no head has no scalar.
+    ``init``: ``zero`` leaves the function of the model as it is, bit for bit; ``normal`` draws from N(0, 1), the
+    paper's way when training from scratch. ``mixes`` sets known weights instead.
+
+    Raises :class:`ModelError` for a model whose family takes none or that has dense attention already, or in which no
+    two blocks share a head.
+    """
+    for name, value, known in (("mix", mix, DENSE_MIXES), ("init", init, DENSE_INITS)):
+        if value not in known:
+            raise ModelError(f"dense {name} {value!r} is not known; choose from {', '.join(known)}")
+    check_takes_dense(model)
+    if dense_mix(model) is not None:
+        raise ModelError(f"the model has dense attention already (mix {dense_mix(model)})")
+    dense: TimmModule = copy.deepcopy(model)
+    slots = _slots(dense)
+    if not any(slot.pairs for slot in slots):
+        raise ModelError(NOTHING_TO_MIX)
+    generator = torch.Generator().manual_seed(seed)
+    for slot in slots:
+        if slot.pairs or slot.feeds:
+            weights = _weights(slot, mix == "head", init, generator, mixes)
+            _convert(dense, slot, mix == "head", weights)
+    for path in {slot.view.name.rpartition(".")[0] for slot in slots}:
+        plain: Any = dense.get_submodule(path)
+        blocks = DenseBlocks(list(plain.children()))
+        blocks.container = type(plain)
+        _replace(dense, path, blocks)
+    return dense
+
+
+def check_takes_dense(model: nn.Module) -> None:
+    """Raise :class:`ModelError` for a model that is not understood, or whose family takes no dense attention."""
+    reason = family_of(model).no_dense(model)
+    if reason is not None:
+        raise ModelError(f"{model_name(model)} takes no dense attention: {reason}; leave dense out")
+
+
+def remove_dense_attention(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` with timm's own blocks; what the mixes added is lost."""
+    plain: TimmModule = copy.deepcopy(model)
+    for view in attention_blocks(plain):
+        if isinstance(view.attn, MixesValues):
+            for name in ("mix", "pairs", "per_head", "feeds"):
+                delattr(view.attn, name)
+            view.block.attn = as_class(view.attn, without_values(view.attn))
+            _replace(plain, view.name, as_class(view.block, plain_type(view.block)))
+    for path in {view.name.rpartition(".")[0] for view in attention_blocks(plain)}:
+        blocks = plain.get_submodule(path)
+        if isinstance(blocks, DenseBlocks):
+            own = list(blocks.children())
+            _replace(plain, path, nn.ModuleList(own) if blocks.container is nn.ModuleList else nn.Sequential(*own))
+    return plain
+
+
+def can_mix(plan: SlimPlan) -> bool:
+    """Whether any two blocks of a stage share a head."""
+    stages = [[b.kept_heads for b in plan.blocks if b.stage == stage] for stage in {b.stage for b in plan.blocks}]
+    return any(pairs for kept in stages for pairs in pairs_of(kept))
+
+
+def dense_mix(model: nn.Module) -> str | None:
+    """``layer`` or ``head``; None for a model without dense attention."""
+    kinds = {m.per_head for m in model.modules() if isinstance(m, MixesValues)}
+    return None if not kinds else "head" if kinds.pop() else "layer"
+
+
+def mixes_in(model: nn.Module) -> int:
+    """Learnable mixes of a model."""
+    return sum(m.mix.numel() for m in model.modules() if isinstance(m, MixesValues) and m.mix is not None)
+
+
+def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:
+    """All mixes by (block, earlier block, original head id); with ``layer`` the heads of a pair have the same."""
+    found = {}
+    for slot in _slots(model):
+        attn = slot.view.attn
+        if not isinstance(attn, MixesValues) or attn.mix is None:
+            continue
+        weights = iter(attn.mix.detach().tolist())
+        for pair in attn.pairs:
+            values = [next(weights)] * len(pair.heads) if not attn.per_head else [next(weights) for _ in pair.heads]
+            for head, value in zip(pair.heads, values, strict=True):
+                found[slot.view.name, slot.names[pair.earlier], head] = value
+    return found
+
+
+def _slots(model: nn.Module) -> list[_Slot]:
+    """Every attention block with its pairs, stage by stage."""
+    plan, views = plan_of(model), attention_blocks(model)
+    found = []
+    for stage in sorted({v.stage for v in views}):
+        mine = [(v, b.kept_heads) for v, b in zip(views, plan.blocks, strict=True) if v.stage == stage]
+        pairs = pairs_of([kept for _, kept in mine])
+        fed = {pair.earlier for block in pairs for pair in block}
+        names = tuple(view.name for view, _ in mine)
+        found += [_Slot(view, pairs[i], i in fed, names) for i, (view, _) in enumerate(mine)]
+    return found
+
+
+def _weights(
+    slot: _Slot, per_head: bool, init: str, generator: torch.Generator, mixes: Mixes | None
+) -> torch.Tensor | None:
+    size = mix_size(slot.pairs, per_head)
+    if size == 0:
+        return None
+    if mixes is not None:
+        heads = [(p, p.heads if per_head else p.heads[:1]) for p in slot.pairs]
+        values = [mixes[slot.view.name, slot.names[p.earlier], h] for p, ids in heads for h in ids]
+        return torch.tensor(values, dtype=torch.float64)
+    return torch.randn(size, generator=generator) if init == "normal" else torch.zeros(size)
+
+
+def _convert(model: nn.Module, slot: _Slot, per_head: bool, weights: torch.Tensor | None) -> None:
+    """Put the dense block in the place of the plain one, in a model that is ours to change."""
+    view = slot.view
+    like = view.attn.proj.weight
+    mix = None if weights is None else nn.Parameter(weights.to(like), requires_grad=like.requires_grad)
+    cls = DENSE[plain_type(view.attn)]
+    attn = as_class(view.attn, cls, pairs=slot.pairs, per_head=per_head, feeds=slot.feeds)
+    attn.register_parameter("mix", mix)
+    view.block.attn = attn
+    _replace(model, view.name, as_class(view.block, DENSE[type(view.block)]))
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(model.get_submodule(owner), last, module)

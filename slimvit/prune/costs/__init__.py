@@ -1,0 +1,1 @@
+"""What a unit costs: one file a kind of budget."""

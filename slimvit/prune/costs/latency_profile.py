@@ -1,0 +1,139 @@
+"""The measuring: a model, what is left of it without its branches, and real blocks of every width, side by side."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import ceil
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimvit.measure.flops.count import input_size_of
+from slimvit.measure.latency.curves import curve_of, read_off
+from slimvit.measure.latency.interleave import is_out_of_memory
+from slimvit.measure.latency.machine import device_words
+from slimvit.measure.latency.table import LatencyTable
+from slimvit.measure.latency.timer import by_round, images_for, interleaved, timed, warm_up
+from slimvit.models.base import AttentionBlock, attention_blocks, plan_of
+from slimvit.models.insert_dense import dense_mix, remove_dense_attention
+from slimvit.models.modes import device_of, evaluating
+from slimvit.prune.costs.base import PARTS
+from slimvit.prune.costs.latency_blocks import Ladder, kind_of, ladders, width_of
+from slimvit.prune.surgery import prune_model
+from slimvit.utils.errors import PlanError
+from slimvit.utils.progress import track
+
+ROUNDS = (5, 20)
+"""At least and at most: as many as fit into :data:`SECONDS`."""
+SECONDS = 120.0
+TURN = 0.02
+"""Seconds, at least, that any branch has in a round. Other work on the machine interrupts a long pass more often than a
+short one; with turns of a kind it slows all widths alike, and bends no curve."""
+FULL, PLAIN, BARE = "full", "plain", "bare"
+"""The model, the same without its dense attention, and that without any branch."""
+
+
+def time_branches(model: nn.Module, batch: int) -> LatencyTable:
+    """Time the model, what is left of it without any branch, and every kind of branch, all in the same rounds."""
+    plain = model if dense_mix(model) is None else remove_dense_attention(model)
+    views, device = attention_blocks(plain), device_of(model)
+    steps = ladders(views)
+    with _in_memory(batch, device), evaluating(model), evaluating(plain):
+        models = {FULL: model, BARE: _bare(plain)} | ({} if plain is model else {PLAIN: plain})
+        times = _times(models, steps, batch)
+    table = _table(times, steps, views)
+    if table is None:
+        raise PlanError(
+            f"target-latency: heads and MLPs take no time that could be measured on {device_words(device)} at batch "
+            f"{batch}; give --target-macs or a larger --latency-batch"
+        )
+    return table
+
+
+def _bare(plain: nn.Module) -> nn.Module:
+    plan = plan_of(plain)
+    return prune_model(plain, plan.keeping([()] * len(plan.blocks), [()] * len(plan.blocks)))
+
+
+def _times(models: Mapping[str, nn.Module], steps: Sequence[Ladder], batch: int) -> dict[str, float]:
+    """Milliseconds a pass: of the models, and of the blocks of every ladder under (kind, width)."""
+    plain = models.get(PLAIN, models[FULL])
+    images = images_for(plain, input_size_of(plain), batch)
+    streams = _streams(plain, [s.view for s in steps], images)
+    calls: dict[str, Callable[[], float]] = {name: partial(timed, m, images) for name, m in models.items()}
+    for step in steps:
+        stream, more = streams[step.view.name]
+        calls |= {_named(step, w): partial(timed, step.block(w), stream, **more) for w in step.widths}
+    took = {name: max(1e-6, warm_up(call)) for name, call in calls.items()}
+    turns = {name: partial(_turn, call, ceil(TURN / took[name])) for name, call in calls.items()}
+    rounds = _rounds(sum(max(TURN, seconds) for seconds in took.values()))
+    found = interleaved(turns, track(range(rounds), "timing attentions and MLPs"))
+    return {name: 1000 * median(by_round(times)) for name, times in found.items()}
+
+
+def _rounds(seconds: float) -> int:
+    """For rounds that last so long."""
+    least, most = ROUNDS
+    return max(least, min(most, int(SECONDS / seconds)))
+
+
+def _turn(call: Callable[[], float], passes: int) -> float:
+    """Seconds of a pass, on average."""
+    return mean(call() for _ in range(passes))
+
+
+def _streams(
+    plain: nn.Module, views: Sequence[AttentionBlock], images: Tensor
+) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """What enters the blocks, by their names: the stream, and what else by keyword."""
+    found: dict[str, tuple[Tensor, dict[str, Any]]] = {}
+    hooks = [
+        view.block.register_forward_pre_hook(
+            lambda _, args, kwargs, name=view.name: found.update({name: (args[0], kwargs)}), with_kwargs=True
+        )
+        for view in views
+    ]
+    try:
+        plain(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _named(step: Ladder, width: int) -> str:
+    return f"{step.kind} @ {width}"
+
+
+def _table(times: Mapping[str, float], steps: Sequence[Ladder], views: Sequence[AttentionBlock]) -> LatencyTable | None:
+    """Rest and curves that add up to the full model; None where its branches took no time.
+
+    A branch alone meets other caches than in its model, and its device waits for it: the curves are stretched by what
+    all branches of the model take together. What dense attention mixes is part of the rest.
+    """
+    curves = {s.kind: curve_of(s.widths, [times[_named(s, w)] for w in s.widths]) for s in steps}
+    sizes = [(kind_of(v, part), width_of(v, part)) for v in views for part in PARTS]
+    alone = sum(read_off(curves[kind])(width) for kind, width in sizes if width)
+    together = times.get(PLAIN, times[FULL]) - times[BARE]
+    if alone <= 0 or together <= 0:
+        return None
+    stretched = {kind: [(w, t * together / alone) for w, t in curve] for kind, curve in curves.items()}
+    rest = times[FULL] - together
+    return LatencyTable(measured=time.strftime("%Y-%m-%d %H:%M"), full=times[FULL], rest=rest, curves=stretched)
+
+
+@contextmanager
+def _in_memory(batch: int, device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PlanError(
+            f"latency-batch {batch}: does not fit into the memory of {device_words(device)}; give a smaller one"
+        ) from None

@@ -1,0 +1,109 @@
+"""tradeoff.html: one file that opens from disk, without the network. All text in it is escaped."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+
+from slimvit.report.compare.cells import Cells, cells_of, legend
+from slimvit.report.compare.comparison import Comparison
+from slimvit.report.compare.formats import CLAIMED, claim_cells, command_of, whence
+from slimvit.report.compare.rows import Row
+
+TEMPLATE = Path(__file__).parent / "page.html"
+MIME = {".svg": "image/svg+xml", ".png": "image/png"}
+SHOWN = 12
+"""With more rows than this, the pictures of the single runs are left in their folders."""
+
+
+def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
+    """``pictures``: caption -> .svg or .png, which is put into the page."""
+    cells = cells_of(comparison)
+    commands = [c for row in comparison.rows if (c := command_of(row)) is not None]
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(f"Trade-off: {', '.join(comparison.models)}"),
+        about=escape("; ".join(dict.fromkeys(row.data for row in comparison.rows))),
+        notes=_lines('<p class="note"><b>Note:</b> {}</p>', comparison.notes),
+        picks="\n".join(_picked(p.wish.text, p.wish.goal, p.row) for p in comparison.picks),
+        table=_table(comparison, cells),
+        legend=_lines("<li>{}</li>", legend(cells, comparison)),
+        claims=_claims(comparison),
+        pictures="\n".join(f"<figure>{_image(title, path)}</figure>" for title, path in pictures.items()),
+        runs=_runs(comparison),
+        repeat=escape(" ".join(whence(comparison))),
+        commands=escape("\n".join(commands)),
+    )
+
+
+def _lines(form: str, texts: Sequence[str]) -> str:
+    return "\n".join(form.format(escape(text)) for text in texts)
+
+
+def _picked(wish: str, goal: str, row: Row) -> str:
+    command = escape(command_of(row) or "")
+    told = f"<code>{escape(wish)}</code> ({escape(goal)}): <b>{escape(row.name)}</b>"
+    return f'<div class="pick">Picked by {told}<br><code>{command}</code></div>'
+
+
+def _table(comparison: Comparison, cells: Cells) -> str:
+    """Figures carry their exact value, by which the table sorts; one that was not measured sorts last."""
+    head = "".join(_head(name, i < len(cells.texts)) for i, name in enumerate(cells.header))
+    lines = []
+    for row, texts in zip(comparison.rows, cells.rows, strict=True):
+        exact = [None] * len(cells.texts) + [row.value(c.key) for c in cells.figures]
+        line = "".join(_cell(text, i, cells, exact[i] if i < len(exact) else None) for i, text in enumerate(texts))
+        lines.append(f'<tr class="{row.kind}{" front" if row in comparison.front else ""}">{line}</tr>')
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody>\n</table>"
+
+
+def _head(name: str, is_text: bool) -> str:
+    return f'<th scope="col"{_left(is_text)}><button type="button">{escape(name)}</button></th>'
+
+
+def _cell(text: str, at: int, cells: Cells, exact: float | None) -> str:
+    if at < len(cells.texts):
+        return f'<td class="text">{escape(text)}</td>'
+    is_figure = at < len(cells.texts) + len(cells.figures)
+    value = f' data-value="{"" if exact is None else repr(exact)}"' if is_figure else ""
+    return f"<td{value}>{escape(text)}</td>"
+
+
+def _left(is_text: bool) -> str:
+    return ' class="text"' if is_text else ""
+
+
+def _claims(comparison: Comparison) -> str:
+    if not comparison.claims:
+        return ""
+    head = "".join(f'<th scope="col"{_left(n not in ("claimed", "measured"))}>{n}</th>' for n in CLAIMED)
+    rows = [
+        "".join(f"<td{_left(i in (0, 1, 4))}>{escape(cell)}</td>" for i, cell in enumerate(cells))
+        for cells in claim_cells(comparison.claims)
+    ]
+    body = "\n".join(f"<tr>{row}</tr>" for row in rows)
+    table = f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>'
+    return f'<h2>Claimed beside measured</h2>\n<div class="wide">{table}</div>'
+
+
+def _image(title: str, path: Path) -> str:
+    data = b64encode(path.read_bytes()).decode()
+    return f'<img src="data:{MIME[path.suffix]};base64,{data}" alt="{escape(title)}">'
+
+
+def _captioned(title: str, path: Path) -> str:
+    return f"<figure>{_image(title, path)}<figcaption>{escape(title)}</figcaption></figure>"
+
+
+def _runs(comparison: Comparison) -> str:
+    """The pictures of the first run of every point, folded up."""
+    rows = [row for row in comparison.rows if row.runs and row.runs[0].pictures]
+    if not rows or len(rows) > SHOWN:
+        return ""
+    parts = ["<h2>Heads and mixes</h2>"]
+    for row in rows:
+        figures = "".join(_captioned(title, path) for title, path in row.runs[0].pictures.items())
+        parts.append(f"<details><summary>{escape(row.name)}</summary>{figures}</details>")
+    return "\n".join(parts)

@@ -1,0 +1,99 @@
+"""Pictures of many runs: where their FLOPs go, and how their accuracy rose while they were fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from slimvit.report.compare.comparison import Comparison
+from slimvit.report.compare.rows import Row
+from slimvit.report.compare.tradeoff_plots import COLOURED, GAINS
+from slimvit.report.plot_style import BLUE, GRID, INK, MUTED, ORANGE, SERIES, TITLE, plain_axes, save, short
+
+PARTS = {"qkv": BLUE, "attention": ORANGE, "proj": "#3a9a6e", "mlp": "#9aa5b1"}
+REST = "rest"
+BARS = 40
+"""With more rows than this, only originals and the points on the front get a bar."""
+LONGEST = 46
+"""Characters of a row's name."""
+Curve = tuple[list[int], list[float]]
+
+
+def rows_with_parts(comparison: Comparison) -> list[Row]:
+    rows = [row for row in comparison.rows if row.parts is not None]
+    return rows if len(rows) <= BARS else [r for r in rows if r.kind != "point" or r in comparison.front][:BARS]
+
+
+def flops_by_part(comparison: Comparison, path: Path) -> None:
+    """A bar a row, originals on top."""
+    rows = rows_with_parts(comparison)
+    fig = Figure(figsize=(7.6, 1.3 + 0.27 * len(rows)), layout="constrained")
+    axes = plain_axes(fig)
+    left = [0.0] * len(rows)
+    for part, colour in (PARTS | {REST: GRID}).items():
+        widths = [_part(row, part) / 1e9 for row in rows]
+        axes.barh(range(len(rows)), widths, 0.72, left=left, color=colour, label=part, zorder=2)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.set_yticks(range(len(rows)), [short(comparison.label(row), LONGEST) for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("FLOPs (G), 1 multiply-add = 1", color=INK)
+    axes.set_title("FLOPs by part of the network", **TITLE)
+    fig.legend(loc="outside lower center", ncols=len(PARTS) + 1, frameon=False, fontsize=8, labelcolor=INK)
+    save(fig, path)
+
+
+def _part(row: Row, part: str) -> float:
+    parts = row.parts or {}
+    return sum(v for k, v in parts.items() if k not in PARTS) if part == REST else parts.get(part, 0.0)
+
+
+def curve_key(comparison: Comparison) -> str | None:
+    """What the curves show: the best figure that some fine-tuning measured."""
+    histories = [run.history for row in comparison.rows for run in row.runs]
+    return next((k for k in ("top1", "agreement") if any(k in line for h in histories for line in h)), None)
+
+
+def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
+    """A curve a row, the mean over its seeds; many rows share colours where they differ only in how much is cut."""
+    fig = Figure(figsize=(7.6, 4.4), layout="constrained")
+    axes = plain_axes(fig)
+    rows = [(row, curve) for row in comparison.rows if (curve := _curve(row, key)) is not None]
+    seen: set[str] = set()
+    styles = _told_apart([row for row, _ in rows], comparison)
+    for (_, curve), (label, colour) in zip(rows, styles, strict=True):
+        shown = None if label in seen or not label else short(label, LONGEST)
+        axes.plot(*curve, "o-", color=colour, markersize=3, linewidth=1.3, alpha=0.9, label=shown)
+        seen.add(label)
+    axes.set_xlabel("epoch", color=INK)
+    axes.set_ylabel(GAINS[key], color=INK)
+    axes.set_title("Fine-tuning: validation images, epoch by epoch", **TITLE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if any(seen):
+        fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
+    save(fig, path)
+
+
+def _told_apart(rows: Sequence[Row], comparison: Comparison) -> list[tuple[str, str]]:
+    """Label and colour of every row: its own, its series', or among many unlike rows those of the front alone."""
+    named = [row.name for row in comparison.front][: len(SERIES)]
+    if len(rows) <= len(SERIES):
+        return [(comparison.label(row), SERIES[i]) for i, row in enumerate(rows)]
+    if len(comparison.series) > COLOURED:
+        return [(row.name, SERIES[named.index(row.name)]) if row.name in named else ("", MUTED) for row in rows]
+    of = {row.name: i for i, series in enumerate(comparison.series) for row in series.rows}
+    return [(comparison.series[of[r.name]].label, SERIES[of[r.name]]) if r.name in of else (r.name, INK) for r in rows]
+
+
+def _curve(row: Row, key: str) -> Curve | None:
+    """Epochs and the mean over the seeds that measured them."""
+    values: dict[int, list[float]] = {}
+    for run in row.runs:
+        for line in run.history:
+            if key in line:
+                values.setdefault(line["epoch"], []).append(line[key])
+    return (sorted(values), [mean(values[epoch]) for epoch in sorted(values)]) if values else None

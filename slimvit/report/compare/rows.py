@@ -1,0 +1,149 @@
+"""The rows of a table of many runs: originals, references, and points with their seeds together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from os.path import commonprefix
+from statistics import mean, stdev
+from typing import Literal
+
+from slimvit.report.columns import Figures, figures_of
+from slimvit.report.compare.measurement import Measurement, Setting
+from slimvit.report.record import Stage
+
+Kind = Literal["original", "reference", "point"]
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A figure over ``count`` runs: its mean, and the sample standard deviation where there are two or more."""
+
+    mean: float
+    std: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line of the table shows."""
+
+    kind: Kind
+    model: str
+    name: str
+    data: str
+    stats: dict[str, Stat]
+    """By the names of :data:`~slimvit.report.columns.Figures`; without those that were not measured."""
+    parts: dict[str, float] | None = None
+    """MACs by part of the network."""
+    runs: tuple[Measurement, ...] = field(default=())
+    """None for an original: it has no folder of its own."""
+
+    def value(self, key: str) -> float | None:
+        return self.stats[key].mean if key in self.stats else None
+
+    @property
+    def seeds(self) -> list[int]:
+        return [m.report.seed for m in self.runs]
+
+
+def rows_of(measurements: Sequence[Measurement], setting: Setting | None = None) -> list[Row]:
+    """Originals first, then references, then points in the order given. Points have unlike names."""
+    given = [m for m in measurements if not m.is_reference]
+    references = [m for m in measurements if m.is_reference]
+    rows = [_row("reference", group, setting) for group in _over_seeds(references)]
+    rows += [_row("point", group, setting) for group in _over_seeds(given)]
+    names = [row.name for row in rows]
+    rows = [_renamed(row) if names.count(row.name) > 1 else row for row in rows]
+    return [*originals(given or references, setting), *rows]
+
+
+def _over_seeds(measurements: Iterable[Measurement]) -> list[list[Measurement]]:
+    """Runs that are equal but for their seed, together; a seed that comes again begins another group."""
+    groups: dict[tuple[str, int], list[Measurement]] = {}
+    for m in measurements:
+        key, again = f"{m.key(budget=True)} {m.data}", 0
+        while m.report.seed in [other.report.seed for other in groups.get((key, again), [])]:
+            again += 1
+        groups.setdefault((key, again), []).append(m)
+    return list(groups.values())
+
+
+def _row(kind: Kind, runs: Sequence[Measurement], setting: Setting | None) -> Row:
+    first = runs[0]
+    stats = stats_of([m.figures(setting) for m in runs])
+    return Row(kind, first.model, _name(runs), first.data, stats, _parts([m.last for m in runs]), tuple(runs))
+
+
+def _name(runs: Sequence[Measurement]) -> str:
+    """What a sweep called them; of folders their path, as a pattern where they are several seeds'."""
+    names = list(dict.fromkeys(m.name for m in runs))
+    start = commonprefix(names)
+    several = f"{start}*" if start.rpartition("/")[2] else f"{names[0]} ({len(names)} seeds)"
+    return names[0] if len(names) == 1 else several
+
+
+def _renamed(row: Row) -> Row:
+    return replace(row, name=f"{row.name} ({row.runs[0].shown})")
+
+
+def stats_of(figures: Sequence[Figures]) -> dict[str, Stat]:
+    """Mean and spread of every figure, over the runs that measured it."""
+    found = {}
+    for key in dict.fromkeys(k for row in figures for k in row):
+        values = [v for row in figures if (v := row.get(key)) is not None]
+        if values:
+            found[key] = Stat(mean(values), stdev(values) if len(values) > 1 else None, len(values))
+    return found
+
+
+def originals(measurements: Sequence[Measurement], setting: Setting | None) -> list[Row]:
+    """A row for each network that the runs started from; one that every seed trained anew is one row with a spread."""
+    groups: dict[tuple[object, ...], dict[str, Measurement]] = {}
+    for m in measurements:
+        if m.trained_before or m.original.macs != m.last.macs:
+            adapt = None if m.recipe is None else m.recipe.adapt
+            key = (m.model, m.data, m.original.heads, m.original.params, m.original.macs, repr(adapt))
+            groups.setdefault(key, {}).setdefault(_figures_said(m.original), m)
+    kept = [(key, found) for key, found in groups.items() if not _is_part(key, found, groups)]
+    return [_original_row(list(found.values()), measurements, setting) for _, found in kept]
+
+
+def _is_part(
+    key: tuple[object, ...], found: dict[str, Measurement], groups: dict[tuple[object, ...], dict[str, Measurement]]
+) -> bool:
+    """Whether another group of the same network holds these figures too: the runs that go on from its runs."""
+    keys = list(groups)
+    for other, theirs in groups.items():
+        if other != key and other[:-1] == key[:-1] and found.keys() <= theirs.keys():
+            return found.keys() < theirs.keys() or keys.index(other) < keys.index(key)
+    return False
+
+
+def _original_row(distinct: list[Measurement], all_: Sequence[Measurement], setting: Setting | None) -> Row:
+    first, stages = distinct[0], [m.original for m in distinct]
+    stats = stats_of([figures_of(s, s) | {"seconds": None} for s in stages])
+    mine = [m for m in all_ if (m.model, m.data, m.original.macs) == (first.model, first.data, first.original.macs)]
+    stats |= stats_of([_timed(m.figures(setting)) for m in mine])
+    return Row("original", first.model, "original", first.data, stats, _parts(stages))
+
+
+def _timed(figures: Figures) -> Figures:
+    """The original's times, from how much faster a run of it was in the same rounds."""
+    latency, throughput = figures["latency_ms"], figures["throughput"]
+    slower, faster = figures["latency_ms_share"], figures["throughput_share"]
+    return {
+        "latency_ms": latency / slower if latency is not None and slower else None,
+        "throughput": throughput / faster if throughput is not None and faster else None,
+    }
+
+
+def _figures_said(stage: Stage) -> str:
+    return repr({k: v for k, v in figures_of(stage, stage).items() if k != "seconds"})
+
+
+def _parts(stages: Sequence[Stage]) -> dict[str, float] | None:
+    known = [s.macs_by_part for s in stages if s.macs_by_part is not None]
+    if not known:
+        return None
+    return {part: mean(k.get(part, 0) for k in known) for part in dict.fromkeys(p for k in known for p in k)}

@@ -1,0 +1,183 @@
+"""Models timed side by side on this machine, each slim one beside its original, setting by setting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby, product
+from typing import Any
+
+import torch
+
+from slimvit.config.options import Options
+from slimvit.measure.latency.batch_size import Growth, OutOfMemory, fill
+from slimvit.measure.latency.interleave import Contest, compile_defect, compiling
+from slimvit.measure.latency.machine import device_words, threads, versions
+from slimvit.measure.latency.peak_memory import peak_on_cpu, peak_on_gpu
+from slimvit.measure.latency.timer import Times, by_round
+from slimvit.report.timing import Timing, read_timings, write_timings
+from slimvit.utils.distributed import check_precision
+from slimvit.utils.errors import SlimvitError
+from slimvit.utils.progress import say
+from slimvit.workflows.bench.models import Contender, open_contenders
+from slimvit.workflows.bench.result import Measured, judged
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Where and how often."""
+
+    device: str = "auto"
+    threads: int | None = None
+    """Of torch on a CPU; None leaves them as they are."""
+    precisions: tuple[str, ...] = ("fp32",)
+    """What the weights and images are in: `fp32`, `bf16`."""
+    compiled: tuple[bool, ...] = (False,)
+    batches: tuple[int, ...] = ()
+    """To try for the throughput; none grows the batch until it does not pay."""
+    rounds: int = 30
+    img_size: int | None = None
+    save: bool = True
+    """Write the timings into the run folders."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one setting."""
+
+    model: str
+    original: str | None
+    """The model it is compared with."""
+    params: int | None
+    macs: int | None
+    timing: Timing
+
+    def to_json(self) -> dict[str, Any]:
+        own = {"model": self.model, "original": self.original, "params": self.params, "macs": self.macs}
+        return own | self.timing.model_dump(mode="json")
+
+
+def bench(names: Sequence[str], options: BenchOptions) -> list[Row]:
+    """Time the named models and the originals of those that were cut; everything is checked first.
+
+    Raises :class:`SlimvitError` for what cannot be opened, compiled or computed here.
+    """
+    device = Options(device=options.device).torch_device()
+    for precision in options.precisions:
+        check_precision(precision, device)
+    if any(options.compiled) and (defect := compile_defect(device)) is not None:
+        raise SlimvitError(f"compile: torch.compile does not work here: {defect}; leave --compile out")
+    with threads(options.threads):  # of ONNX Runtime too, from when it opens a file
+        contenders = open_contenders(names, options.img_size)
+        for contender in contenders:
+            if contender.folder is not None and options.save:
+                read_timings(contender.folder)  # what is damaged there is told before the long part
+        _say_sizes(contenders)
+        _check_files([c.name for c in contenders if c.is_file], device, options)
+        rows = [row for setting in _settings(contenders, device, options) for row in setting]
+    if options.save:
+        _save(contenders, rows)
+    return rows
+
+
+def _settings(contenders: list[Contender], device: torch.device, options: BenchOptions) -> Iterator[list[Row]]:
+    """The rows of one precision, compiled or not, after the other; the batch is one for both."""
+    for precision, group in groupby(product(options.precisions, options.compiled), key=lambda pair: pair[0]):
+        growth: Growth | None = None
+        for contender in contenders:
+            contender.model.to(device, DTYPES[precision])
+        for _, compiled in group:
+            present = [c for c in contenders if c.takes(precision, compiled)]
+            if not present:
+                continue
+            say(f"{device_words(device)}, {precision}, {'compiled' if compiled else 'eager'}")
+            if growth is None:
+                growth = _filling([c for c in contenders if c.takes(precision, False)], options.batches)
+            yield _setting(present, growth, device, precision, compiled, options.rounds)
+
+
+def _filling(contenders: list[Contender], batches: tuple[int, ...]) -> Growth:
+    """The batch to measure throughput at, found with the models as they are, uncompiled."""
+    with torch.inference_mode():
+        growth = fill(_contest(contenders, False).calls, batches)
+    if not growth.speeds:
+        raise SlimvitError(f"{growth.ended}; bench fewer or smaller models, or give smaller --batches")
+    say(f"batch {growth.best} fills it" + (f": {growth.ended}" if growth.ended else ""))
+    return growth
+
+
+def _setting(
+    contenders: list[Contender], growth: Growth, device: torch.device, precision: str, compiled: bool, rounds: int
+) -> list[Row]:
+    contest, batch = _contest(contenders, compiled), growth.best
+    try:
+        with compiling() if compiled else nullcontext():
+            one = contest.times(1, rounds)
+            full = one if batch == 1 else contest.times(batch, rounds)
+            peaks = {c.name: _peak(c, contest, batch, device, precision) for c in contenders}
+    except OutOfMemory:
+        raise SlimvitError(f"the device's memory ends before {batch} images; give smaller --batches") from None
+    shared = Timing(
+        device=device_words(device), precision=precision, compiled=compiled, batch=batch, rounds=rounds,
+        versions=versions(),
+    )  # fmt: skip
+    found = {c.name: _measured(c, one, full, peaks[c.name], growth, compiled) for c in contenders}
+    return [_row(c, found, shared) for c in contenders]
+
+
+def _contest(contenders: list[Contender], compiled: bool) -> Contest:
+    return Contest({c.name: c.model for c in contenders}, {c.name: c.input_size for c in contenders}, compiled)
+
+
+def _peak(contender: Contender, contest: Contest, batch: int, device: torch.device, precision: str) -> int | None:
+    """Bytes; None where it is not measured: on a Mac's GPU, and on a CPU for a compiled model, whose compiler needs
+    more than the model."""
+    if device.type == "cuda":
+        return peak_on_gpu(contender.model, contest.callable_of(contender.name), contender.input_size, batch)
+    if device.type != "cpu" or contest.compiled:
+        return None
+    return peak_on_cpu(contender.build, contender.input_size, batch, DTYPES[precision])
+
+
+def _measured(c: Contender, one: Times, full: Times, peak: int | None, growth: Growth, compiled: bool) -> Measured:
+    speeds = growth.speeds
+    few = 4 * speeds[1][c.name] / speeds[4][c.name] if {1, 4} <= speeds.keys() and not compiled else None
+    return Measured(c, by_round(one[c.name]), one[c.name], by_round(full[c.name]), growth.best, peak, few, compiled)
+
+
+def _row(contender: Contender, found: dict[str, Measured], shared: Timing) -> Row:
+    mine = found[contender.name]
+    original = None if contender.original is None else found[contender.original]
+    own = {"precision": contender.precision or shared.precision, "versions": {**shared.versions, **contender.versions}}
+    timing = shared.model_copy(update=own | mine.figures() | ({} if original is None else judged(mine, original)))
+    return Row(contender.name, contender.original, contender.params, contender.macs, timing)
+
+
+def _check_files(files: list[str], device: torch.device, options: BenchOptions) -> None:
+    """Say what of the settings ONNX files do not take part in; raise :class:`SlimvitError` where that is all."""
+    if not files:
+        return
+    told = f"{', '.join(files)}: ONNX Runtime runs a file on the CPU, in the precision it was written in, uncompiled"
+    if device.type != "cpu":
+        raise SlimvitError(f"{told}; give --device cpu")
+    if "fp32" not in options.precisions or False not in options.compiled:
+        raise SlimvitError(f"{told}; add --precision fp32 and --eager, or leave it out")
+    others = [p for p in options.precisions if p != "fp32"] + ["compiled"] * any(options.compiled)
+    if others:
+        say(f"{told}, so it is not timed among {' and '.join(others)}")
+
+
+def _say_sizes(contenders: list[Contender]) -> None:
+    sizes = {c.name: "x".join(map(str, c.input_size)) for c in contenders}
+    if len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        say(f"these models take images of different sizes, so their images/s cannot be compared: {told}")
+
+
+def _save(contenders: list[Contender], rows: list[Row]) -> None:
+    for contender in contenders:
+        if contender.folder is not None:
+            write_timings(contender.folder, [row.timing for row in rows if row.model == contender.name])

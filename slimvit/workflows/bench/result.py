@@ -1,0 +1,96 @@
+"""What a model's times come to, alone and beside its original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from slimvit.measure.latency.explain import Evidence, follows, remark
+from slimvit.measure.latency.profile import system_share, time_shares
+from slimvit.measure.latency.ratios import Ratio, median_ratio
+from slimvit.measure.latency.timer import images_for
+from slimvit.workflows.bench.models import Contender
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The times of one model in one setting, seconds of a pass."""
+
+    contender: Contender
+    one: list[float]
+    """Of one image, a figure a round."""
+    passes: list[list[float]]
+    """Of one image, every pass of every round."""
+    full: list[float]
+    """Of ``batch`` images, a figure a round."""
+    batch: int
+    peak: int | None
+    """Bytes."""
+    few_over_one: float | None
+    compiled: bool
+
+    @cached_property
+    def shares(self) -> dict[str, float] | None:
+        """Where the time of a full batch goes; not known of a compiled model."""
+        if self.compiled:
+            return None
+        return time_shares(self.contender.model, self._images())
+
+    @cached_property
+    def system(self) -> float | None:
+        """Share of a full batch's time that the system takes; known on a CPU only."""
+        images = self._images()
+        return system_share(self.contender.model, images) if images.device.type == "cpu" else None
+
+    def _images(self) -> Tensor:
+        return images_for(self.contender.model, self.contender.input_size, self.batch)
+
+    def figures(self) -> dict[str, Any]:
+        """Fields of a Timing that need no original."""
+        return {
+            "latency_ms": 1000 * median(self.one),
+            "latency_p95_ms": 1000 * float(np.quantile(np.concatenate(self.passes), 0.95)),
+            "throughput": self.batch / median(self.full),
+            "peak_memory_gib": None if self.peak is None else self.peak / 2**30,
+            "input_size": list(self.contender.input_size),
+        }
+
+
+def judged(slim: Measured, original: Measured) -> dict[str, Any]:
+    """Fields of a Timing that compare a slim model with its original in the same rounds."""
+    latency, throughput = median_ratio(original.one, slim.one), median_ratio(original.full, slim.full)
+    promised = _ratio(original.contender.macs, slim.contender.macs)
+    return {
+        "latency_speedup": latency.middle,
+        "latency_interval": [latency.low, latency.high],
+        "throughput_speedup": throughput.middle,
+        "throughput_interval": [throughput.low, throughput.high],
+        "macs_speedup": promised,
+        "remark": remark(_evidence(slim, original, latency, throughput, promised)),
+    }
+
+
+def _evidence(slim: Measured, original: Measured, latency: Ratio, throughput: Ratio, promised: float) -> Evidence:
+    return Evidence(
+        promised=promised,
+        params=_ratio(original.contender.params, slim.contender.params),
+        batch=slim.batch,
+        latency=latency,
+        throughput=throughput,
+        few_over_one=original.few_over_one,
+        shares=None if follows(throughput, promised) else original.shares,
+        system=None if follows(throughput, promised) else original.system,
+        widths=slim.contender.widths,
+        original_widths=original.contender.widths,
+    )
+
+
+def _ratio(above: int | None, below: int | None) -> float:
+    """Of what was counted, as it is for every slim model and its original."""
+    assert above is not None and below is not None
+    return above / below

@@ -1,0 +1,116 @@
+"""A saved model written as a file for others, read back, and run on real images before it takes its place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimvit.config.options import Options
+from slimvit.config.recipe import Recipe
+from slimvit.io.export.formats import FORMATS, Format
+from slimvit.io.export.parcel import Parcel, parcel_of
+from slimvit.io.export.parity import BOUNDS, Parity, parity
+from slimvit.io.load import saved_folder
+from slimvit.utils.errors import ModelError
+from slimvit.utils.lock import claimed
+from slimvit.utils.output import EXPORT, check_free_file, new_file, new_folder
+from slimvit.workflows.preflight import check_out
+from slimvit.workflows.run import begun
+from slimvit.workflows.state import Run
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """In what form, and where to."""
+
+    format: str
+    """A key of :data:`~slimvit.io.export.formats.FORMATS`."""
+    out: Path
+    batch: int | None = 1
+    """Images at a time; None takes any number."""
+    half: bool = False
+    """fp16 weights and arithmetic."""
+    force: bool = False
+    workers: int = 0
+
+
+def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
+    """Write the recipe's model, and check it on the validation images of the recipe's data.
+
+    Returns what was written and how near it comes. Raises :class:`SlimvitError`, and leaves no file, where the format
+    cannot say the model, a package is missing, the place is taken, or the file does not compute what the model does.
+    """
+    form = FORMATS[options.format]
+    form.check_packages()
+    with claimed(options.out):
+        _check_place(recipe, options, form)
+        with begun(recipe, Options(device="cpu", workers=options.workers)) as now:
+            parcel = _parcel(now, options)
+            form.check(parcel)
+            images = torch.cat([batch for batch, _ in now.in_order(now.data.val)])
+        with _place(options, form) as partial:
+            form.write(parcel, partial)
+            found = _checked(parcel, form.load(partial), images, options.out)
+            figures = _figures(now, options, parcel, partial, found)
+            if not form.suffix:
+                (partial / EXPORT).write_text(json.dumps(parcel.label | {"checked": figures}, indent=1) + "\n")
+    return figures
+
+
+def _check_place(recipe: Recipe, options: ExportOptions, form: Format) -> None:
+    if saved_folder(recipe.model.name) is None:
+        raise ModelError(
+            f"{recipe.model.name}: no run folder and no embedded model; make one with slimvit prune or slimvit.save"
+        )
+    if form.suffix:
+        check_free_file(options.out, form.suffix, options.force)
+    else:
+        check_out(recipe, options.out, options.force)
+
+
+@contextmanager
+def _place(options: ExportOptions, form: Format) -> Iterator[Path]:
+    with new_file(options.out) if form.suffix else new_folder(options.out, options.force) as partial:
+        yield partial
+
+
+def _parcel(now: Run, options: ExportOptions) -> Parcel:
+    model = now.model
+    if not model.num_classes:
+        raise ModelError(
+            f"{now.recipe.model.name}: has no classifier, so there are no logits to export; train one first: "
+            "slimvit prune --adapt-epochs 20"
+        )
+    names = getattr(model, "class_names", ()) or now.data.class_names
+    return parcel_of(model, names, options.batch, options.half)
+
+
+def _checked(parcel: Parcel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:
+    found = parity(parcel.model, call, images, parcel.batch)
+    bound = BOUNDS[parcel.label["precision"]]
+    if not found.holds(bound):
+        raise ModelError(
+            f"{out}: not written, for the file does not compute what the model does: a logit is {found.difference:.1e} "
+            f"of the largest off, {bound:.0e} is allowed ({found.agreement:.1f} % of {found.images} images agree)"
+        )
+    return found
+
+
+def _figures(now: Run, options: ExportOptions, parcel: Parcel, partial: Path, found: Parity) -> dict[str, Any]:
+    files = [partial] if partial.is_file() else list(partial.iterdir())
+    written = {
+        "file": str(options.out),
+        "format": options.format,
+        "precision": parcel.label["precision"],
+        "batch": parcel.batch,
+        "bytes": sum(file.stat().st_size for file in files),
+        "data": now.data.name,
+    }
+    return written | asdict(found)

@@ -1,0 +1,100 @@
+"""What a model is made of: blocks, heads and neurons by original id, parameters and MACs by part; what one head and one
+group of neurons cost; and with images how much each part matters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from slimvit.config.options import Options
+from slimvit.config.recipe import ModelSection, Recipe
+from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.sources import open_data
+from slimvit.data.workers import worker_deaths
+from slimvit.io.load import pinned_section, saved_folder
+from slimvit.io.open import open_model
+from slimvit.measure.flops.count import count_macs, count_params, params_by_part
+from slimvit.models.base import AttentionBlock, TimmModule, attention_blocks, model_name, plan_of
+from slimvit.models.insert_dense import dense_mix, mixes_in
+from slimvit.models.mlp import neuron_params
+from slimvit.models.plan import BlockPlan
+from slimvit.prune.budget_search import NEURON_GROUP
+from slimvit.prune.costs.base import PARTS, head_macs, head_params, neuron_macs
+from slimvit.prune.criteria.registry import PartScores, score_parts
+from slimvit.utils.ranges import to_ranges
+from slimvit.utils.seeds import seeded
+
+CRITERION = "residual"
+
+
+def inspect_model(section: ModelSection) -> dict[str, Any]:
+    """Figures of the model of a section. Pretrained weights are not fetched: only shapes matter here."""
+    section = pinned_section(section)
+    shapes_only = section.weights is None and saved_folder(section.name) is None
+    return describe(open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section))
+
+
+def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
+    """The same, and how much the parts of every block matter to the recipe's calibration images."""
+    with seeded(recipe.seed):
+        model: TimmModule = open_model(recipe.model).to(options.torch_device())
+    images = draw(open_data(recipe.data, recipe.seed).train, recipe.prune.calibration_images, recipe.seed)
+    loader = eval_loader(images, preprocessing_of(model), recipe.data.batch_size, options.workers)
+    parts = PARTS if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
+    with worker_deaths(options.workers):
+        scores = score_parts(model, loader, CRITERION, recipe.seed, parts)
+    found = describe(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
+    for i, (block, alone) in enumerate(zip(found["blocks"], scores.table(), strict=True)):
+        block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PARTS}
+        block["head_scores"] = alone
+    return found
+
+
+def _prefixes(scores: PartScores) -> dict[str, float | None]:
+    """What the loss pays for all units of a part, and for the cheaper half of them; None where there is nothing."""
+    half = len(scores.costs) // 2
+    counts = {"all": len(scores.costs), "half": half}
+    return {what: sum(scores.costs[:count]) if count else None for what, count in counts.items()}
+
+
+def describe(model: TimmModule) -> dict[str, Any]:
+    """Everything that shapes alone tell."""
+    plan, macs = plan_of(model), count_macs(model)
+    return {
+        "model": model_name(model),
+        "num_classes": model.num_classes,
+        "heads": [plan.total, plan.kept],
+        "neurons": [plan.neurons, plan.kept_neurons],
+        "dense": dense_mix(model),
+        "mixes": mixes_in(model),
+        "params": count_params(model),
+        "params_by_part": params_by_part(model),
+        "macs": macs.total,
+        "macs_by_part": macs.by_part,
+        "macs_closed_form": macs.closed_form,
+        "macs_torch": macs.torch_counter,
+        "note": macs.disagreement(),
+        "neuron_group": NEURON_GROUP,
+        "blocks": [
+            _block(b, view) | {"macs": counts}
+            for b, view, counts in zip(plan.blocks, attention_blocks(model), macs.by_block, strict=True)
+        ],
+    }
+
+
+def _block(plan: BlockPlan, view: AttentionBlock) -> dict[str, Any]:
+    return {
+        "block": plan.name,
+        "stage": plan.stage,
+        "heads": plan.heads,
+        "kept_heads": list(plan.kept_heads),
+        "neurons": plan.neurons,
+        "kept_neurons": to_ranges(plan.kept_neurons),
+        "params": count_params(view.block),
+        "one_head": {"macs": head_macs(view), "params": head_params(view)} if plan.kept_heads else None,
+        "neuron_group": _group_costs(view) if plan.kept_neurons else None,
+    }
+
+
+def _group_costs(view: AttentionBlock) -> dict[str, int]:
+    """Of as many neurons as go together."""
+    return {"macs": NEURON_GROUP * neuron_macs(view), "params": NEURON_GROUP * neuron_params(view.mlp)}

@@ -1,0 +1,82 @@
+"""What a model says of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from slimvit.data.folder import IMAGE_TYPES
+from slimvit.data.images import decode
+from slimvit.data.preprocessing import Transform, eval_transform, preprocessing_of
+from slimvit.models.base import TimmModule
+from slimvit.models.modes import device_of, evaluating
+from slimvit.utils.errors import DataError, ModelError
+
+BATCH = 32
+Guess = tuple[str, float]
+"""A class and its probability, 0-1."""
+
+
+@dataclass
+class Answers:
+    """What one model says; an image that cannot be read has no guesses but a place in ``unreadable``."""
+
+    guesses: dict[str, list[Guess]] = field(default_factory=dict)
+    """File -> the likeliest classes, the likeliest first."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """File -> why, in one line that names it."""
+
+
+def image_files(paths: Sequence[str | Path]) -> list[str]:
+    """The files among ``paths`` and the images in those that are folders, however deep, in order and each once.
+
+    Raises :class:`DataError` for a path that is not there and a folder without images.
+    """
+    found: dict[str, None] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder; give image files or folders of them")
+        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_TYPES)
+        if not files:
+            raise DataError(f"{path}: holds no images ({', '.join(IMAGE_TYPES)})")
+        found |= dict.fromkeys(map(str, files))
+    return list(found)
+
+
+def class_names(model: TimmModule) -> tuple[str, ...] | None:
+    """The names that a saved model brings; None where it knows its classes by number only."""
+    names = tuple(getattr(model, "class_names", ()))
+    return names if len(names) == model.num_classes else None
+
+
+def predict(model: TimmModule, files: Sequence[str], top: int = 5) -> Answers:
+    """The ``top`` likeliest classes of every file, by the model's own preprocessing.
+
+    Raises :class:`ModelError` for a model without a classifier, or with one that nobody has trained.
+    """
+    if model.num_classes < 1 or getattr(model, "untrained_classifier", False):
+        raise ModelError("this model has no trained classifier; train one with slimvit prune --adapt-epochs")
+    names = class_names(model) or tuple(map(str, range(model.num_classes)))
+    answers, transform = Answers(), eval_transform(preprocessing_of(model))
+    with evaluating(model), torch.inference_mode():
+        for group, images in _batches(files, transform, answers):
+            likely = model(images.to(device_of(model))).float().softmax(-1).topk(min(top, len(names)))
+            for file, shares, classes in zip(group, likely.values.tolist(), likely.indices.tolist(), strict=True):
+                answers.guesses[file] = [(names[c], share) for c, share in zip(classes, shares, strict=True)]
+    return answers
+
+
+def _batches(files: Sequence[str], transform: Transform, answers: Answers) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Readable files and their images [B, C, H, W]."""
+    for begin in range(0, len(files), BATCH):
+        images: dict[str, torch.Tensor] = {}
+        for file in files[begin : begin + BATCH]:
+            try:
+                images[file] = transform(decode(file, file))
+            except DataError as error:
+                answers.unreadable[file] = str(error).removesuffix(", or set skip_bad_images")
+        if images:
+            yield list(images), torch.stack(list(images.values()))

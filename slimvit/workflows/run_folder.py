@@ -1,0 +1,82 @@
+"""The run folder: the model, the recipe that made it, the report and its pictures."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from slimvit.config.recipe import Recipe
+from slimvit.io import saved_model
+from slimvit.models.base import plan_of
+from slimvit.models.insert_dense import mixes_of
+from slimvit.models.plan import SlimPlan
+from slimvit.report.record import Report
+from slimvit.report.run import plots, table
+from slimvit.train.state import History
+from slimvit.utils.output import LOGS, UNFINISHED, new_folder
+from slimvit.workflows.state import Run
+
+ORIGINAL = "original"
+"""Subfolder with the uncut network, where its classifier was trained by the run and so exists nowhere else."""
+BEST = "best"
+"""Subfolder with the network after the best epoch of the fine-tuning, where that was not the last."""
+
+
+def write(now: Run, out: Path, force: bool) -> None:
+    """Everything a run leaves behind, all at once."""
+    report, plan, names = now.report, plan_of(now.model), now.data.class_names
+    with new_folder(out, force or (out / UNFINISHED).is_dir()) as folder:
+        saved_model.write_model(now.model, folder, names)
+        if now.best is not None:
+            (folder / BEST).mkdir()
+            best = copy.deepcopy(now.model)
+            best.load_state_dict(now.best)
+            saved_model.write_model(best, folder / BEST, names)
+        if now.adapted and now.recipe.changes_the_model:
+            (folder / ORIGINAL).mkdir()
+            saved_model.write_model(now.original, folder / ORIGINAL, names)
+        (folder / "recipe.yaml").write_text(now.recipe.to_yaml())
+        plan.write(folder / "plan.json")
+        report.write(folder / "report.json")
+        (folder / "report.md").write_text(table.markdown(report))
+        plots.head_map(plan, now.scores, folder / "head_map.png")
+        plots.stage_accuracy(report, folder / "stages.png")
+        if mixes := mixes_of(now.model):
+            plots.mix_map([b.name for b in plan.blocks], mixes, folder / "mixes.png")
+        if any(now.histories.values()):
+            write_history(now.histories, folder / "history.csv")
+            plots.curves(now.histories, folder / "curves.png")
+        if (logs := out / UNFINISHED / LOGS).is_dir():
+            shutil.copytree(logs, folder / LOGS)
+
+
+def finished(out: Path, recipe: Recipe) -> Report | None:
+    """The report of a run folder that this recipe made and that nothing is being done to; None for any other."""
+    if (out / UNFINISHED).exists() or not (out / "report.json").is_file() or recipe_of(out) != recipe:
+        return None
+    return Report.read(out / "report.json")
+
+
+def write_plan(plan: SlimPlan, out: Path, force: bool) -> None:
+    """A folder with plan.json alone: what a dry run leaves behind."""
+    with new_folder(out, force) as folder:
+        plan.write(folder / "plan.json")
+
+
+def recipe_of(folder: str | Path) -> Recipe | None:
+    """The recipe a run folder was made by; None for any other folder or name."""
+    path = Path(folder) / "recipe.yaml"
+    return Recipe.read(path) if path.is_file() else None
+
+
+def write_history(histories: Mapping[str, History], path: Path) -> None:
+    """A row an epoch of every training."""
+    rows = [{"training": name} | row for name, history in histories.items() for row in history]
+    fields = list(dict.fromkeys(key for row in rows for key in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=fields)
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,149 @@
+"""Who carries out the runs of a sweep: this process, several processes on this machine, or a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from slimvit.config.options import Options
+from slimvit.config.recipe import Recipe
+from slimvit.train.checkpoint import Interrupted
+from slimvit.utils.errors import SlimvitError
+from slimvit.utils.files import disk_errors
+from slimvit.workflows.run import run
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run, and the file that tells its story if it fails."""
+
+    recipe: Recipe
+    options: Options
+    story: Path
+
+
+class Crew(Protocol):
+    """Takes tasks. A future gives None when the run folder is there, or one line that says why it is not."""
+
+    def submit(self, task: Task) -> Future[str | None]: ...
+
+
+def carry_out(task: Task) -> str | None:
+    """One run in this process. Whatever goes wrong ends this run alone, but for a wish to stop."""
+    try:
+        run(task.recipe, task.options).engine.close()
+    except Interrupted:
+        raise
+    except Exception as error:
+        with disk_errors(task.story):
+            task.story.parent.mkdir(parents=True, exist_ok=True)
+            task.story.write_text(traceback.format_exc())
+        return str(error) if isinstance(error, SlimvitError) else f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
+
+
+class Here:
+    """One run after another in this process."""
+
+    def submit(self, task: Task) -> Future[str | None]:
+        future: Future[str | None] = Future()
+        future.set_result(carry_out(task))
+        return future
+
+
+class Processes:
+    """A process a run, ``jobs`` at once; they share the cores, and each has a GPU of its own where there are enough."""
+
+    def __init__(self, jobs: int) -> None:
+        self.pool = ThreadPoolExecutor(jobs)
+        self.threads = max(1, (os.cpu_count() or 1) // jobs)
+        self.gpus: queue.Queue[int] = queue.Queue()
+        count = torch.cuda.device_count()
+        for i in range(jobs if count else 0):
+            self.gpus.put(i % count)
+        self.leash, self.held = os.pipe()
+        """What the runs read on their standard input ends when this process lets go of the other end, or is killed."""
+
+    def submit(self, task: Task) -> Future[str | None]:
+        return self.pool.submit(self._carry_out, task)
+
+    def stop(self) -> None:
+        """Ask every run to save its state and end; they do not hear the terminal's Ctrl-C themselves."""
+        self.pool.shutdown(wait=False, cancel_futures=True)  # first: the place of a run that ends would go to the next
+        os.close(self.held)
+        self.pool.shutdown()
+        os.close(self.leash)
+
+    def _carry_out(self, task: Task) -> str | None:
+        recipe = task.story.with_suffix(".yaml")
+        with disk_errors(task.story):
+            task.story.parent.mkdir(parents=True, exist_ok=True)
+            recipe.write_text(task.recipe.to_yaml())
+            with self._gpu() as environment, task.story.open("w") as story:
+                code = subprocess.run(
+                    _command(task, recipe), stdin=self.leash, stdout=subprocess.DEVNULL, stderr=story,
+                    env=environment, start_new_session=True,
+                ).returncode  # fmt: skip
+            recipe.unlink()
+            if code == 0:
+                task.story.unlink()
+        return None if code == 0 else _why(code, task.story)
+
+    @contextmanager
+    def _gpu(self) -> Iterator[dict[str, str]]:
+        """The environment of one run; its GPU is free again afterwards."""
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        if self.gpus.empty():
+            yield environment
+            return
+        gpu = self.gpus.get()
+        try:
+            yield environment | {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        finally:
+            self.gpus.put(gpu)
+
+
+def _command(task: Task, recipe: Path) -> list[str]:
+    options = task.options
+    found = [sys.executable, "-m", "slimvit", "run", str(recipe), "--out", str(options.out), *options.flags()]
+    found += ["--ends-with-stdin"]
+    found += ["--resume"] if options.resume else []
+    return found + (["--shelf", str(options.shelf)] if options.shelf else [])
+
+
+def _why(code: int, story: Path) -> str:
+    """The error's line, out of what the process said last."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    said = [line for line in story.read_text(errors="replace").splitlines() if line.strip()]
+    return said[-1].removeprefix("Error: ") if said else f"ended with exit code {code}"
+
+
+class Ray:
+    """A Ray cluster, or the one that Ray makes of this machine. The folders must be seen by all of its machines."""
+
+    def __init__(self) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise SlimvitError("engine ray: the package is not installed; pip install 'slimvit[ray]'") from None
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False)
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        self.carry_out = ray.remote(num_gpus=gpus)(carry_out)
+
+    def submit(self, task: Task) -> Future[str | None]:
+        future: Future[str | None] = self.carry_out.remote(task).future()
+        return future

@@ -1,0 +1,188 @@
+"""sweep(...): the runs of a sweep file, each into its own run folder; what is there already is not done again."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slimvit.config.options import Options
+from slimvit.config.recipe import Recipe
+from slimvit.config.sweep import Point, Sweep
+from slimvit.io.load import hub_names, pinned, pinned_name
+from slimvit.io.sweep_folder import SWEEP, Contents, Entry, is_sweep, point_folder, read_contents, write_contents
+from slimvit.report.compare import write
+from slimvit.report.compare.collect import gather
+from slimvit.report.compare.comparison import Comparison, compare_runs
+from slimvit.report.record import Report
+from slimvit.train.checkpoint import Interrupted
+from slimvit.utils.errors import StoreError
+from slimvit.utils.files import disk_errors, write_whole
+from slimvit.utils.lock import claimed, mend
+from slimvit.utils.output import UNFINISHED, aside, check_free, entries, new_folder, remove
+from slimvit.utils.progress import say
+from slimvit.workflows import run_folder
+from slimvit.workflows.cache import NEW, keys_of
+from slimvit.workflows.resume import recipe_in
+from slimvit.workflows.sweep.executors import Crew, Here, Processes, Ray, Task
+
+SHELF, FAILED, REPORT = "shelf", "failed", "report"
+
+
+def sweep(
+    file: Sweep, points: Sequence[Point], out: Path, options: Options, *, jobs: int = 1, engine: str = "local"
+) -> Contents:
+    """Carry out the ``points`` of ``file`` that ``out`` does not hold yet.
+
+    ``options.out`` and ``options.shelf`` are set for each run. ``jobs``: runs at once on this machine; ``engine``:
+    `local`, or `ray` for a cluster. Raises :class:`StoreError` before anything is run when ``out`` holds other runs
+    under the names of these, and :class:`Interrupted` after a wish to stop: what was done is kept, and the same call
+    goes on.
+    """
+    with claimed(out):
+        return _sweep(file, points, out.absolute(), options, jobs, engine)
+
+
+def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jobs: int, engine: str) -> Contents:
+    for point in points:
+        mend(point_folder(out, point.id))
+    points, commits = _pinned(points, out)
+    waiting = [p for p in points if not is_finished(out, p)]
+    contents = _prepare(file, points, out, commits)
+    say(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
+    tasks = {p.id: Task(p.recipe, _options(p, out, options), out / FAILED / f"{p.id}.txt") for p in waiting}
+    crew = Ray() if engine == "ray" else Processes(jobs) if jobs > 1 else Here()
+    errors: dict[str, str] = {}
+    try:
+        with _interrupted_by_sigterm():
+            _carry_out(tasks, crew, errors, len(points))
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
+    finally:
+        if isinstance(crew, Processes):
+            crew.stop()
+        entries = [e.model_copy(update={"error": errors.get(e.id)}) for e in contents.points]
+        contents = contents.model_copy(update={"points": entries})
+        with disk_errors(out):
+            write_contents(out, contents)
+    return contents
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let a polite kill be what Ctrl-C is. Python allows it in the main thread alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def is_finished(out: Path, point: Point) -> bool:
+    """Whether the point's run folder is there. Raises :class:`StoreError` when another run lies in its place."""
+    folder = point_folder(out, point.id)
+    if run_folder.finished(folder, point.recipe) is not None:
+        return True
+    begun = recipe_in(folder)
+    made_by = Recipe.read(begun) if begun is not None else run_folder.recipe_of(folder)
+    if made_by not in (None, point.recipe) or (made_by is None and entries(folder)):
+        raise StoreError(
+            f"{folder}: holds another run than this sweep's; name another --out, or begin anew with --force"
+        )
+    return False
+
+
+def report_on(out: Path, contents: Contents) -> Comparison | None:
+    """Write the report of a sweep into its folder; None where nothing is measured to report on."""
+    if all(entry.error for entry in contents.points):
+        return None
+    comparison = compare_runs(gather([out], allow_mixed=True))
+    with new_folder(out / REPORT, force=True) as folder:
+        write.write(comparison, folder)
+    return comparison
+
+
+def begin_anew(out: Path) -> None:
+    """Remove an earlier sweep."""
+    remove(out)
+
+
+def _pinned(points: Sequence[Point], out: Path) -> tuple[list[Point], dict[str, str]]:
+    """The points with models on the Hub at one commit each, that of the sweep's first call, and what those are."""
+    commits = read_contents(out).commits if is_sweep(out) else {}
+    for name in dict.fromkeys(name for point in points for name in hub_names(point.recipe)):
+        if name in commits:
+            say(f"{name}: taken as it was when this sweep began, {commits[name]}")
+        else:
+            commits[name] = pinned_name(name)
+    return [replace(point, recipe=pinned(point.recipe, commits)) for point in points], commits
+
+
+def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str, str]) -> Contents:
+    """The folder of the sweep, with what it is to hold."""
+    entries = [Entry(id=p.id, name=p.name) for p in points]
+    contents = Contents(points=entries, claims=file.claims, commits=commits)
+    if not is_sweep(out):
+        check_free(out, force=False)
+        with aside(out) as folder:
+            (folder / SWEEP).write_text(file.to_yaml())
+            write_contents(folder, contents)
+        return contents
+    with disk_errors(out):
+        write_whole(out / SWEEP, file.to_yaml())
+        write_contents(out, contents)
+        for left in (out / FAILED, *(out / SHELF).glob(f"{NEW}*")):  # the failed get another chance
+            shutil.rmtree(left, ignore_errors=True)
+    return contents
+
+
+def _options(point: Point, out: Path, options: Options) -> Options:
+    folder = point_folder(out, point.id)
+    return replace(options, out=folder, resume=(folder / UNFINISHED).is_dir(), shelf=out / SHELF)
+
+
+def _carry_out(tasks: Mapping[str, Task], crew: Crew, errors: dict[str, str], total: int) -> None:
+    """Every task, none before what it has in common with one under way is there to be taken."""
+    waiting, done = dict(tasks), total - len(tasks)
+    known: set[str] = set()
+    running: dict[Future[str | None], str] = {}
+    needs = {id: set(keys_of(task.recipe).values()) for id, task in tasks.items()}
+    while waiting or running:
+        for id in list(waiting):
+            busy = set().union(*(needs[other] for other in running.values())) - known
+            if not needs[id] & busy:
+                running[crew.submit(waiting.pop(id))] = id
+                if isinstance(crew, Here):
+                    break  # it is done: tell of it before the next begins
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            id, error, done = running.pop(future), future.result(), done + 1
+            known |= needs[id]
+            if error is not None:
+                errors[id] = error
+            say(f"[{done}/{total}] {id}: {_told(tasks[id]) if error is None else f'failed: {error}'}")
+
+
+def _told(task: Task) -> str:
+    """How the run ended, in a few figures."""
+    assert task.options.out is not None
+    report = Report.read(task.options.out / "report.json")
+    last, first = report.last, report.reference
+    figures = [] if last.top1 is None else [f"top-1 {last.top1:.1f}"]
+    if last.top1 is not None and first.top1 is not None and last is not first:
+        figures[0] += f" ({last.top1 - first.top1:+.1f})"
+    if last.macs and first.macs:
+        figures.append(f"{100 * last.macs / first.macs:.0f} % of the FLOPs")
+    return ", ".join(figures) or "done"

@@ -1,0 +1,128 @@
+import json
+import re
+
+import pytest
+
+from slimvit.models.plan import BlockPlan, SlimPlan
+from slimvit.utils.errors import PlanError
+
+PLAN = SlimPlan(
+    (BlockPlan("blocks.0", 3, (0, 2)), BlockPlan("blocks.1", 3, ()), BlockPlan("blocks.2", 6, (1, 5), 1)), "some_vit"
+)
+
+
+def data(**changes):
+    return PLAN.to_json() | changes
+
+
+def block(**changes):
+    return data(blocks=[PLAN.to_json()["blocks"][0], PLAN.to_json()["blocks"][1] | changes])
+
+
+def refused(text):
+    return pytest.raises(PlanError, match=f"^{re.escape(text)}")
+
+
+def test_counts():
+    assert (PLAN.total, PLAN.kept, PLAN.removed) == (12, 4, 8)
+    assert PLAN.blocks[2].removed_heads == (0, 2, 3, 4)
+
+
+def test_round_trip_through_json():
+    assert SlimPlan.from_json(json.loads(json.dumps(PLAN.to_json()))) == PLAN
+
+
+def test_round_trip_through_a_file(tmp_path):
+    PLAN.write(tmp_path / "plan.json")
+    assert SlimPlan.read(tmp_path / "plan.json") == PLAN
+    assert len((tmp_path / "plan.json").read_text().splitlines()) == 2 + len(PLAN.blocks)  # a block a line
+
+
+def test_keeping():
+    other = PLAN.keeping([[2, 0], [1], [3]])
+    assert [b.kept_heads for b in other.blocks] == [(0, 2), (1,), (3,)]
+    assert other.blocks[2].stage == 1 and other.model == "some_vit"
+    with refused("the plan names 2 blocks, but the model has 3"):
+        PLAN.keeping([[0], [1]])
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ((0, 3), "blocks.0: the plan keeps head 3, but the block has heads 0-2; edit kept_heads of that block"),
+        ((-1,), "blocks.0: the plan keeps head -1, but the block has heads 0-2"),
+        ((1, 1), "blocks.0: kept_heads is [1, 1], but head ids must rise and none may repeat"),
+        ((2, 0), "blocks.0: kept_heads is [2, 0], but head ids must rise"),
+    ],
+)
+def test_heads_a_block_cannot_keep(kept, told):
+    with refused(told):
+        BlockPlan("blocks.0", 3, kept)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ([], 'p.json: expected an object with a list "blocks"'),
+        ({}, 'p.json: expected an object with a list "blocks"'),
+        (data(blocks={}), 'p.json: expected an object with a list "blocks"'),
+        (data(format_version=3), "p.json: format_version is 3, this slimvit reads 1 and 2"),
+        ({"blocks": []}, "p.json: format_version is None, this slimvit reads 1"),
+        (data(blocks=[3]), "p.json: blocks[0]: expected an object, found int"),
+        (block(block=None), "p.json: blocks[1].block: expected a block's name, found None"),
+        (block(stage="x"), "p.json: blocks[1].stage: expected a whole number of at least 0, found 'x'"),
+        (block(stage=None), "p.json: blocks[1].stage: expected a whole number of at least 0, found None"),
+        (block(heads=0), "p.json: blocks[1].heads: expected a whole number of at least 1, found 0"),
+        (block(heads=True), "p.json: blocks[1].heads: expected a whole number of at least 1, found True"),
+        (block(heads="3"), "p.json: blocks[1].heads: expected a whole number of at least 1, found '3'"),
+        (block(kept_heads=None), "p.json: blocks[1].kept_heads: expected a list of head ids, found None"),
+        (block(kept_heads=[True]), "p.json: blocks[1].kept_heads: expected a list of head ids, found [True]"),
+        (block(kept_heads=[1.0]), "p.json: blocks[1].kept_heads: expected a list of head ids, found [1.0]"),
+        (block(kept_heads=[-1]), "p.json: blocks[1].kept_heads: expected a list of head ids, found [-1]"),
+        (block(kept_heads=[7]), "p.json: blocks.1: the plan keeps head 7, but the block has heads 0-2"),
+        (block(kept_heads=[1, 0]), "p.json: blocks.1: kept_heads is [1, 0], but head ids must rise"),
+    ],
+)
+def test_every_defect_of_a_plan_is_named_with_its_place(found, told):
+    with refused(told):
+        SlimPlan.from_json(found, "p.json")
+
+
+def test_defects_of_a_plan_file(tmp_path):
+    with refused(f"{tmp_path / 'none.json'}: no such plan file; write one with --dry-run --out DIR"):
+        SlimPlan.read(tmp_path / "none.json")
+    with refused(f"{tmp_path}: not a readable plan: "):
+        SlimPlan.read(tmp_path)
+    for content in (b"{", b"\xff\xfe"):
+        (tmp_path / "bad.json").write_bytes(content)
+        with refused(f"{tmp_path / 'bad.json'}: not a readable plan: "):
+            SlimPlan.read(tmp_path / "bad.json")
+
+
+def full(*heads, names=None):
+    names = names or [f"blocks.{i}" for i in range(len(heads))]
+    return SlimPlan(tuple(BlockPlan(n, h, tuple(range(h))) for n, h in zip(names, heads, strict=True)))
+
+
+def test_a_plan_for_the_model_at_hand():
+    full(3, 3).keeping([[0], []]).check_against(full(3, 3))
+    full(3, 3).keeping([[0], []]).check_against(full(3, 3).keeping([[0, 2], [1]]))
+
+
+@pytest.mark.parametrize(
+    ("plan", "current", "told"),
+    [
+        (full(3), full(3, 3), "the plan has 1 blocks (blocks.0, ...), but the model has 2 (blocks.0, ...)"),
+        (SlimPlan(()), full(3), "the plan has 0 blocks (none, ...), but the model has 1"),
+        (full(3, names=["layers.0"]), full(3), "the plan has 1 blocks (layers.0, ...), but the model has 1 (blocks.0"),
+        (full(3, 4), full(3, 6), "blocks.1: the plan is for 4 heads, but the model's block has 6"),
+        (
+            full(3, 3).keeping([[0], [0, 2]]),
+            full(3, 3).keeping([[0], [1, 2]]),
+            "blocks.1: the plan keeps head 0, which was removed earlier; heads still there: [1, 2]",
+        ),
+    ],
+)
+def test_a_plan_for_another_model(plan, current, told):
+    with refused(told):
+        plan.check_against(current)

@@ -1,0 +1,133 @@
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from slimvit.models.plan import BlockPlan, SlimPlan
+from slimvit.report.plot_labels import LINE, spread_labels
+from slimvit.report.record import Report, Stage
+from slimvit.report.run.head_map import draw_heads
+from slimvit.report.run.plots import head_map, stage_accuracy
+from slimvit.utils.errors import StoreError
+
+PLAN = SlimPlan((BlockPlan("blocks.0", 3, (0, 2)), BlockPlan("blocks.1", 6, (), stage=1)), "tiny")
+SCORES = [[0.5, 1e-5, None], [0.0, 1.0, 0.2, 0.1, 0.1, float("nan")]]
+
+
+def report(last=70.0, **kwargs) -> Report:
+    stages = [
+        Stage(stage="original", macs=10**9, top1=72.0, agreement=100.0, feature_error=0.0),
+        Stage(stage="pruned", macs=8 * 10**8, top1=last, agreement=None, feature_error=0.2),
+    ]
+    return Report(**({"model": "tiny", "stages": stages} | kwargs))
+
+
+def without_top1() -> Report:
+    return report(stages=[Stage(stage="original", macs=10**9, feature_error=0.0), Stage(stage="pruned")])
+
+
+def texts(path) -> str:
+    """The drawn texts: matplotlib leaves each in the SVG as a comment."""
+    parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    comments = ElementTree.parse(path, parser).getroot().iter(ElementTree.Comment)
+    return "\n".join(str(c.text).strip() for c in comments)
+
+
+def drawn_heads(scores):
+    axes = Figure().add_subplot()
+    draw_heads(axes, PLAN, scores)
+    squares = [p.get_facecolor() for p in axes.patches if isinstance(p, Rectangle)]
+    return squares, len(axes.lines)
+
+
+@pytest.mark.parametrize("scores", [SCORES, [[1.0, 2.0, 3.0], [1.0] * 6], [[0.0] * 3, [0.0] * 6], None])
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_head_map_is_written(tmp_path, scores, suffix):
+    path = tmp_path / f"heads.{suffix}"
+    head_map(PLAN, scores, path)
+    assert path.stat().st_size > 1000
+    if suffix == "svg":
+        assert "2 of 9 heads kept" in texts(path) and "removed" in texts(path)
+
+
+def narrowed(*kept: int) -> SlimPlan:
+    """Blocks of 3 heads and 8 neurons of which so many stay; all heads of the first are gone."""
+    heads = [(), *([(0, 2)] * (len(kept) - 1))]
+    return SlimPlan(tuple(BlockPlan(f"b.{i}", 3, heads[i], 0, 8, tuple(range(n))) for i, n in enumerate(kept)), "tiny")
+
+
+@pytest.mark.parametrize("scores", [[[0.1, 0.2, 0.3]] * 3, None])
+def test_head_map_shows_the_neurons_that_stay(tmp_path, scores):
+    head_map(narrowed(8, 2, 0), scores, tmp_path / "heads.svg")
+    shown = texts(tmp_path / "heads.svg")
+    assert "10 of 24 neurons kept" in shown and "8 of 8" in shown and "2 of 8" in shown and "MLP gone" in shown
+    assert "4 of 9 heads kept" in shown
+
+
+def test_the_length_of_a_bar_is_the_share_kept():
+    grid = Figure().add_subplot()
+    draw_heads(grid, narrowed(8, 2, 0), None)
+    (bars,) = grid.child_axes
+    tracks, filled = bars.patches[0::2], bars.patches[1::2]
+    shares = [bar.get_width() / track.get_width() for bar, track in zip(filled, tracks, strict=True)]
+    assert shares == [1, 0.25, 0]
+    assert tracks[2].get_edgecolor() != tracks[1].get_edgecolor() == tracks[0].get_edgecolor()
+
+
+def test_where_no_neuron_is_gone_the_picture_speaks_of_heads_alone(tmp_path):
+    head_map(narrowed(8, 8, 8), None, tmp_path / "all.svg")
+    head_map(
+        SlimPlan(tuple(BlockPlan(b.name, 3, b.kept_heads) for b in narrowed(8, 8, 8).blocks), "tiny"),
+        None,
+        tmp_path / "none.svg",
+    )
+    assert (tmp_path / "all.svg").read_bytes() == (tmp_path / "none.svg").read_bytes()
+    assert "neurons" not in texts(tmp_path / "all.svg")
+
+
+@pytest.mark.parametrize("scores", [SCORES, None])
+def test_every_head_is_drawn_and_the_removed_are_crossed(scores):
+    squares, lines = drawn_heads(scores)
+    stage_line = 1
+    assert len(squares) == 9 and lines == 7 * 4 + stage_line
+
+
+def test_a_higher_score_is_darker():
+    squares, _ = drawn_heads(SCORES)
+    assert sum(squares[0][:3]) < sum(squares[1][:3])
+    assert squares[4] == min(squares[3:8], key=lambda colour: sum(colour[:3]))
+
+
+def test_stage_accuracy_shows_the_figures(tmp_path):
+    path = tmp_path / "stages.svg"
+    stage_accuracy(report(), path)
+    shown = texts(path)
+    assert "72.0" in shown and "70.0" in shown and "agreement (%)" in shown and "pruned" in shown
+    assert "nan" not in shown.lower()
+
+
+def test_without_top1_the_feature_error_is_shown(tmp_path):
+    stage_accuracy(without_top1(), tmp_path / "stages.svg")
+    assert "feature error" in texts(tmp_path / "stages.svg")
+
+
+def test_labels_do_not_cover_each_other():
+    fig = Figure()
+    axes = fig.add_subplot()
+    axes.set(xlim=(0, 2), ylim=(0, 100))
+    spread_labels(fig, axes, [(0.5, 50.0 + i / 10, f"run {i}") for i in range(4)])
+    heights = []
+    for label in axes.texts:
+        point = axes.transData.transform(label.xy) * 72 / axes.figure.dpi
+        heights.append(point[1] + label.get_position()[1])
+    assert all(b - a >= LINE - 1e-6 for a, b in zip(heights, heights[1:], strict=False))
+
+
+def test_global_settings_stay_and_suffixes_are_checked(tmp_path):
+    before = dict(matplotlib.rcParams)
+    stage_accuracy(report(), tmp_path / "a.png")
+    assert dict(matplotlib.rcParams) == before
+    with pytest.raises(StoreError, match=r"a\.bmp: a picture is saved as \.svg or \.png, not as \.bmp"):
+        stage_accuracy(report(), tmp_path / "a.bmp")
