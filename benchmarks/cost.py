@@ -24,7 +24,7 @@ import torch
 from memory import peak_gib
 
 import slimvit
-from slimvit.config.options import Options
+from slimvit.utils.device import resolve_device
 
 HERE = Path(__file__).parent
 IMAGES, BATCH, ROUNDS = 128, 64, 5
@@ -113,7 +113,7 @@ def peak_here(images: int, cache: bool) -> None:
 def main() -> None:
     lines = [
         "# What scoring, planning and refitting cost", "",
-        f"DINOv2 ViT-S/14 at 112 px, {IMAGES} calibration images, half of 72 heads; {Options().torch_device()}, "
+        f"DINOv2 ViT-S/14 at 112 px, {IMAGES} calibration images, half of 72 heads; {resolve_device()}, "
         f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, timm {timm.__version__}. "
         f"Forward passes over the calibration images, median of {ROUNDS} interleaved rounds (smallest, largest).", "",
         "| step | forward passes |", "| --- | --- |",

@@ -37,8 +37,9 @@ from torch.nn import functional as F
 import slimvit
 from slimvit.measure.latency.ratios import median_ratio
 from slimvit.measure.latency.timer import by_round, interleaved
-from slimvit.models.base import Branch, State, attention_blocks, steps
+from slimvit.models.base import Branch, State
 from slimvit.models.families.swin import image_to_windows, windows_to_image
+from slimvit.models.registry import attention_blocks, steps
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "dense_overhead.jsonl"

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 import slimvit
-from slimvit.models.base import Branch, State, steps
+from slimvit.models.base import Branch, State
 from slimvit.models.dense.layers import MixesValues, Values
 from slimvit.models.dense.mixing import Pair, mix_size
-from slimvit.models.families.dense_vit import DenseAttention
+from slimvit.models.families.vit import DenseAttention
 from slimvit.models.plan import SlimPlan
 from slimvit.models.reduced import as_class
+from slimvit.models.registry import steps
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 

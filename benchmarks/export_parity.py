@@ -20,7 +20,7 @@ from slimvit.config.recipe import DataSection, Recipe
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.io.embedded import EMBEDDED
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.utils.errors import ModelError
 from slimvit.workflows.export import ExportOptions, export_model
 

@@ -42,7 +42,7 @@ from slimvit.config.recipe import FinetuneSection
 from slimvit.data.loaders import draw, preprocessing_of, train_loader
 from slimvit.data.sources import open_data
 from slimvit.measure.accuracy import Outputs, compare
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 
 ROWS = Path(__file__).parent / "results" / "recovery.jsonl"
 SEEN = {"fashion": 6_000, "textile": None}

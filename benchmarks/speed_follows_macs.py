@@ -33,13 +33,13 @@ import torch
 from torch import nn
 
 import slimvit
-from slimvit.measure.latency.batch_size import fill
-from slimvit.measure.latency.interleave import Contest, compiling
+from slimvit.measure.latency.batch_size import find_batch_size
+from slimvit.measure.latency.interleave import InterleavedTimer, compiling
 from slimvit.measure.latency.machine import device_words
 from slimvit.measure.latency.profile import MATRIX, amdahl, time_shares
 from slimvit.measure.latency.ratios import median_ratio
 from slimvit.measure.latency.timer import by_round, images_for, interleaved
-from slimvit.models.base import attention_blocks
+from slimvit.models.registry import attention_blocks
 from slimvit.prune.costs.base import head_macs
 from slimvit.utils.allocator import keep_freed_memory
 
@@ -71,8 +71,8 @@ def compared(
     models = {arm: build(name, arm).to(device, dtype) for arm in (None, *CUTS)}
     arms = {arm or "plain": model for arm, model in models.items()}
     with torch.inference_mode(), compiling() if compiled else nullcontext():
-        contest = Contest(arms, dict.fromkeys(arms, SIZE), compiled)
-        batch = batch or fill(contest.calls).best
+        contest = InterleavedTimer(arms, dict.fromkeys(arms, SIZE), compiled)
+        batch = batch or find_batch_size(contest.calls).best
         calls = contest.calls(batch)
         system, started = system_seconds(), time.perf_counter()
         times = {arm: by_round(turns) for arm, turns in interleaved(calls, range(pairs)).items()}

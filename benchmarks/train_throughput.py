@@ -33,7 +33,6 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import dispatch_clip_grad
 from torch.nn import functional as F
 
-from slimvit.config.options import Options
 from slimvit.config.recipe import DataSection
 from slimvit.config.training import TrainSection
 from slimvit.data.loaders import preprocessing_of, train_loader
@@ -73,11 +72,13 @@ class Ours:
         self.model = build(args)
         data = open_data(DataSection(name=str(root)))
         self.loader = train_loader(data.train, preprocessing_of(self.model), SECTION, args.batch, args.workers)
-        self.options = Options(precision="bf16" if args.bf16 else "fp32")
+        self.precision = "bf16" if args.bf16 else "fp32"
 
     def epoch(self) -> float:
         """Seconds; the copy of the model and of the optimizer before the epoch are not part of them."""
-        _, history = train(self.model, self.loader, _labels, SECTION, lr=1e-4, engine=open_engine(self.options))
+        _, history = train(
+            self.model, self.loader, _labels, SECTION, lr=1e-4, engine=open_engine(precision=self.precision)
+        )
         return history[0]["seconds"]
 
 

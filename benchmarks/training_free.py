@@ -28,7 +28,7 @@ import slimvit
 from slimvit.data.loaders import draw
 from slimvit.measure.accuracy import Outputs, compare, outputs_of
 from slimvit.measure.flops.count import count_macs
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.prune.criteria.registry import Scores
 
 HERE = Path(__file__).parent

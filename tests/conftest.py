@@ -107,8 +107,8 @@ def counted_once() -> Iterator[None]:
     """Counting MACs takes another quarter, so runs count networks of one form once in a session; `slimvit.count_macs`
     itself, which the tests of the counters call, stays as it is."""
     from slimvit.measure.flops.count import MacCount, count_macs
-    from slimvit.models.base import plan_of
     from slimvit.models.insert_dense import mixes_in
+    from slimvit.models.registry import plan_of
     from slimvit.prune import planner
     from slimvit.workflows import dry_run, state
 
@@ -204,7 +204,7 @@ def masked() -> Callable[..., Any]:
     def mask(model: Any, kept_heads: Iterable[Sequence[int]]) -> Any:
         import copy
 
-        from slimvit.models.base import attention_blocks
+        from slimvit.models.registry import attention_blocks
 
         model = copy.deepcopy(model)
         for view, kept in zip(attention_blocks(model), kept_heads, strict=True):

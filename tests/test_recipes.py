@@ -31,8 +31,8 @@ from slimvit.config.shipped import header, recipe_files
 from slimvit.config.training import TrainSection
 from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.flops.count import MacCount
-from slimvit.models.base import plan_of
 from slimvit.models.insert_dense import mixes_of
+from slimvit.models.registry import plan_of
 from slimvit.utils.errors import RecipeError
 from slimvit.workflows.run import FINETUNE_LR
 from slimvit.workflows.training import ADAPT_LR

@@ -11,7 +11,7 @@ from slimvit.cli import shared
 from slimvit.config.choices import DEVICES, PRECISIONS
 
 
-def words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def precision_words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """`--precision fp32,bf16`, or the option twice."""
     found = dict.fromkeys(word for value in values for word in value.split(","))
     if wrong := [word for word in found if word not in PRECISIONS]:
@@ -31,8 +31,8 @@ def batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 bench_options = shared.options(
     click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of torch, on a CPU. [default: torch's]"),
-    click.option("--precision", "precisions", multiple=True, default=("fp32",), show_default=True, callback=words,
-                 metavar="P", help="fp32, bf16 or fp32,bf16: what weights and images are in."),
+    click.option("--precision", "precisions", multiple=True, default=("fp32",), show_default=True,
+                 callback=precision_words, metavar="P", help="fp32, bf16 or fp32,bf16, of weights and images."),
     click.option("--eager", is_flag=True, help="Time the models as they are (the default)."),
     click.option("--compile", is_flag=True, help="Time them through torch.compile; with --eager, both."),
     click.option("--batches", callback=batches, metavar="N,N", help="Batches to try for throughput. [default: grow]"),

@@ -58,7 +58,7 @@ def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -
     tree["finetune"] = written | shared.dropped_none(training)
     if tree["finetune"].get("teacher") is None:
         tree["finetune"]["teacher"] = _teacher_on_hub(folder) if made_by is None else _teacher(Path(folder), made_by)
-    shared.carry_out(Recipe.parse(tree, "command line" if recipe is None else f"{recipe} and command line"), given)
+    shared.run_and_show(Recipe.parse(tree, "command line" if recipe is None else f"{recipe} and command line"), given)
 
 
 def _written(recipe: str) -> dict[str, Any]:

@@ -41,10 +41,10 @@ def command(model: str, as_json: bool, **given: Any) -> None:
       slimvit inspect vit_digits --data digits
       slimvit inspect runs/digits
     """
-    from slimvit.io.status import has_model, standing
+    from slimvit.io.status import folder_status, has_model
 
     recipe = _recipe(model, given)
-    stands = standing(Path(model))
+    stands = folder_status(Path(model))
     if stands is not None and not has_model(Path(model)):
         click.echo(json.dumps({"folder": stands.to_json()}, indent=1) if as_json else f"{model}: {stands.told}")
         return

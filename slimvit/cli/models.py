@@ -24,14 +24,15 @@ def command(pattern: str, embedded: bool, table: bool, as_json: bool) -> None:
       slimvit models 'deit_*'
       slimvit models 'beit*' --table
     """
-    from slimvit.models.coverage import embedded_models, markdown, prunable_models, support
+    from slimvit.io.saved_model import embedded_models
+    from slimvit.models.coverage import coverage_table, prunable_models, support
     from slimvit.utils.errors import ModelError
 
     if table:
         if embedded:
             raise click.UsageError("--table is about timm's models; leave --embedded out")
         found = support(pattern)
-        click.echo(json.dumps([asdict(row) for row in found], indent=1) if as_json else markdown(found))
+        click.echo(json.dumps([asdict(row) for row in found], indent=1) if as_json else coverage_table(found))
         if not found:
             raise ModelError(f"{pattern}: no timm model with attention matches; `slimvit models --table` shows all")
         return

@@ -29,12 +29,12 @@ def command(model: str, images: tuple[str, ...], compare: str | None, top: int, 
       slimvit predict runs/digits photos/val/digit0/4.png
       slimvit predict runs/digits photos/val --compare vit_digits
     """
-    from slimvit.config.options import Options
     from slimvit.config.recipe import ModelSection
     from slimvit.io.open import open_model
+    from slimvit.utils.device import resolve_device
     from slimvit.workflows.predict import class_names, image_files, predict
 
-    files, where = image_files(images), Options(device=device).torch_device()
+    files, where = image_files(images), resolve_device(device)
     answers: dict[str, Answers] = {}
     for name in dict.fromkeys(filter(None, (model, compare))):
         opened: Any = open_model(ModelSection(name=name)).to(where)

@@ -78,7 +78,7 @@ def command(model: str, dry_run: bool, **given: Any) -> None:
     if dry_run:
         _plan_only(recipe, given)
     else:
-        shared.carry_out(recipe, given)
+        shared.run_and_show(recipe, given)
 
 
 def _no_idle_options(given: dict[str, Any]) -> None:
@@ -109,12 +109,12 @@ def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
-    from slimvit.workflows.dry_run import forecast_of, forecast_text
+    from slimvit.workflows.dry_run import estimate, estimate_text
     from slimvit.workflows.run import dry_run
 
-    now, plan = dry_run(recipe, shared.how(given))
-    forecast = forecast_of(now, plan)
-    click.echo(json.dumps(forecast, indent=1) if given["as_json"] else forecast_text(forecast))
+    state, plan = dry_run(recipe, shared.how(given))
+    forecast = estimate(state, plan)
+    click.echo(json.dumps(forecast, indent=1) if given["as_json"] else estimate_text(forecast))
     if given["out"] is not None:
         edit = "kept_heads" if plan.kept_neurons == plan.neurons else "kept_heads and kept_neurons"
         click.echo(f"\nplan: {given['out'] / 'plan.json'} (edit {edit}, then give it to --plan)", err=given["as_json"])

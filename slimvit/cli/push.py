@@ -11,7 +11,7 @@ import click
 from slimvit.io.hub.name import FOLDERS
 
 if TYPE_CHECKING:
-    from slimvit.workflows.push.contents import Parcel
+    from slimvit.workflows.push.contents import UploadContents
 
 
 @click.command()
@@ -45,10 +45,10 @@ def command(run: Path, dry_run: bool, as_json: bool, **given: Any) -> None:
     Example:
       slimvit push runs/digits me/digits-half --license apache-2.0 --dry-run
     """
-    from slimvit.workflows.push.contents import PushOptions, pack
+    from slimvit.workflows.push.contents import PushOptions, upload_contents
 
     options = PushOptions(**given)
-    parcel = pack(run, options)
+    parcel = upload_contents(run, options)
     _tell(parcel, run)
     if dry_run:
         _show(parcel, as_json)
@@ -59,7 +59,7 @@ def command(run: Path, dry_run: bool, as_json: bool, **given: Any) -> None:
     click.echo(json.dumps(done, indent=1) if as_json else f"{done['url']}\nload it: slimvit.load({done['model']!r})")
 
 
-def _tell(parcel: Parcel, run: Path) -> None:
+def _tell(parcel: UploadContents, run: Path) -> None:
     """What a user should know before it is public."""
     if parcel.left_out:
         click.echo(f"{run}: left out: {', '.join(parcel.left_out)}", err=True)
@@ -67,7 +67,7 @@ def _tell(parcel: Parcel, run: Path) -> None:
         click.echo(f"{run}: its recipe, which is pushed, names places here: {', '.join(parcel.places)}", err=True)
 
 
-def _show(parcel: Parcel, as_json: bool) -> None:
+def _show(parcel: UploadContents, as_json: bool) -> None:
     sizes = {path: file.stat().st_size for path, file in parcel.files.items()}
     if as_json:
         click.echo(json.dumps({"repo": parcel.repo, "files": sizes, "left_out": parcel.left_out, "card": parcel.card}))

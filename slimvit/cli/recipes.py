@@ -18,7 +18,7 @@ def command() -> None:
 
 
 @command.command("list")
-def list_() -> None:
+def list_recipes() -> None:
     """Names of the shipped recipes and sweeps, and what each does.
 
     \b
@@ -38,7 +38,7 @@ def list_() -> None:
 
 @command.command()
 @click.argument("name")
-def show(name: str) -> None:
+def show_recipe(name: str) -> None:
     """Print recipe or sweep NAME.
 
     \b
@@ -52,7 +52,7 @@ def show(name: str) -> None:
 @click.argument("name")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
-def copy(name: str, target: Path, force: bool) -> None:
+def copy_recipe(name: str, target: Path, force: bool) -> None:
     """Copy recipe or sweep NAME to the file TARGET, to be edited.
 
     \b
@@ -76,7 +76,7 @@ def copy(name: str, target: Path, force: bool) -> None:
 
 @command.command()
 @click.argument("names", nargs=-1, required=True, metavar="RECIPE...")
-def check(names: tuple[str, ...]) -> None:
+def check_recipe(names: tuple[str, ...]) -> None:
     """Check recipes and sweeps (files or shipped names) without running them; every defect is named.
 
     \b
@@ -84,12 +84,12 @@ def check(names: tuple[str, ...]) -> None:
       slimvit recipes check digits_half
     """
     from slimvit.config.recipe import Recipe
-    from slimvit.config.shipped import is_sweep, shipped_path
+    from slimvit.config.shipped import is_shipped_sweep, shipped_path
     from slimvit.config.sweep import Sweep, points_of
 
     for name in names:
         path = shipped_path(name)
-        if is_sweep(path):
+        if is_shipped_sweep(path):
             points_of(Sweep.read(path), str(path))
         else:
             Recipe.read(path)

@@ -10,13 +10,13 @@ import click
 
 if TYPE_CHECKING:
     from slimvit.report.compare.comparison import Comparison
-    from slimvit.report.compare.measurement import Gathered
-    from slimvit.report.compare.pick import Wish
+    from slimvit.report.compare.measurement import CollectedRuns
+    from slimvit.report.compare.pick import PickRule
 
 FOLDER = click.Path(path_type=Path)
 
 
-def wishes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[Wish]:
+def pick_rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[PickRule]:
     from slimvit.report.compare.pick import PickError, parse_pick
 
     try:
@@ -36,7 +36,7 @@ def wishes(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     "--pick",
     "picks",
     multiple=True,
-    callback=wishes,
+    callback=pick_rules,
     metavar="BOUND",
     help="Name the point to take: 'top1 >= -1.0' is the one with the fewest FLOPs among those that lose at most "
     "a point, 'macs <= 0.6' the most accurate among those with at most 60 % of the original's. Also top5, "
@@ -62,28 +62,28 @@ def command(places: tuple[Path, ...], references: tuple[Path, ...], allow_mixed:
       slimvit report runs/digits
       slimvit report runs/digits --pick "macs <= 0.9" --out runs/tradeoff
     """  # fmt: skip
-    from slimvit.io.sweep_folder import is_sweep
+    from slimvit.io.sweep_folder import is_sweep_folder
 
     asked = given["out"] or given["as_json"] or given["picks"] or references
-    if len(places) == 1 and not asked and not is_sweep(places[0]):
+    if len(places) == 1 and not asked and not is_sweep_folder(places[0]):
         from slimvit.report.compare.collect import run_folder
         from slimvit.report.record import Report
-        from slimvit.report.run.table import markdown
+        from slimvit.report.run.table import report_markdown
 
-        click.echo(markdown(Report.read(run_folder(places[0]) / "report.json")))
+        click.echo(report_markdown(Report.read(run_folder(places[0]) / "report.json")))
         return
-    from slimvit.report.compare.collect import gather
+    from slimvit.report.compare.collect import collect_runs
     from slimvit.report.compare.comparison import compare_runs
 
-    gathered = gather(places, references, allow_mixed)
+    gathered = collect_runs(places, references, allow_mixed)
     check_apart(gathered, given["out"])
     comparison = compare_runs(gathered, given["picks"])
     if given["out"] is not None:
-        write(comparison, given["out"], given["force"])
-    show(comparison, given["as_json"])
+        write_report(comparison, given["out"], given["force"])
+    show_comparison(comparison, given["as_json"])
 
 
-def check_apart(gathered: Gathered, out: Path | None) -> None:
+def check_apart(gathered: CollectedRuns, out: Path | None) -> None:
     """Raise `StoreError` where --force would put the report in the place of what it is on."""
     from slimvit.utils.errors import StoreError
 
@@ -93,15 +93,15 @@ def check_apart(gathered: Gathered, out: Path | None) -> None:
         raise StoreError(f"{out}: holds runs that the report is on; name another folder for --out")
 
 
-def write(comparison: Comparison, out: Path, force: bool) -> None:
-    from slimvit.report.compare import write
+def write_report(comparison: Comparison, out: Path, force: bool) -> None:
+    from slimvit.report.compare.write import write_comparison
     from slimvit.utils.output import new_folder
 
     with new_folder(out, force) as folder:
-        write.write(comparison, folder)
+        write_comparison(comparison, folder)
 
 
-def show(comparison: Comparison, as_json: bool) -> None:
+def show_comparison(comparison: Comparison, as_json: bool) -> None:
     """The result on stdout, what must be known before reading it on stderr."""
     for note in comparison.notes:
         click.echo(f"note: {note}", err=True)

@@ -41,7 +41,7 @@ def command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
     tree = read.model_dump(mode="json")
     tree["data"].update(over.get("data", {}))
     tree["seed"] = over.get("seed", tree["seed"])
-    shared.carry_out(Recipe.parse(tree, recipe), given)
+    shared.run_and_show(Recipe.parse(tree, recipe), given)
 
 
 def _follow_stdin() -> None:
@@ -54,11 +54,11 @@ def _follow_stdin() -> None:
 def _file(recipe: str, given: dict[str, Any]) -> Path:
     """The recipe's file; with --resume, that of the run in the folder that was named."""
     from slimvit.config.shipped import recipe_path
-    from slimvit.utils.lock import mend
+    from slimvit.utils.lock import clean_up
 
     folder = Path(recipe)
     if given["resume"]:
-        mend(folder)
+        clean_up(folder)
     if not (given["resume"] and folder.is_dir()):
         return recipe_path(recipe)
     from slimvit.utils.errors import StoreError

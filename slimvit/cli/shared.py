@@ -186,32 +186,32 @@ def need_data(given: dict[str, Any]) -> None:
         raise click.UsageError("Missing option '--data': a folder with train/CLASS and val/CLASS, digits, or a name")
 
 
-def carry_out(recipe: Recipe, given: dict[str, Any]) -> None:
+def run_and_show(recipe: Recipe, given: dict[str, Any]) -> None:
     """Run a recipe and print its report on stdout."""
     if recipe.prune.target_latency is None:  # which is measured as another program will meet it
         keep_freed_memory()
     from slimvit.io.load import pinned
-    from slimvit.utils.lock import mend
+    from slimvit.utils.lock import clean_up
     from slimvit.workflows.run import run
     from slimvit.workflows.run_folder import finished
 
     options, recipe = how(given), pinned(recipe)
     if options.resume and options.out is not None:
-        mend(options.out)
+        clean_up(options.out)
     if options.resume and options.out is not None and (report := finished(options.out, recipe)) is not None:
         click.echo(f"{options.out}: this run is finished", err=True)
-        show(report, given.get("as_json", False))
+        show_report(report, given.get("as_json", False))
         return
-    now = run(recipe, options)
-    now.engine.close()
-    if not now.engine.is_main:
+    state = run(recipe, options)
+    state.engine.close()
+    if not state.engine.is_main:
         return
-    show(now.report, given.get("as_json", False))
+    show_report(state.report, given.get("as_json", False))
     if given.get("out") is not None:
         click.echo(f"\nrun folder: {given['out']}", err=given.get("as_json", False))
 
 
-def show(report: Report, as_json: bool) -> None:
+def show_report(report: Report, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=1))
         return

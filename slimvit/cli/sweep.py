@@ -63,19 +63,19 @@ def command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: Any) -> 
 
 
 def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given: dict[str, Any]) -> None:
-    from slimvit.cli.report import show
-    from slimvit.utils.lock import claimed
+    from slimvit.cli.report import show_comparison
+    from slimvit.utils.lock import locked
     from slimvit.workflows.sweep.sweep import begin_anew, report_on, sweep
 
     keep_freed_memory()
-    with claimed(out):
+    with locked(out):
         if given.pop("force"):
             begin_anew(out)
         del given["out"]
         contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
         comparison = report_on(out, contents)
     if comparison is not None:
-        show(comparison, as_json=False)
+        show_comparison(comparison, as_json=False)
         click.echo(f"\nreport: {out / 'report'} (tradeoff.html and more)")
     failed = [entry for entry in contents.points if entry.error]
     for entry in failed:

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from slimvit.utils.errors import SlimvitError
-
-if TYPE_CHECKING:
-    import torch
 
 
 @dataclass(frozen=True)
@@ -35,18 +29,6 @@ class Options:
     """A folder with what several runs have in common (shelf.py); a run takes from it what it can, and adds the rest."""
     log_with: str | None = None
     """`tensorboard` or `wandb`: the rows of history.csv go there too."""
-
-    def torch_device(self) -> torch.device:
-        """The device to run on; `auto` takes CUDA, then MPS, then the CPU."""
-        import torch
-
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if self.device == "auto":
-            return torch.device(next(d for d in ("cuda", "mps", "cpu") if there[d]))
-        if not there.get(self.device.split(":")[0], False):
-            have = ", ".join(d for d, ok in there.items() if ok)
-            raise SlimvitError(f"device {self.device}: not on this machine; it has {have}")
-        return torch.device(self.device)
 
     def flags(self) -> list[str]:
         """The options as one gives them on the command line, apart from those about folders."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimvit.utils.errors import RecipeError, nearest
-from slimvit.utils.reading import Unreadable, read_text
+from slimvit.utils.files import Unreadable, read_text
 
 _PACKAGE = Path(__file__).parents[1]
 FOLDER = next((f for f in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if f.is_dir()), _PACKAGE / "recipes")
@@ -45,7 +45,7 @@ def shipped_path(name: str) -> Path:
     return _found(name, sweep_files() | recipe_files(), "recipe")
 
 
-def is_sweep(path: Path) -> bool:
+def is_shipped_sweep(path: Path) -> bool:
     """Whether a file is a sweep rather than a recipe, as far as its first words tell."""
     if path in sweep_files().values():
         return True

@@ -43,7 +43,7 @@ class NamedPoint(Section):
     """Setting (`prune.ratio`) -> value."""
 
 
-class Claim(Section):
+class PublishedFigure(Section):
     """A published figure."""
 
     point: str | None = None
@@ -74,7 +74,7 @@ class Sweep(Document):
     base: str | dict[str, Any] | None = None
     points: list[NamedPoint] = Field(default_factory=list)
     grid: dict[str, list[Any]] = Field(default_factory=dict)
-    claims: list[Claim] = Field(default_factory=list)
+    claims: list[PublishedFigure] = Field(default_factory=list)
 
     def contradictions(self) -> list[str]:
         names = [p.name for p in self.points]

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from slimvit.config.training import Section
 from slimvit.config.validation import defects_of
 from slimvit.utils.errors import RecipeError
-from slimvit.utils.reading import Unreadable, read_yaml
+from slimvit.utils.files import Unreadable, read_yaml
 
 
 class Document(Section):

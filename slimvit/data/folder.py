@@ -57,7 +57,7 @@ def _contents(root: Path) -> str:
     folders = [f"{e.name}/" for e in entries if e.is_dir()]
     files = len(entries) - len(folders)
     counted = [f"{files} file{'s' if files > 1 else ''}"] if files else []
-    return " and ".join([listed(folders)] * bool(folders) + counted) or "nothing"
+    return " and ".join([name_list(folders)] * bool(folders) + counted) or "nothing"
 
 
 def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
@@ -91,7 +91,7 @@ def _check_same_classes(
         with_classes, without = (train_folder, val_folder) if train_classes else (val_folder, train_folder)
         raise DataError(f"{without}: images without class folders, but {with_classes} has classes; {LAYOUT}")
     differences = [
-        f"{listed(sorted(set(here) - set(there)))} only in {folder}"
+        f"{name_list(sorted(set(here) - set(there)))} only in {folder}"
         for here, there, folder in (
             (train_classes, val_classes, train_folder),
             (val_classes, train_classes, val_folder),
@@ -104,7 +104,7 @@ def _check_same_classes(
         )
 
 
-def listed(words: Iterable[str], most: int = 5) -> str:
+def name_list(words: Iterable[str], most: int = 5) -> str:
     """`a, b, c and 7 more`."""
     shown = list(words)
     rest = len(shown) - most

@@ -5,7 +5,10 @@ Neither kind of loader touches the caller's random states.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from slimvit.config.training import TrainSection
@@ -113,3 +116,7 @@ def _sampler(dataset: Images, section: TrainSection, seed: int) -> TrainSampler:
 def _own_generator(seed: int) -> torch.Generator:
     """A DataLoader without one draws its workers' base seed from the caller's generator."""
     return torch.Generator().manual_seed(seed)
+
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+"""Batches of (images [B, C, H, W], labels [B]; -1 where there is none), iterable more than once."""

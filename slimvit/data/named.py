@@ -78,7 +78,7 @@ def prefix_of(name: str) -> str:
     return prefix.lower() if slash and prefix.lower() in PACKAGES else ""
 
 
-def open_named(section: DataSection, seed: int = 0) -> Splits:
+def open_named_data(section: DataSection, seed: int = 0) -> Splits:
     """The two splits of a named data set and its class names ("0".."C-1" where the data set names none).
 
     A streamed data set (`wds/`, `tfds/`, `hfids/`) is held in memory: the first ``train_images`` of its training

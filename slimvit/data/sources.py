@@ -9,7 +9,7 @@ from slimvit.config.recipe import DataSection
 from slimvit.data.digits import open_digits
 from slimvit.data.folder import open_folder
 from slimvit.data.images import Images, Splits
-from slimvit.data.named import PACKAGES, TORCH_NAMES, open_named, prefix_of
+from slimvit.data.named import PACKAGES, TORCH_NAMES, open_named_data, prefix_of
 from slimvit.data.subsets import check_images, draw
 from slimvit.utils.errors import DataError, nearest
 
@@ -64,7 +64,7 @@ def _open(section: DataSection, seed: int) -> Splits:
     if section.name == "digits":
         return open_digits()
     if prefix_of(section.name):
-        return open_named(section, seed)
+        return open_named_data(section, seed)
     root = Path(section.name).expanduser()
     if root.is_dir():
         return open_folder(root, section.train_split, section.val_split)

@@ -10,7 +10,8 @@ from timm.models._features import FeatureGetterNet
 from torch import nn
 
 from slimvit.io.load import load
-from slimvit.models.base import TimmModule, attention_blocks, model_name
+from slimvit.models.base import TimmModule
+from slimvit.models.registry import attention_blocks, model_name
 from slimvit.utils.errors import ModelError
 
 FROM_ONE_STAGE = 4

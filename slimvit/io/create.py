@@ -11,9 +11,10 @@ from torch import nn
 from slimvit.io.hub.name import is_hub_name
 from slimvit.io.hub.timm_repo import timm_repo
 from slimvit.models import build
-from slimvit.models.base import TimmModule, plan_of
+from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import insert_dense_attention
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import plan_of
 from slimvit.prune.ratio_search import heads_per_block
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import ModelError
@@ -49,7 +50,7 @@ def create_model(
     if heads is not None and (pretrained or weights is not None):
         raise ModelError(f"{name}: heads={heads} builds a network without weights; to cut a pretrained one, prune it")
     pretrained = heads is None if pretrained is None else pretrained
-    build_model = _from_hub if is_hub_name(name) else build.create_model
+    build_model = _from_hub if is_hub_name(name) else build.build_model
     model = build_model(
         name, pretrained=pretrained, weights=weights, img_size=img_size, num_classes=num_classes, args=args
     )
@@ -72,7 +73,7 @@ def _from_hub(
     file = weights if weights is not None else repo.weights
     classes = num_classes if file is not None or num_classes is not None else repo.num_classes
     try:
-        model: TimmModule = build.create_model(
+        model: TimmModule = build.build_model(
             repo.architecture, pretrained=False, weights=file, img_size=img_size, num_classes=classes,
             args=repo.args | (args or {}), cfg=repo.cfg,
         )  # fmt: skip

@@ -15,7 +15,7 @@ from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.hub.timm_repo import CONFIG
 from slimvit.utils.errors import SlimvitError, StoreError
-from slimvit.utils.reading import MOST
+from slimvit.utils.files import MOST
 
 DESCRIPTIONS = (saved_model.DESCRIPTION, CONFIG)
 """What a repository with a model holds, by which it is known."""
@@ -30,7 +30,7 @@ def load(folder: str | Path) -> nn.Module:
     :class:`~slimvit.utils.errors.ModelError` for what cannot be fetched.
     """
     if not is_hub_name(folder):
-        return saved_model.load(folder)
+        return saved_model.load_folder(folder)
     found = saved_folder(str(folder))
     if found is None:
         raise StoreError(
@@ -38,7 +38,7 @@ def load(folder: str | Path) -> nn.Module:
             "slimvit.create_model"
         )
     with named(folder, found):
-        return saved_model.load(found)
+        return saved_model.load_folder(found)
 
 
 def saved_folder(name: str) -> Path | None:

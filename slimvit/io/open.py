@@ -17,9 +17,9 @@ from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.load import named, pinned_section, saved_folder
 from slimvit.models.base import TimmModule
 from slimvit.utils.errors import ModelError
+from slimvit.utils.files import MOST
 from slimvit.utils.output import UNFINISHED
-from slimvit.utils.progress import say
-from slimvit.utils.reading import MOST
+from slimvit.utils.progress import log
 
 
 def open_model(section: ModelSection) -> nn.Module:
@@ -48,7 +48,7 @@ def open_model(section: ModelSection) -> nn.Module:
             f"{section.name}: a saved model brings its own weights and arguments; drop {', '.join(refused)}"
         )
     with named(section.name, folder):
-        model: TimmModule = saved_model.load(folder)
+        model: TimmModule = saved_model.load_folder(folder)
     if section.img_size is not None:
         model.set_input_size(section.img_size)
     if section.num_classes is not None and section.num_classes != model.num_classes:
@@ -83,5 +83,5 @@ def teacher_on_hub(name: str) -> ModelSection | None:
         anywhere = is_hub_name(section.name) or section.name in EMBEDDED or timm.is_model(section.name)
         if anywhere and section.weights is None and section.pretrained:
             return section
-    say(f"{name}: its uncut network is not on the Hub, so there is none to learn from")
+    log(f"{name}: its uncut network is not on the Hub, so there is none to learn from")
     return None

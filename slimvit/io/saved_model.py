@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,16 +18,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from slimvit.config.choices import DenseMix
+from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.flops.count import input_size_of
 from slimvit.models.arguments import defects_of_arguments
-from slimvit.models.base import TimmModule, arguments_of, plan_of
+from slimvit.models.base import TimmModule
 from slimvit.models.build import ModelSource, check_timm
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import arguments_of, plan_of
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError, SlimvitError, StoreError
+from slimvit.utils.files import Unreadable, check_regular, read_json
 from slimvit.utils.output import new_folder
-from slimvit.utils.reading import Unreadable, check_regular, read_json
 
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "slim.json", "model.safetensors"
@@ -82,7 +85,7 @@ def save(
 
 def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
     """slim.json and model.safetensors, into an existing folder."""
-    source = describe(model)
+    source = description_of(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     try:
         skeleton = _skeleton(source, plan_of(model), dense_mix(model))
@@ -124,7 +127,7 @@ def safetensors_errors() -> Iterator[None]:
         raise
 
 
-def describe(model: TimmModule) -> ModelSource:
+def description_of(model: TimmModule) -> ModelSource:
     """The timm name and the arguments that build this model's uncut form as it is now."""
     source = getattr(model, "slim_source", None)
     if source is None:
@@ -149,7 +152,7 @@ def describe(model: TimmModule) -> ModelSource:
     return ModelSource(source.name, args)
 
 
-def load(folder: str | Path) -> nn.Module:
+def load_folder(folder: str | Path) -> nn.Module:
     """The model of a run folder, in eval mode on the CPU: a timm model, only narrower.
 
     Everything is checked before anything is built: format version, names, bounds, tensor shapes, checksum. Raises
@@ -311,3 +314,18 @@ def _preprocessing(model: TimmModule) -> dict[str, Any]:
 
 def _for_timm(preprocessing: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.items()}
+
+
+def embedded_models(pattern: str = "*") -> list[dict[str, str]]:
+    """Name and description of every shipped model matching ``pattern``."""
+    rows = []
+    for name, folder in EMBEDDED.items():
+        if not fnmatch(name, pattern):
+            continue
+        info = read_description(folder)
+        args = ", ".join(
+            f"{k} {v}" for k, v in info.model_args.items() if k in ("embed_dim", "depth", "depths", "num_heads")
+        )
+        about = f"{info.model} ({args}), {info.num_classes} classes"
+        rows.append({"model": name, "about": about})
+    return rows

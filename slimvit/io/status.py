@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slimvit.io.sweep_folder import is_sweep, point_folder, read_contents
-from slimvit.utils.lock import OLD, UNFINISHED, leftovers, writer
+from slimvit.io.sweep_folder import is_sweep_folder, point_folder, read_contents
+from slimvit.utils.lock import OLD, UNFINISHED, lock_owner, stale_files
 from slimvit.utils.output import EXPORT, entries
 
 MODEL, REPORT, HISTORY = "slim.json", "report.json", "history.csv"
 
 
 @dataclass(frozen=True)
-class Standing:
+class FolderStatus:
     state: str
     """`whole`, `unfinished`, `sweep`, or `nothing`, where only what a killed process left is there."""
     told: str
@@ -31,16 +31,16 @@ class Standing:
         return asdict(self)
 
 
-def standing(folder: Path) -> Standing | None:
+def folder_status(folder: Path) -> FolderStatus | None:
     """How ``folder`` stands; None where nothing of slimvit's is or was about to be. Raises :class:`StoreError` for the
     contents of a sweep that are damaged."""
-    busy = writer(folder)
-    found = _sweep(folder) if is_sweep(folder) else _run(folder)
+    busy = lock_owner(folder)
+    found = _sweep(folder) if is_sweep_folder(folder) else _run(folder)
     if busy is not None:
         now = "nothing yet" if found is None or found.state == "nothing" else found.told
         told = f"{busy} is writing to it; so far it holds {now}"
         state, points = ("nothing", None) if found is None else (found.state, found.points)
-        return Standing(state, told, writer=busy, points=points)
+        return FolderStatus(state, told, writer=busy, points=points)
     return found
 
 
@@ -49,24 +49,24 @@ def has_model(folder: Path) -> bool:
     return (folder / MODEL).is_file()
 
 
-def _run(folder: Path) -> Standing | None:
+def _run(folder: Path) -> FolderStatus | None:
     if (folder / UNFINISHED).is_dir():
         go_on = f"slimvit run {shlex.quote(str(folder))} --resume"
         beside = "the whole run that it is to replace, and " if has_model(folder) else ""
         told = f"{beside}an unfinished run ({_epochs(folder)} of its training saved); go on with: {go_on}"
-        return Standing("unfinished", told, go_on)
+        return FolderStatus("unfinished", told, go_on)
     if has_model(folder):
-        return Standing("whole", "a whole run" if (folder / REPORT).is_file() else "a whole saved model")
+        return FolderStatus("whole", "a whole run" if (folder / REPORT).is_file() else "a whole saved model")
     if (folder / EXPORT).is_file():
-        return Standing("whole", "a whole export")
-    left = leftovers(folder)
+        return FolderStatus("whole", "a whole export")
+    left = stale_files(folder)
     if not left or entries(folder):
         return None
     if any(path.suffix == OLD for path in left):
         told = "nothing, for a killed process left its content aside; the next command that writes to it puts it back"
     else:
         told = "nothing yet, only what a killed process left beside it; the next command that writes to it clears that"
-    return Standing("nothing", told)
+    return FolderStatus("nothing", told)
 
 
 def _epochs(folder: Path) -> str:
@@ -76,7 +76,7 @@ def _epochs(folder: Path) -> str:
     return f"{count} epoch{'s' * (count != 1)}"
 
 
-def _sweep(folder: Path) -> Standing:
+def _sweep(folder: Path) -> FolderStatus:
     entries = read_contents(folder).points
     folders = [point_folder(folder, entry.id) for entry in entries]
     done = sum((f / REPORT).is_file() and not (f / UNFINISHED).exists() for f in folders)
@@ -84,4 +84,4 @@ def _sweep(folder: Path) -> Standing:
     told = f"a sweep with {done} of {len(entries)} points done" + (f", {failed} failed" if failed else "")
     if done < len(entries):
         told += "; the command that began it goes on with the rest"
-    return Standing("sweep", told, points=(done, len(entries)))
+    return FolderStatus("sweep", told, points=(done, len(entries)))

@@ -8,10 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from slimvit.config.sweep import Claim
+from slimvit.config.sweep import PublishedFigure
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import write_whole
-from slimvit.utils.reading import Unreadable, read_json
+from slimvit.utils.files import Unreadable, read_json, write_whole
 
 FORMAT_VERSION = 1
 CONTENTS, POINTS, SWEEP = "points.json", "points", "sweep.yaml"
@@ -37,13 +36,13 @@ class Contents(BaseModel):
 
     format_version: int = FORMAT_VERSION
     points: list[Entry]
-    claims: list[Claim] = Field(default_factory=list)
+    claims: list[PublishedFigure] = Field(default_factory=list)
     commits: dict[str, str] = Field(default_factory=dict)
     """Models on the Hub that the sweep names without a commit -> the name with the commit that they had when it was
     first called."""
 
 
-def is_sweep(folder: Path) -> bool:
+def is_sweep_folder(folder: Path) -> bool:
     return (folder / CONTENTS).is_file()
 
 

@@ -11,11 +11,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 
-from slimvit.models.empty import NoAttention, NoNorm
+from slimvit.models.empty import EmptyAttention, EmptyNorm
 from slimvit.models.head_parts import HeadParts
-from slimvit.models.mlp import hidden_neurons
-from slimvit.models.plan import BlockPlan, SlimPlan
-from slimvit.utils.errors import ModelError
 
 TimmModule: TypeAlias = Any
 """A module whose attributes timm defines (``blocks``, ``qkv``, ``num_heads``): to mypy, every attribute of an
@@ -207,50 +204,12 @@ def is_dense(module: nn.Module) -> bool:
     return hasattr(type(module), "plain")
 
 
-def families() -> tuple[Family, ...]:
-    from slimvit.models.families.beit import BEIT
-    from slimvit.models.families.eva import EVA
-    from slimvit.models.families.swin import SWIN
-    from slimvit.models.families.swin_v2 import SWIN_V2
-    from slimvit.models.families.vit import VIT
-
-    return (VIT, SWIN, SWIN_V2, BEIT, EVA)
-
-
-def model_name(model: TimmModule) -> str:
-    """The timm name of a model, or its class name."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return cfg.get("architecture") or type(model).__name__
-
-
-def family_of(model: nn.Module) -> Family:
-    """The adapter of a model; raises :class:`ModelError` for every model that is not understood."""
-    found = family_or_reason(model)
-    if isinstance(found, Family):
-        return found
-    supported = "; ".join(f.supported for f in families())
-    raise ModelError(f"{model_name(model)}: {found}; supported: {supported}")
-
-
-def family_or_reason(model: nn.Module) -> Family | str:
-    """The adapter of a model, or why there is none."""
-    for family in families():
-        if family.owns(model):
-            return family.check(model) or family
-    return f"{type(model).__module__}.{type(model).__name__} is not a model slimvit can prune"
-
-
-def arguments_of(model: nn.Module) -> dict[str, Any]:
-    """See :class:`Family`; nothing for a model of no family."""
-    return next((family.arguments(model) for family in families() if family.owns(model)), {})
-
-
 def fits_block(block: TimmModule, name: str, blocks: tuple[type, ...], attentions: tuple[type, ...]) -> str | None:
     """Why a block is none of timm's ``blocks`` around one of its ``attentions``; None when it is."""
     if plain_type(block) not in blocks:
         return f"{name} is a {type(block).__name__}, not timm's {_or(blocks)}"
     attn = block.attn
-    if plain_type(attn) not in (*attentions, NoAttention):
+    if plain_type(attn) not in (*attentions, EmptyAttention):
         return f"{name}.attn is a {type(attn).__module__}.{type(attn).__name__}, not timm's {_or(attentions)}"
     if not isinstance(getattr(block.mlp, "fc2", None), nn.Linear):
         return f"{name}.mlp is a {type(block.mlp).__name__} without a linear fc2"
@@ -260,44 +219,10 @@ def fits_block(block: TimmModule, name: str, blocks: tuple[type, ...], attention
 def fits_post_norm(block: TimmModule, name: str) -> str | None:
     """Why the norms behind the branches of a block are none that the refit can look through; None when they are."""
     for norm in (block.norm1, block.norm2):
-        if not isinstance(norm, nn.LayerNorm | NoNorm):
+        if not isinstance(norm, nn.LayerNorm | EmptyNorm):
             return f"{name} is normalised by a {type(norm).__name__}, not by a LayerNorm"
     return None
 
 
 def _or(types: tuple[type, ...]) -> str:
     return " or ".join(t.__name__ for t in types)
-
-
-def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
-    return family_of(model).attention_blocks(model)
-
-
-def steps(model: nn.Module) -> list[Branch | Step]:
-    return family_of(model).steps(model)
-
-
-def plan_of(model: TimmModule) -> SlimPlan:
-    """The heads and neurons a model keeps, by original id: all of them until it is pruned."""
-    plan = getattr(model, "slim_plan", None)
-    if plan is not None:
-        return plan
-    counts = [(b, b.attn.num_heads, hidden_neurons(b.mlp)) for b in attention_blocks(model)]
-    full = tuple(BlockPlan(b.name, h, tuple(range(h)), b.stage, n, tuple(range(n))) for b, h, n in counts)
-    return SlimPlan(full, model_name(model))
-
-
-def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
-    """Whether ``model`` may have come from ``other`` by cutting or inserting dense attention, weights aside."""
-    try:
-        mine, theirs = plan_of(model).blocks, plan_of(other).blocks
-    except ModelError:  # of no family that slimvit cuts
-        return False
-    if (model_name(other), other.num_features, len(theirs)) != (model_name(model), model.num_features, len(mine)):
-        return False
-    return all(
-        (t.heads, t.neurons) == (m.heads, m.neurons)
-        and {*t.kept_heads} >= {*m.kept_heads}
-        and {*t.kept_neurons} >= {*m.kept_neurons}
-        for t, m in zip(theirs, mine, strict=True)
-    )

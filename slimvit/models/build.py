@@ -38,7 +38,7 @@ def check_timm(
         raise ModelError(f"{told}; pip install -U 'timm>={wanted}'")
 
 
-def create_model(
+def build_model(
     name: str,
     *,
     pretrained: bool = True,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import TypeAlias
 
 import timm
 import torch
 from torch import nn
 
-from slimvit.io.embedded import EMBEDDED
-from slimvit.io.saved_model import read_description
-from slimvit.models.base import AttentionBlock, Family, family_or_reason
+from slimvit.models.base import AttentionBlock, Family
 from slimvit.models.mlp import why_neurons_stay
+from slimvit.models.registry import family_or_reason
 from slimvit.utils.progress import track
 
 MODULES = (
@@ -27,21 +25,6 @@ MODULES = (
     "eva",
 )
 """timm's modules that hold the supported families."""
-
-
-def embedded_models(pattern: str = "*") -> list[dict[str, str]]:
-    """Name and description of every shipped model matching ``pattern``."""
-    rows = []
-    for name, folder in EMBEDDED.items():
-        if not fnmatch(name, pattern):
-            continue
-        info = read_description(folder)
-        args = ", ".join(
-            f"{k} {v}" for k, v in info.model_args.items() if k in ("embed_dim", "depth", "depths", "num_heads")
-        )
-        about = f"{info.model} ({args}), {info.num_classes} classes"
-        rows.append({"model": name, "about": about})
-    return rows
 
 
 def prunable_models(pattern: str) -> list[dict[str, str]]:
@@ -115,7 +98,7 @@ def _shape_of(name: str) -> nn.Module | str:
         return f"could not be looked at: {type(error).__name__}"
 
 
-def markdown(rows: Iterable[Support]) -> str:
+def coverage_table(rows: Iterable[Support]) -> str:
     """The page that ``slimvit models --table`` prints."""
     lines = [
         "# What can be done with timm's models",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class NoNorm(nn.Identity):
+class EmptyNorm(nn.Identity):
     """In place of the norm in front of it. Swin's block reads device and dtype off its ``weight``."""
 
     def __init__(self, norm: nn.Module) -> None:
@@ -18,7 +18,7 @@ class NoNorm(nn.Identity):
         self.register_buffer("weight", torch.empty(0, device=like.device, dtype=like.dtype), persistent=False)
 
 
-class NoAttention(nn.Module):
+class EmptyAttention(nn.Module):
     """Outputs the bias of the old ``proj`` for every token, whatever the input: what an attention without heads does.
 
     ``proj`` is a linear layer of no inputs, so that the state dict keeps timm's names (``attn.proj.bias``; the
@@ -40,7 +40,7 @@ class NoAttention(nn.Module):
         """Swin's attention has a table to resize; without heads there is none."""
 
 
-class NoMlp(nn.Module):
+class EmptyMlp(nn.Module):
     """The same for an MLP without neurons: ``fc2`` has no inputs."""
 
     def __init__(self, fc2: nn.Linear) -> None:

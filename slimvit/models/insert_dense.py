@@ -11,23 +11,16 @@ import torch
 from torch import nn
 
 from slimvit.config.choices import DENSE_INITS, DENSE_MIXES
-from slimvit.models.base import (
-    AttentionBlock,
-    TimmModule,
-    attention_blocks,
-    family_of,
-    model_name,
-    plain_type,
-    plan_of,
-)
+from slimvit.models.base import AttentionBlock, TimmModule, plain_type
 from slimvit.models.dense.layers import DenseBlocks, MixesValues
 from slimvit.models.dense.mixing import Pair, mix_size, pairs_of
-from slimvit.models.families.dense_beit import DenseBeitAttention, DenseBeitBlock
-from slimvit.models.families.dense_eva import DenseAttentionRope, DenseEvaAttention, DenseEvaBlock
-from slimvit.models.families.dense_swin import DenseSwinBlock, DenseWindowAttention
-from slimvit.models.families.dense_vit import DenseAttention, DenseBlock
+from slimvit.models.families.beit import DenseBeitAttention, DenseBeitBlock
+from slimvit.models.families.eva import DenseAttentionRope, DenseEvaAttention, DenseEvaBlock
+from slimvit.models.families.swin import DenseSwinBlock, DenseWindowAttention
+from slimvit.models.families.vit import DenseAttention, DenseBlock
 from slimvit.models.plan import SlimPlan
 from slimvit.models.reduced import as_class, without_values
+from slimvit.models.registry import attention_blocks, family_of, model_name, plan_of
 from slimvit.utils.errors import ModelError
 
 BLOCKS: tuple[Any, ...] = (DenseBlock, DenseSwinBlock, DenseBeitBlock, DenseEvaBlock)

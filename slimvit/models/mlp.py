@@ -7,13 +7,13 @@ from typing import Any
 from timm.layers.mlp import GluMlp, Mlp, SwiGLU
 from torch import nn
 
-from slimvit.models.empty import NoMlp
+from slimvit.models.empty import EmptyMlp
 
 INPUTS: dict[type, tuple[tuple[str, int], ...]] = {
     Mlp: (("fc1", 1),),
     GluMlp: (("fc1", 2),),
     SwiGLU: (("fc1_g", 1), ("fc1_x", 1)),
-    NoMlp: (),
+    EmptyMlp: (),
 }
 """The layers before the hidden neurons, and how many outputs of each belong to one neuron."""
 

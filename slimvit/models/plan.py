@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from slimvit.utils.errors import PlanError
+from slimvit.utils.files import Unreadable, read_json
 from slimvit.utils.ranges import from_ranges, to_ranges
-from slimvit.utils.reading import Unreadable, read_json
 
 FORMAT_VERSION = 2
 """Format 1 knew heads alone."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from slimvit.models.base import plain_type
 
 
-class Narrow:
+class HeadPruned:
     """What the narrow form of every family has besides its family's attention, whose ``forward`` it replaces.
 
     ``plain`` is that attention. ``head_ids`` [num_heads]: the places of the heads that are left among the original
@@ -82,14 +82,14 @@ def as_class(module: Any, cls: Any, **attributes: Any) -> Any:
     return other
 
 
-def is_narrow(attn: nn.Module) -> bool:
+def is_head_pruned(attn: nn.Module) -> bool:
     """Whether an attention has its family's narrow form, dense or not."""
     return "head_ids" in attn._buffers
 
 
-def narrowed_class(attn: nn.Module, narrow: type[Any]) -> Any:
+def as_head_pruned(attn: nn.Module, narrow: type[Any]) -> Any:
     """``attn``, still with all of its heads, as ``narrow``; itself where it is that already."""
-    if is_narrow(attn):
+    if is_head_pruned(attn):
         return attn
     other = as_class(attn, narrow)
     ids = torch.arange(other.num_heads, device=other.proj.weight.device)
@@ -99,4 +99,4 @@ def narrowed_class(attn: nn.Module, narrow: type[Any]) -> Any:
 
 def without_values(attn: Any) -> type[Any]:
     """The class that a dense attention has once it is none any more."""
-    return type(attn).narrow if is_narrow(attn) else plain_type(attn)
+    return type(attn).narrow if is_head_pruned(attn) else plain_type(attn)

@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from slimvit.models.plan import SlimPlan
-from slimvit.prune.costs.base import PARTS, Costs, Price
+from slimvit.prune.costs.base import NEURON_GROUP, PRICED_PARTS, Costs, Price
 from slimvit.prune.criteria.registry import PartScores, Scores
 from slimvit.utils.errors import PlanError
 
 WHOLE = "branches"
-NEURON_GROUP = 8
-"""Neurons go in groups: matrix products of odd widths are slow."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -75,7 +73,7 @@ def plan_budget(
     costs: Costs,
     target: float,
     *,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] = PRICED_PARTS,
     scope: str = "global",
     min_heads: int = 1,
     neuron_group: int = NEURON_GROUP,
@@ -120,7 +118,7 @@ def _ways(
     plan: SlimPlan, parts: Sequence[str], min_heads: int, neuron_group: int
 ) -> Iterator[tuple[str, int, list[int]]]:
     """Part, block, and the numbers of units that may stay there, falling."""
-    for part in PARTS:
+    for part in PRICED_PARTS:
         if part not in parts and WHOLE not in parts:
             continue
         for i, block in enumerate(plan.blocks):

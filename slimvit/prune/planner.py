@@ -14,9 +14,9 @@ from slimvit.config.choices import PARTS
 from slimvit.config.recipe import PruneSection, Recipe
 from slimvit.measure.flops.count import count_macs
 from slimvit.measure.flops.parts import count_params
-from slimvit.models.base import attention_blocks, plan_of
 from slimvit.models.insert_dense import can_mix, dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.budget_search import plan_budget, reachable
 from slimvit.prune.costs.base import Costs, head_macs, macs_costs, params_costs
 from slimvit.prune.costs.latency import latency_costs, share_table
@@ -25,7 +25,7 @@ from slimvit.prune.ratio_search import plan_heads, plan_neurons
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.distributed import Engine
 from slimvit.utils.errors import PlanError
-from slimvit.utils.progress import say
+from slimvit.utils.progress import log
 
 AGAIN = 4
 """Searches, each with room for what the finished model of the one before cost beyond its parts' prices."""
@@ -62,7 +62,7 @@ def check_budget(recipe: Recipe, model: nn.Module) -> None:
     elif section.wanted:
         goal = goal_of(recipe, model, model)
         if goal is not None and goal.remark is not None:
-            say(goal.remark)
+            log(goal.remark)
         decide(score_parts(model, (), "random", parts=scored_parts(section, goal)), recipe, model, model, goal)
 
 

@@ -10,24 +10,25 @@ W0 the weights before. A large ridge leaves the layer as it is and keeps small c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 
 import torch
 from torch import Tensor, nn
 
-from slimvit.models.base import Branch, State, Step, steps
+from slimvit.data.loaders import Batches
+from slimvit.models.base import Branch, State, Step
 from slimvit.models.modes import device_of, evaluating
-from slimvit.prune.criteria.calibration import Batches
-from slimvit.prune.criteria.room import fits
+from slimvit.models.registry import steps
 from slimvit.utils.errors import PlanError
-from slimvit.utils.progress import track
+from slimvit.utils.memory import SHARE, free_bytes
+from slimvit.utils.progress import log, track
 
-TARGETS = ("own", "teacher", "stream")
+TARGETS_OF_REFIT = ("own", "teacher", "stream")
 TINY_SCALE = 1e-6
 """LayerScale below which a channel has no say in the stream."""
 
 
-class Moments:
+class PairedMoments:
     """Running second moments of paired rows X [n, k] and Y [n, C]: float32 products where the rows are, float64 sums
     on the CPU (not every accelerator knows float64)."""
 
@@ -89,8 +90,8 @@ def refit(
     grow with the number of images, but time grows with the square of the depth. None: as long as they take less than
     half of the free memory.
     """
-    if target not in TARGETS:
-        raise PlanError(f"refit target {target!r} is not known; choose from {', '.join(TARGETS)}, none")
+    if target not in TARGETS_OF_REFIT:
+        raise PlanError(f"refit target {target!r} is not known; choose from {', '.join(TARGETS_OF_REFIT)}, none")
     slim = copy.deepcopy(model)
     with evaluating(slim), evaluating(original):
         mine, theirs = steps(slim), steps(original)
@@ -100,7 +101,7 @@ def refit(
         for i in track(range(len(mine)), "refitting branches"):
             ours, uncut = mine[i], theirs[i]
             if isinstance(ours, Branch) and isinstance(uncut, Branch):
-                moments = Moments()
+                moments = PairedMoments()
                 for features, wanted in walk.visit(i, ours, uncut, target):
                     moments.add(features, wanted)
                 _rewrite(ours.out, moments, ridge)
@@ -179,8 +180,43 @@ def _before(scale: Callable[[Tensor], Tensor], missing: Tensor, branch: Tensor) 
     return missing if gamma is None else torch.where(gamma.abs() > TINY_SCALE, missing / gamma, branch)
 
 
-def _rewrite(linear: nn.Linear, moments: Moments, ridge: float) -> None:
+def _rewrite(linear: nn.Linear, moments: PairedMoments, ridge: float) -> None:
     weight, bias = moments.solve(linear.weight, ridge, intercept=linear.bias is not None)
     linear.weight.copy_(weight)
     if linear.bias is not None:
         linear.bias.copy_(bias)
+
+
+def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) -> bool:
+    """Whether the streams of all ``batches`` in two networks and the features of one branch fit into the memory of
+    ``device``, of which half is left for all else; True where either is not known. That they do not is said."""
+    free = free_bytes(device)
+    if free is None or not isinstance(batches, Sized):
+        return True
+    first = next(iter(batches))[0]
+    images = len(first) * len(batches)
+    needed = images * bytes_per_image(walk, first[:1].to(device))
+    if needed <= SHARE * free:
+        return True
+    log(
+        f"refit: what it would keep of {images:,} images takes {needed / 2**30:,.1f} GiB, but {free / 2**30:,.1f} are "
+        "free; it is computed anew for every branch, which takes several times as long; fewer calibration images fit"
+    )
+    return False
+
+
+def bytes_per_image(walk: Sequence[Branch | Step], image: torch.Tensor) -> int:
+    """The most that is held of one image [1, C, H, W] at any step: two streams, the features and values of a branch."""
+    state, most = State(image), 0
+    for step in walk:
+        features = 0
+        if isinstance(step, Branch):
+            seen, values = step.run_with_features(state)
+            features = _bytes(seen) + _bytes(values)
+        most = max(most, features + 2 * sum(map(_bytes, (state.stream, *state.values))))
+        state = step.apply(state)
+    return most
+
+
+def _bytes(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel() * tensor.element_size()

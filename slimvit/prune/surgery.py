@@ -8,12 +8,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from slimvit.models.base import AttentionBlock, TimmModule, attention_blocks, plan_of
-from slimvit.models.empty import NoAttention, NoMlp, NoNorm
+from slimvit.models.base import AttentionBlock, TimmModule
+from slimvit.models.empty import EmptyAttention, EmptyMlp, EmptyNorm
 from slimvit.models.insert_dense import can_mix, dense_mix, insert_dense_attention, mixes_of, remove_dense_attention
 from slimvit.models.mlp import hidden_neurons, input_layers
 from slimvit.models.plan import SlimPlan
-from slimvit.models.reduced import narrowed_class
+from slimvit.models.reduced import as_head_pruned
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.torch_pruning import drop_inputs, drop_outputs
 
 
@@ -35,7 +36,7 @@ def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
     return slim
 
 
-def narrowed(view: AttentionBlock, heads: int, neurons: int) -> TimmModule:
+def pruned_block(view: AttentionBlock, heads: int, neurons: int) -> TimmModule:
     """A copy of a plain block that keeps its first ``heads`` heads and ``neurons`` neurons; layers that stay whole are
     the block's own."""
     parts = ((view.attn, heads, view.attn.num_heads), (view.mlp, neurons, hidden_neurons(view.mlp)))
@@ -78,7 +79,7 @@ def _remove_heads(view: AttentionBlock, positions: list[int]) -> None:
     attn, d, parts = view.attn, view.head_dim, view.parts
     left = attn.num_heads - len(positions)
     if parts.narrow is not None:
-        attn = view.block.attn = narrowed_class(attn, parts.narrow)
+        attn = view.block.attn = as_head_pruned(attn, parts.narrow)
         _drop_entries(attn, "head_ids", 0, positions)
     for rows in parts.rows:
         drop_outputs(rows.layer, rows.of(positions))
@@ -103,16 +104,16 @@ def _drop_entries(attn: TimmModule, name: str, dim: int, gone: list[int]) -> Non
 def _remove_attention(view: AttentionBlock) -> None:
     """A block without heads: its branch is a constant, so norm1 goes too."""
     block = view.block
-    block.attn = NoAttention(view.head_dim, block.attn.proj).train(block.training)
+    block.attn = EmptyAttention(view.head_dim, block.attn.proj).train(block.training)
     block.norm1 = _no_norm(view, block.norm1, block.attn.proj)
 
 
-def _no_norm(view: AttentionBlock, norm: nn.Module, constant: nn.Linear) -> NoNorm:
+def _no_norm(view: AttentionBlock, norm: nn.Module, constant: nn.Linear) -> EmptyNorm:
     """In place of a constant branch's norm; one behind the branch leaves its work done in the ``constant``."""
     if view.post_norm:
         with torch.no_grad():
             constant.bias.copy_(norm(constant.bias))
-    return NoNorm(norm)
+    return EmptyNorm(norm)
 
 
 def _remove_neurons(mlp: TimmModule, positions: list[int]) -> None:
@@ -126,5 +127,5 @@ def _remove_neurons(mlp: TimmModule, positions: list[int]) -> None:
 def _remove_mlp(view: AttentionBlock) -> None:
     """A block without neurons: its branch is a constant, so norm2 goes too."""
     block = view.block
-    block.mlp = NoMlp(block.mlp.fc2).train(block.training)
+    block.mlp = EmptyMlp(block.mlp.fc2).train(block.training)
     block.norm2 = _no_norm(view, block.norm2, block.mlp.fc2)

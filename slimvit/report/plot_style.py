@@ -40,7 +40,7 @@ def short(name: str, longest: int) -> str:
     return (" " * text.startswith("_") + text).replace("$", r"\$")
 
 
-def save(fig: Figure, path: Path) -> None:
+def save_figure(fig: Figure, path: Path) -> None:
     """As .svg or .png by the suffix; the same figure gives the same bytes."""
     if path.suffix not in (".svg", ".png"):
         raise StoreError(f"{path}: a picture is saved as .svg or .png, not as {path.suffix or 'a file without suffix'}")

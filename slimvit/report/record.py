@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.utils.errors import StoreError
-from slimvit.utils.reading import Unreadable, read_json
+from slimvit.utils.files import Unreadable, read_json
 
 FORMAT_VERSION = 3
 """2 added `macs_by_part` and `input_size`, 3 `neurons`."""

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from slimvit.report.record import Record
 from slimvit.utils.errors import StoreError
-from slimvit.utils.reading import Unreadable, read_json
+from slimvit.utils.files import Unreadable, read_json
 
 FORMAT_VERSION = 1
 FILE = "timings.json"

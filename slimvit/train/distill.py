@@ -18,7 +18,7 @@ from slimvit.utils.progress import track
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(student, images [B, C, H, W], targets [B] or soft [B, K]) -> mean loss."""
-Lesson = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+DistillLoss = Callable[[nn.Module, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 """(student, images, their numbers where the answers are cached) -> what the student gives, mean loss against what the
 teacher gives."""
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -84,7 +84,7 @@ def _without_numbers(targets: Tensor, section: TrainSection) -> Tensor:
     return targets[:, 0] if section.numbered else targets
 
 
-def _distillation(section: FinetuneSection, lesson: Lesson, labelled: bool, has_classifier: bool) -> Loss:
+def _distillation(section: FinetuneSection, lesson: DistillLoss, labelled: bool, has_classifier: bool) -> Loss:
     """The lesson, and the labels where there are any."""
 
     def loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def _distillation(section: FinetuneSection, lesson: Lesson, labelled: bool, has_
 
 def _lesson(
     section: FinetuneSection, teacher: nn.Module, has_classifier: bool, see: View, answers: Tensor | None
-) -> Lesson:
+) -> DistillLoss:
     """What the teacher has to say, by ``distill_kind``."""
 
     def predictions(images: Tensor, numbers: Tensor | None) -> Tensor:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from slimvit.config.options import Options
 from slimvit.config.training import TrainSection
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.train.distill import Batches, View, answers_of, training_loss
@@ -43,7 +42,7 @@ def finetune(
     ``checkpoints``: where the state of the training is kept, and gone on from. ``in_order``: batches of the training
     images as they lie, for a section with ``cache_teacher``.
     """
-    engine = engine or open_engine(Options(device=str(device)))
+    engine = engine or open_engine(str(device))
     if teacher is not None:
         teacher = teacher.to(engine.device).eval()
     answers = None

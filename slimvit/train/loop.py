@@ -18,7 +18,6 @@ from accelerate import skip_first_batches
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from slimvit.config.options import Options
 from slimvit.config.training import TrainSection
 from slimvit.models.base import TimmModule
 from slimvit.train.checkpoint import Checkpoints, Interrupted
@@ -42,7 +41,7 @@ class Diverged(SlimvitError):
     """Training produced a loss that is no number."""
 
 
-class Lesson(nn.Module):
+class ModelWithLoss(nn.Module):
     """The network and its loss as one module, so that whatever the loss asks of the network (features, the stream after
     every block), it passes through what accelerate wraps around this: gradient exchange and mixed precision."""
 
@@ -101,7 +100,7 @@ def train(
     Raises :class:`Diverged` with step and learning rate when the loss is NaN or infinite, :class:`Interrupted` after an
     interrupt, when the state is saved.
     """
-    engine = engine or open_engine(Options(device=str(device)))
+    engine = engine or open_engine(str(device))
     images = _images_a_step(loader) * engine.processes
     mix = mixing(section, model.num_classes, _images_a_step(loader))
     with seeded(seed), stop_flag(checkpoints is not None) as stop:
@@ -111,7 +110,7 @@ def train(
         if engine.compiles:
             state.model.compile()
         engine.accelerator.gradient_accumulation_steps = section.accumulate
-        lesson, optimizer = engine.accelerator.prepare(Lesson(state.model, loss), state.optimizer)
+        lesson, optimizer = engine.accelerator.prepare(ModelWithLoss(state.model, loss), state.optimizer)
         batches = max(1, len(share))
         now = Training(section, engine, seed, what, lesson, optimizer, share, batches, mix, checkpoints, stop)
         if checkpoints is not None and (saved := checkpoints.last()) is not None:

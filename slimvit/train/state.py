@@ -13,7 +13,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from slimvit.config.training import TrainSection
-from slimvit.models.base import TimmModule, attention_blocks
+from slimvit.models.base import TimmModule
+from slimvit.models.registry import attention_blocks
 from slimvit.train.optimizer import build_optimizer, cosine_schedule, parameter_groups
 
 History = list[dict[str, Any]]

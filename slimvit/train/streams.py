@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimvit.models.base import attention_blocks, model_name
+from slimvit.models.registry import attention_blocks, model_name
 from slimvit.utils.errors import ModelError
 
 

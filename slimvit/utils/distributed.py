@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -13,9 +14,8 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from torch import Tensor
 
-from slimvit.config.options import Options
+from slimvit.utils.device import resolve_device
 from slimvit.utils.errors import SlimvitError
-from slimvit.utils.output import LOGS, UNFINISHED
 
 T = TypeVar("T")
 
@@ -80,28 +80,44 @@ class Engine:
             self.accelerator.end_training()
 
 
-def open_engine(options: Options) -> Engine:
-    """The engine that the options ask for. Raises :class:`SlimvitError` for a device or precision that is not here."""
-    device = options.torch_device()
-    check_precision(options.precision, device)
-    _check_log(options)
+def open_engine(
+    device: str = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
+    log_with: str | None = None,
+    log_dir: Path | None = None,
+) -> Engine:
+    """The engine for one run.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ... or `mps`.
+        precision: `fp32`, or `bf16` for the products of a training.
+        compile: Whether training compiles the network.
+        log_with: `tensorboard` or `wandb`.
+        log_dir: Folder for the files of the tracker.
+
+    Raises:
+        SlimvitError: For a device, precision or tracker that is not available.
+    """
+    place = resolve_device(device)
+    check_precision(precision, place)
+    _check_log(log_with, log_dir)
     alone = not torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=alone)  # a process may run more than once, each time as asked
     accelerator = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[options.precision],
-        dataloader_config=DataLoaderConfiguration(non_blocking=device.type == "cuda"),
-        log_with=options.log_with,
-        project_dir=None if options.log_with is None or options.out is None else str(options.out / UNFINISHED / LOGS),
+        cpu=place.type == "cpu",
+        mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
+        dataloader_config=DataLoaderConfiguration(non_blocking=place.type == "cuda"),
+        log_with=log_with,
+        project_dir=None if log_with is None or log_dir is None else str(log_dir),
     )
-    return Engine(accelerator, options.compile)
+    return Engine(accelerator, compile)
 
 
-def _check_log(options: Options) -> None:
-    name = options.log_with
+def _check_log(name: str | None, log_dir: Path | None) -> None:
     if name is not None and find_spec(name) is None:
         raise SlimvitError(f"log-with {name}: the package is not installed; pip install 'slimvit[{name}]'")
-    if name == "tensorboard" and options.out is None:
+    if name == "tensorboard" and log_dir is None:
         raise SlimvitError("log-with tensorboard writes into the run folder; name one with --out")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from slimvit.utils.errors import StoreError
 from slimvit.utils.files import check_parent, disk_errors
-from slimvit.utils.progress import is_main, say
+from slimvit.utils.progress import is_main, log
 
 try:
     import fcntl
@@ -35,7 +35,7 @@ _held: dict[tuple[int, Path], int] = {}
 
 
 @contextmanager
-def claimed(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[None]:
     """Keep every other process and thread of slimvit from writing to ``target`` while the block runs; the thread that
     has claimed it may do so again.
 
@@ -55,7 +55,7 @@ def claimed(target: Path) -> Iterator[None]:
     check_parent(target)
     missing = [folder for folder in (place, *place.parents) if not folder.exists()]
     with disk_errors(target):
-        _held[key] = _locked(place, target)
+        _held[key] = _take_lock(place, target)
     try:
         with disk_errors(target):
             _put_right(place)
@@ -70,14 +70,14 @@ def claimed(target: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def mend(target: Path) -> None:
+def clean_up(target: Path) -> None:
     """Put right what a killed process left of ``target``, before it is read by a command that will write to it."""
-    if is_main() and leftovers(target) and writer(target) is None:
-        with claimed(target):
+    if is_main() and stale_files(target) and lock_owner(target) is None:
+        with locked(target):
             pass
 
 
-def writer(target: Path) -> str | None:
+def lock_owner(target: Path) -> str | None:
     """Who is writing to ``target`` now, in words; None where nobody is."""
     if fcntl is None:
         return None
@@ -96,7 +96,7 @@ def writer(target: Path) -> str | None:
     return None
 
 
-def leftovers(target: Path) -> list[Path]:
+def stale_files(target: Path) -> list[Path]:
     """The lock of ``target``, and what was written aside of it or of the state of its training."""
     place = target.absolute()
     lock = _lock_of(place)
@@ -118,7 +118,7 @@ def _lock_of(place: Path) -> Path:
     return place.with_name(f".{place.name}.lock")
 
 
-def _locked(place: Path, target: Path) -> int:
+def _take_lock(place: Path, target: Path) -> int:
     lock = _lock_of(place)
     for last in (*[False] * TRIES, True):
         try:
@@ -144,7 +144,7 @@ def _locked(place: Path, target: Path) -> int:
             if error.errno not in NO_LOCKS:
                 os.close(descriptor)
                 raise
-            say(f"{target}: its file system has no locks; see to it that no other command writes there meanwhile")
+            log(f"{target}: its file system has no locks; see to it that no other command writes there meanwhile")
             return descriptor
         os.close(descriptor)
     raise StoreError(f"{target}: other commands begin and end there all the time; name another --out")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import torch
+
 PROC, GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
@@ -44,3 +46,14 @@ def _read(file: Path) -> str:
         return file.read_text()
     except OSError:
         return ""
+
+
+SHARE = 0.5
+"""Of the free memory, that may be taken."""
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of a GPU's memory, or of what this process may take of the machine's; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return free_memory() if device.type == "cpu" else None

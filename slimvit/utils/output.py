@@ -14,7 +14,7 @@ from typing import Any
 
 from slimvit.utils.errors import StoreError
 from slimvit.utils.files import check_parent, disk_errors, exchange, settle
-from slimvit.utils.lock import ASIDE, OLD, UNFINISHED, claimed
+from slimvit.utils.lock import ASIDE, OLD, UNFINISHED, locked
 
 LOGS = "logs"
 """Subfolder of either, with what --log-with wrote."""
@@ -68,7 +68,7 @@ def entries(folder: Path) -> set[str]:
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
-    with claimed(target):
+    with locked(target):
         check_free(target, force)
         with aside(target) as partial:
             yield partial
@@ -91,7 +91,7 @@ def aside(target: Path) -> Iterator[Path]:
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """A temporary file beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
-    with claimed(target), disk_errors(target):
+    with locked(target), disk_errors(target):
         prefix = f".{target.name}.{ASIDE}"
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)
         os.close(descriptor)
@@ -109,7 +109,7 @@ def new_file(target: Path) -> Iterator[Path]:
 def remove(target: Path) -> None:
     """A folder of ours is gone in one step, whatever ends the process."""
     check_free(target, force=True)
-    with claimed(target), disk_errors(target):
+    with locked(target), disk_errors(target):
         if target.exists():
             doomed = target.rename(target.with_name(f".{target.name}.{ASIDE}{os.getpid()}"))
             shutil.rmtree(doomed, ignore_errors=True)

@@ -21,7 +21,7 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
     yield from rich_track(items, description=what, total=total, console=Console(stderr=True), transient=True)
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line of narration on stderr (stdout belongs to the result), from the main process alone."""
     if is_main():
         print(text, file=sys.stderr, flush=True)

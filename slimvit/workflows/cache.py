@@ -19,12 +19,12 @@ from slimvit.config.recipe import Recipe
 from slimvit.io import saved_model
 from slimvit.io.open import random_weights
 from slimvit.measure.accuracy import Outputs
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.prune.criteria.registry import Scores
 from slimvit.prune.criteria.scores import read_scores, write_scores
 from slimvit.utils.files import disk_errors
 from slimvit.utils.output import fingerprint
-from slimvit.workflows.state import Run
+from slimvit.workflows.state import RunState
 
 HISTORY = "history.json"
 NEW = ".new-"
@@ -51,45 +51,45 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
     return {what: f"{what}-{name}" for what, name in found.items()}
 
 
-def original_outputs(now: Run) -> Outputs:
+def original_outputs(state: RunState) -> Outputs:
     """What the uncut network gives on the validation images."""
-    path = _place(now, "original", ".safetensors")
+    path = _place(state, "original", ".safetensors")
     if path is None or not path.exists():
-        found = now.outputs(now.original, now.data.val)
-        _put(now, path, lambda partial: save_file(_known(found), partial))
+        found = state.outputs(state.original, state.data.val)
+        _put(state, path, lambda partial: save_file(_known(found), partial))
         return found
     stored = load_file(path)
     return Outputs(stored.get("logits"), stored["features"], stored.get("labels"))
 
 
-def scores(now: Run, parts: tuple[str, ...], make: Callable[[], Scores]) -> Scores:
+def scores(state: RunState, parts: tuple[str, ...], make: Callable[[], Scores]) -> Scores:
     """The scores of the network's ``parts``."""
-    path = _place(now, "scores", f"-{'-'.join(parts)}.json")
+    path = _place(state, "scores", f"-{'-'.join(parts)}.json")
     if path is not None and path.exists():
-        return read_scores(path, plan_of(now.model))
+        return read_scores(path, plan_of(state.model))
     found = make()
-    _put(now, path, lambda partial: write_scores(found, partial))
+    _put(state, path, lambda partial: write_scores(found, partial))
     return found
 
 
-def adapted(now: Run, train: Callable[[], None]) -> None:
+def adapted(state: RunState, train: Callable[[], None]) -> None:
     """Let ``train`` make the run's model one for the data's classes, or take the one that it made before."""
-    folder = _place(now, "adapted", "")
-    if folder is None or not folder.exists() or now.interrupted == "adapt":
+    folder = _place(state, "adapted", "")
+    if folder is None or not folder.exists() or state.interrupted == "adapt":
         train()
-        _put(now, folder, lambda partial: _write_adapted(now, partial))
+        _put(state, folder, lambda partial: _write_adapted(state, partial))
         return
-    now.model = saved_model.load(folder).to(now.device)
+    state.model = saved_model.load_folder(folder).to(state.device)
     kept = json.loads((folder / HISTORY).read_text())
-    now.notes += kept["notes"]
-    now.histories |= kept["histories"]
-    now.adapted = True
+    state.notes += kept["notes"]
+    state.histories |= kept["histories"]
+    state.adapted = True
 
 
-def _write_adapted(now: Run, partial: Path) -> None:
+def _write_adapted(state: RunState, partial: Path) -> None:
     partial.mkdir()
-    saved_model.write_model(now.model, partial, now.data.class_names)
-    kept = {"notes": now.notes, "histories": now.histories}
+    saved_model.write_model(state.model, partial, state.data.class_names)
+    kept = {"notes": state.notes, "histories": state.histories}
     (partial / HISTORY).write_text(json.dumps(kept))
 
 
@@ -97,15 +97,15 @@ def _known(outputs: Outputs) -> dict[str, Any]:
     return {name: tensor.contiguous() for name, tensor in vars(outputs).items() if tensor is not None}
 
 
-def _place(now: Run, what: str, suffix: str) -> Path | None:
+def _place(state: RunState, what: str, suffix: str) -> Path | None:
     """Where the entry lies or would lie; None for a run that shares nothing, or needs no such thing."""
-    shelf = now.options.shelf if now.engine.processes == 1 else None  # all processes must take the same way
-    name = None if shelf is None else keys_of(now.recipe).get(what)
+    shelf = state.options.shelf if state.engine.processes == 1 else None  # all processes must take the same way
+    name = None if shelf is None else keys_of(state.recipe).get(what)
     return None if shelf is None or name is None else shelf / f"{name}{suffix}"
 
 
-def _put(now: Run, place: Path | None, write: Callable[[Path], Any]) -> None:
-    if place is None or not now.engine.is_main:
+def _put(state: RunState, place: Path | None, write: Callable[[Path], Any]) -> None:
+    if place is None or not state.engine.is_main:
         return
     with disk_errors(place), saved_model.safetensors_errors():
         place.parent.mkdir(parents=True, exist_ok=True)

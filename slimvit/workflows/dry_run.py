@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slimvit.measure.flops.count import count_macs, count_params
-from slimvit.models.base import plan_of
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import plan_of
 from slimvit.prune.costs.latency import latency_costs
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.ranges import count_ranges
 
 if TYPE_CHECKING:
-    from slimvit.workflows.state import Run
+    from slimvit.workflows.state import RunState
 
 REFIT_PASSES = 5.0
 """Forward passes over the calibration images that a refit costs (measured: benchmarks/cost.py)."""
@@ -25,58 +25,58 @@ TRAIN_PASSES = 3.0
 """A training step in forward passes; distillation adds one."""
 
 
-def forecast_of(now: Run, plan: SlimPlan) -> dict[str, Any]:
+def estimate(state: RunState, plan: SlimPlan) -> dict[str, Any]:
     """The plan with heads, neurons, params and MACs before and after, and the seconds each part of a run would take."""
-    after = prune_model(now.model, plan)
+    after = prune_model(state.model, plan)
     figures = {
-        "heads": [plan_of(now.model).kept, plan.kept],
-        "neurons": [plan_of(now.model).kept_neurons, plan.kept_neurons],
-        "params": [count_params(now.model), count_params(after)],
-        "macs": [count_macs(now.model).total, count_macs(after).total],
+        "heads": [plan_of(state.model).kept, plan.kept],
+        "neurons": [plan_of(state.model).kept_neurons, plan.kept_neurons],
+        "params": [count_params(state.model), count_params(after)],
+        "macs": [count_macs(state.model).total, count_macs(after).total],
     }
-    return {"plan": plan.to_json(), **figures, **_promised(now, plan), "seconds": _seconds(now)}
+    return {"plan": plan.to_json(), **figures, **_promised(state, plan), "seconds": _seconds(state)}
 
 
-def _promised(now: Run, plan: SlimPlan) -> dict[str, Any]:
+def _promised(state: RunState, plan: SlimPlan) -> dict[str, Any]:
     """Milliseconds a batch, where the budget is in them."""
-    section = now.recipe.prune
+    section = state.recipe.prune
     if section.target_latency is None:
         return {}
-    costs = latency_costs(now.original, section.latency_batch)
-    return {"latency_ms": [costs.total(plan_of(now.model)), costs.total(plan)]}
+    costs = latency_costs(state.original, section.latency_batch)
+    return {"latency_ms": [costs.total(plan_of(state.model)), costs.total(plan)]}
 
 
-def _seconds(now: Run) -> dict[str, float]:
+def _seconds(state: RunState) -> dict[str, float]:
     """From the time of one batch; adapting and scoring have been done and were timed."""
-    recipe = now.recipe
-    image = _seconds_an_image(now)
+    recipe = state.recipe
+    image = _seconds_an_image(state)
     refitting, epochs = recipe.refit.target != "none", recipe.finetune.epochs
     stages = 2 + refitting + (epochs > 0)
     passes = TRAIN_PASSES + recipe.finetune.distill
-    calibration = min(recipe.prune.calibration_images, len(now.data.train))
+    calibration = min(recipe.prune.calibration_images, len(state.data.train))
     parts = {
-        "adapt": now.adapting,
-        "scores": now.spent,
+        "adapt": state.adapting,
+        "scores": state.spent,
         "refit": REFIT_PASSES * calibration * image * refitting,
-        "finetune": epochs * (passes * len(now.data.train) + len(now.data.val)) * image,
-        "evaluation": stages * len(now.data.val) * image,
+        "finetune": epochs * (passes * len(state.data.train) + len(state.data.val)) * image,
+        "evaluation": stages * len(state.data.val) * image,
     }
     return {k: round(v, 1) for k, v in parts.items()} | {"total": round(sum(parts.values()), 1)}
 
 
 @torch.inference_mode()
-def _seconds_an_image(now: Run) -> float:
-    batches = iter(now.in_order(now.data.val))
-    images = next(batches)[0].to(now.device)
-    now.model(images)
+def _seconds_an_image(state: RunState) -> float:
+    batches = iter(state.in_order(state.data.val))
+    images = next(batches)[0].to(state.device)
+    state.model(images)
     started = time.perf_counter()
-    now.model(next(batches, (images,))[0].to(now.device))  # loading a batch counts too
-    if now.device.type == "cuda":
+    state.model(next(batches, (images,))[0].to(state.device))  # loading a batch counts too
+    if state.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / len(images)
 
 
-def forecast_text(forecast: dict[str, Any]) -> str:
+def estimate_text(forecast: dict[str, Any]) -> str:
     """The forecast for people."""
     (h0, h1), (n0, n1), (p0, p1), (m0, m1) = (forecast[k] for k in ("heads", "neurons", "params", "macs"))
     lines = [f"{b['block']}: {_left(b, n1 < n0)}" for b in forecast["plan"]["blocks"]]

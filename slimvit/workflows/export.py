@@ -15,15 +15,15 @@ from torch import Tensor
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.io.export.formats import FORMATS, Format
-from slimvit.io.export.parcel import Parcel, parcel_of
-from slimvit.io.export.parity import BOUNDS, Parity, parity
+from slimvit.io.export.parcel import ExportedModel, exported_model
+from slimvit.io.export.parity import BOUNDS, Parity, output_parity
 from slimvit.io.load import saved_folder
 from slimvit.utils.errors import ModelError
-from slimvit.utils.lock import claimed
+from slimvit.utils.lock import locked
 from slimvit.utils.output import EXPORT, check_free_file, new_file, new_folder
 from slimvit.workflows.preflight import check_out
-from slimvit.workflows.run import begun
-from slimvit.workflows.state import Run
+from slimvit.workflows.run import open_run
+from slimvit.workflows.state import RunState
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
     """
     form = FORMATS[options.format]
     form.check_packages()
-    with claimed(options.out):
+    with locked(options.out):
         _check_place(recipe, options, form)
-        with begun(recipe, Options(device="cpu", workers=options.workers)) as now:
-            parcel = _parcel(now, options)
+        with open_run(recipe, Options(device="cpu", workers=options.workers)) as state:
+            parcel = _parcel(state, options)
             form.check(parcel)
-            images = torch.cat([batch for batch, _ in now.in_order(now.data.val)])
+            images = torch.cat([batch for batch, _ in state.in_order(state.data.val)])
         with _place(options, form) as partial:
             form.write(parcel, partial)
             found = _checked(parcel, form.load(partial), images, options.out)
-            figures = _figures(now, options, parcel, partial, found)
+            figures = _figures(state, options, parcel, partial, found)
             if not form.suffix:
                 (partial / EXPORT).write_text(json.dumps(parcel.label | {"checked": figures}, indent=1) + "\n")
     return figures
@@ -81,19 +81,19 @@ def _place(options: ExportOptions, form: Format) -> Iterator[Path]:
         yield partial
 
 
-def _parcel(now: Run, options: ExportOptions) -> Parcel:
-    model = now.model
+def _parcel(state: RunState, options: ExportOptions) -> ExportedModel:
+    model = state.model
     if not model.num_classes:
         raise ModelError(
-            f"{now.recipe.model.name}: has no classifier, so there are no logits to export; train one first: "
+            f"{state.recipe.model.name}: has no classifier, so there are no logits to export; train one first: "
             "slimvit prune --adapt-epochs 20"
         )
-    names = getattr(model, "class_names", ()) or now.data.class_names
-    return parcel_of(model, names, options.batch, options.half)
+    names = getattr(model, "class_names", ()) or state.data.class_names
+    return exported_model(model, names, options.batch, options.half)
 
 
-def _checked(parcel: Parcel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:
-    found = parity(parcel.model, call, images, parcel.batch)
+def _checked(parcel: ExportedModel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:
+    found = output_parity(parcel.model, call, images, parcel.batch)
     bound = BOUNDS[parcel.label["precision"]]
     if not found.holds(bound):
         raise ModelError(
@@ -103,7 +103,9 @@ def _checked(parcel: Parcel, call: Callable[[Tensor], Tensor], images: Tensor, o
     return found
 
 
-def _figures(now: Run, options: ExportOptions, parcel: Parcel, partial: Path, found: Parity) -> dict[str, Any]:
+def _figures(
+    state: RunState, options: ExportOptions, parcel: ExportedModel, partial: Path, found: Parity
+) -> dict[str, Any]:
     files = [partial] if partial.is_file() else list(partial.iterdir())
     written = {
         "file": str(options.out),
@@ -111,6 +113,6 @@ def _figures(now: Run, options: ExportOptions, parcel: Parcel, partial: Path, fo
         "precision": parcel.label["precision"],
         "batch": parcel.batch,
         "bytes": sum(file.stat().st_size for file in files),
-        "data": now.data.name,
+        "data": state.data.name,
     }
     return written | asdict(found)

@@ -13,13 +13,14 @@ from slimvit.data.workers import worker_deaths
 from slimvit.io.load import pinned_section, saved_folder
 from slimvit.io.open import open_model
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
-from slimvit.models.base import AttentionBlock, TimmModule, attention_blocks, model_name, plan_of
+from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.insert_dense import dense_mix, mixes_in
 from slimvit.models.mlp import neuron_params
 from slimvit.models.plan import BlockPlan
-from slimvit.prune.budget_search import NEURON_GROUP
-from slimvit.prune.costs.base import PARTS, head_macs, head_params, neuron_macs
+from slimvit.models.registry import attention_blocks, model_name, plan_of
+from slimvit.prune.costs.base import NEURON_GROUP, PRICED_PARTS, head_macs, head_params, neuron_macs
 from slimvit.prune.criteria.registry import PartScores, score_parts
+from slimvit.utils.device import resolve_device
 from slimvit.utils.ranges import to_ranges
 from slimvit.utils.seeds import seeded
 
@@ -30,21 +31,21 @@ def inspect_model(section: ModelSection) -> dict[str, Any]:
     """Figures of the model of a section. Pretrained weights are not fetched: only shapes matter here."""
     section = pinned_section(section)
     shapes_only = section.weights is None and saved_folder(section.name) is None
-    return describe(open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section))
+    return block_rows(open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section))
 
 
 def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
     """The same, and how much the parts of every block matter to the recipe's calibration images."""
     with seeded(recipe.seed):
-        model: TimmModule = open_model(recipe.model).to(options.torch_device())
+        model: TimmModule = open_model(recipe.model).to(resolve_device(options.device))
     images = draw(open_data(recipe.data, recipe.seed).train, recipe.prune.calibration_images, recipe.seed)
     loader = eval_loader(images, preprocessing_of(model), recipe.data.batch_size, options.workers)
-    parts = PARTS if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
+    parts = PRICED_PARTS if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
     with worker_deaths(options.workers):
         scores = score_parts(model, loader, CRITERION, recipe.seed, parts)
-    found = describe(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
+    found = block_rows(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
     for i, (block, alone) in enumerate(zip(found["blocks"], scores.table(), strict=True)):
-        block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PARTS}
+        block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PRICED_PARTS}
         block["head_scores"] = alone
     return found
 
@@ -56,7 +57,7 @@ def _prefixes(scores: PartScores) -> dict[str, float | None]:
     return {what: sum(scores.costs[:count]) if count else None for what, count in counts.items()}
 
 
-def describe(model: TimmModule) -> dict[str, Any]:
+def block_rows(model: TimmModule) -> dict[str, Any]:
     """Everything that shapes alone tell."""
     plan, macs = plan_of(model), count_macs(model)
     return {

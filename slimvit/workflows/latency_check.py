@@ -6,14 +6,14 @@ from statistics import median
 
 from slimvit.measure.flops.count import input_size_of
 from slimvit.measure.latency.batch_size import OutOfMemory
-from slimvit.measure.latency.interleave import Contest
+from slimvit.measure.latency.interleave import InterleavedTimer
 from slimvit.measure.latency.ratios import Ratio, median_ratio
 from slimvit.measure.latency.timer import Times, by_round
-from slimvit.models.base import plan_of
 from slimvit.models.modes import evaluating
+from slimvit.models.registry import plan_of
 from slimvit.prune.costs.latency import latency_costs, share_table
-from slimvit.utils.progress import say
-from slimvit.workflows.state import Run
+from slimvit.utils.progress import log
+from slimvit.workflows.state import RunState
 
 ORIGINAL, FINAL = "original", "final"
 ROUNDS = 30
@@ -21,31 +21,31 @@ MISSED = 0.1
 """Share by which a measured ratio may differ from the promised one without a word."""
 
 
-def check_promise(now: Run) -> None:
+def check_latency(state: RunState) -> None:
     """Time the finished model beside its original and put both into the report, with a note."""
-    section = now.recipe.prune
+    section = state.recipe.prune
     if section.target_latency is None:
         return
-    share_table(now.original, section.latency_batch, now.engine)
-    costs = latency_costs(now.original, section.latency_batch)
-    whole, promised = costs.total(plan_of(now.original)), costs.total(plan_of(now.model))
-    times = now.engine.agreed(_times(now) if now.engine.is_main else None)
+    share_table(state.original, section.latency_batch, state.engine)
+    costs = latency_costs(state.original, section.latency_batch)
+    whole, promised = costs.total(plan_of(state.original)), costs.total(plan_of(state.model))
+    times = state.engine.agreed(_times(state) if state.engine.is_main else None)
     told = f"promised {promised:.3g} ms ({promised / whole:.2f} of the original's), "
     if times is None:
         told += "not measured: the device has no room left for it"
     else:
         before, after = by_round(times[ORIGINAL]), by_round(times[FINAL])
-        _record(now, 0, before)
-        _record(now, -1, after)
+        _record(state, 0, before)
+        _record(state, -1, after)
         told += measured_words(promised / whole, 1000 * median(after), median_ratio(after, before))
-    if now.recipe.dense.mix is not None:
+    if state.recipe.dense.mix is not None:
         told += "; the promise leaves out dense attention, which came after the cut"
-    now.notes.append(f"target-latency {section.target_latency:g} at batch {section.latency_batch}: {told}")
-    say(now.notes[-1])
+    state.notes.append(f"target-latency {section.target_latency:g} at batch {section.latency_batch}: {told}")
+    log(state.notes[-1])
 
 
-def _record(now: Run, place: int, seconds: list[float]) -> None:
-    now.stages[place] = now.stages[place].model_copy(update={"latency_ms": 1000 * median(seconds)})
+def _record(state: RunState, place: int, seconds: list[float]) -> None:
+    state.stages[place] = state.stages[place].model_copy(update={"latency_ms": 1000 * median(seconds)})
 
 
 def measured_words(promised: float, milliseconds: float, measured: Ratio) -> str:
@@ -59,12 +59,12 @@ def measured_words(promised: float, milliseconds: float, measured: Ratio) -> str
     return f"{told}; the model is {abs(off):.0%} {'slower' if off > 0 else 'faster'} than promised"
 
 
-def _times(now: Run) -> Times | None:
+def _times(state: RunState) -> Times | None:
     """None where the device has no room, which must not cost a run its result."""
-    models = {ORIGINAL: now.original, FINAL: now.model}
-    with evaluating(now.original), evaluating(now.model):
-        contest = Contest(models, {name: input_size_of(model) for name, model in models.items()})
+    models = {ORIGINAL: state.original, FINAL: state.model}
+    with evaluating(state.original), evaluating(state.model):
+        contest = InterleavedTimer(models, {name: input_size_of(model) for name, model in models.items()})
         try:
-            return contest.times(now.recipe.prune.latency_batch, ROUNDS)
+            return contest.times(state.recipe.prune.latency_batch, ROUNDS)
         except OutOfMemory:
             return None

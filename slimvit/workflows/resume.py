@@ -19,10 +19,9 @@ from slimvit.models.base import TimmModule
 from slimvit.report.record import Stage
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.utils.errors import DiskError, StoreError, WorkerError
-from slimvit.utils.files import disk_errors
+from slimvit.utils.files import Unreadable, disk_errors, read_json
 from slimvit.utils.output import LOGS, UNFINISHED, aside
-from slimvit.utils.reading import Unreadable, read_json
-from slimvit.workflows.state import Run
+from slimvit.workflows.state import RunState
 
 FORMAT_VERSION = 1
 MODEL, ORIGINAL, RECIPE, PROGRESS = "model", "original", "recipe.yaml", "run.json"
@@ -48,37 +47,37 @@ CARRIED = tuple(Progress.model_fields.keys() - {"format_version", "training"})
 """What a run and its run.json have in common."""
 
 
-def checkpoints(now: Run, training: str) -> Checkpoints | None:
+def checkpoints(state: RunState, training: str) -> Checkpoints | None:
     """Where the states of a training go that is about to begin, or to go on; None for a run that writes nothing."""
-    out = now.options.out
+    out = state.options.out
     if out is None:
         return None
-    if now.interrupted != training and now.engine.is_main:
+    if state.interrupted != training and state.engine.is_main:
         with disk_errors(out), aside(_made(out) / UNFINISHED) as folder:
-            _write(now, training, folder)
-    now.engine.wait()
-    now.interrupted = None
-    return Checkpoints(out / UNFINISHED, command(now), now.options.save_minutes, now.engine.is_main)
+            _write(state, training, folder)
+    state.engine.wait()
+    state.interrupted = None
+    return Checkpoints(out / UNFINISHED, resume_command(state), state.options.save_minutes, state.engine.is_main)
 
 
-def command(now: Run, workers: int | None = None) -> str:
+def resume_command(state: RunState, workers: int | None = None) -> str:
     """The command that goes on with this run, perhaps with other ``workers``."""
-    program = "accelerate launch -m slimvit" if now.engine.processes > 1 else "slimvit"
-    options = now.options if workers is None else replace(now.options, workers=workers)
+    program = "accelerate launch -m slimvit" if state.engine.processes > 1 else "slimvit"
+    options = state.options if workers is None else replace(state.options, workers=workers)
     return f"{program} {shlex.join(['run', str(options.out), '--resume', *options.flags()])}"
 
 
 @contextmanager
-def going_on(now: Run) -> Iterator[None]:
+def going_on(state: RunState) -> Iterator[None]:
     """What the machine does to a run whose training has begun is told with the command that goes on with it."""
     try:
         yield
     except (DiskError, WorkerError) as error:
-        begun = now.options.out is not None and recipe_in(now.options.out) is not None
-        if not begun or command(now) in str(error):
+        begun = state.options.out is not None and recipe_in(state.options.out) is not None
+        if not begun or resume_command(state) in str(error):
             raise
-        workers = now.options.workers // 2 if isinstance(error, WorkerError) else None
-        told = f"The training's state is kept; then go on with: {command(now, workers)}"
+        workers = state.options.workers // 2 if isinstance(error, WorkerError) else None
+        told = f"The training's state is kept; then go on with: {resume_command(state, workers)}"
         raise type(error)(f"{error}. {told}") from None
 
 
@@ -88,26 +87,26 @@ def recipe_in(folder: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def restore(now: Run) -> None:
+def restore(state: RunState) -> None:
     """Put a run that has just started where the interrupted one in its folder was when its training began.
 
     Raises :class:`StoreError` when that one followed another recipe, or its files are damaged.
     """
-    assert now.options.out is not None
-    folder = now.options.out / UNFINISHED
-    if (path := recipe_in(now.options.out)) is None:
+    assert state.options.out is not None
+    folder = state.options.out / UNFINISHED
+    if (path := recipe_in(state.options.out)) is None:
         return
-    if changed := _changed(Recipe.read(path), now.recipe):
+    if changed := _changed(Recipe.read(path), state.recipe):
         raise StoreError(
-            f"{now.options.out}: the unfinished run in it has other settings ({changed}); go on with them "
-            f"({command(now)}), or begin anew with --force instead of --resume"
+            f"{state.options.out}: the unfinished run in it has other settings ({changed}); go on with them "
+            f"({resume_command(state)}), or begin anew with --force instead of --resume"
         )
     found = _progress(folder / PROGRESS)
     for name in CARRIED:
-        setattr(now, name, getattr(found, name))
-    now.model = _loaded(folder / MODEL, now)
-    now.original = _loaded(folder / ORIGINAL, now) if saved_model.is_saved(folder / ORIGINAL) else now.model
-    now.interrupted = found.training
+        setattr(state, name, getattr(found, name))
+    state.model = _loaded(folder / MODEL, state)
+    state.original = _loaded(folder / ORIGINAL, state) if saved_model.is_saved(folder / ORIGINAL) else state.model
+    state.interrupted = found.training
 
 
 def _made(out: Path) -> Path:
@@ -115,23 +114,23 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _write(now: Run, training: str, folder: Path) -> None:
-    models = {MODEL: now.model} | ({} if now.original is now.model else {ORIGINAL: now.original})
+def _write(state: RunState, training: str, folder: Path) -> None:
+    models = {MODEL: state.model} | ({} if state.original is state.model else {ORIGINAL: state.original})
     for name, model in models.items():
         (folder / name).mkdir()
-        saved_model.write_model(model, folder / name, now.data.class_names)
-    (folder / RECIPE).write_text(now.recipe.to_yaml())
-    found = Progress(training=training, **{name: getattr(now, name) for name in CARRIED})
+        saved_model.write_model(model, folder / name, state.data.class_names)
+    (folder / RECIPE).write_text(state.recipe.to_yaml())
+    found = Progress(training=training, **{name: getattr(state, name) for name in CARRIED})
     (folder / PROGRESS).write_text(json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
-    assert now.options.out is not None
-    logs = now.options.out / UNFINISHED / LOGS
+    assert state.options.out is not None
+    logs = state.options.out / UNFINISHED / LOGS
     if logs.is_dir():  # of the training before this one
         shutil.copytree(logs, folder / LOGS)
 
 
-def _loaded(folder: Path, now: Run) -> TimmModule:
-    model: TimmModule = saved_model.load(folder)
-    return model.to(now.device)
+def _loaded(folder: Path, state: RunState) -> TimmModule:
+    model: TimmModule = saved_model.load_folder(folder)
+    return model.to(state.device)
 
 
 def _progress(path: Path) -> Progress:

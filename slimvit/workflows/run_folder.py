@@ -10,14 +10,14 @@ from pathlib import Path
 
 from slimvit.config.recipe import Recipe
 from slimvit.io import saved_model
-from slimvit.models.base import plan_of
 from slimvit.models.insert_dense import mixes_of
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import plan_of
 from slimvit.report.record import Report
 from slimvit.report.run import plots, table
 from slimvit.train.state import History
 from slimvit.utils.output import LOGS, UNFINISHED, new_folder
-from slimvit.workflows.state import Run
+from slimvit.workflows.state import RunState
 
 ORIGINAL = "original"
 """Subfolder with the uncut network, where its classifier was trained by the run and so exists nowhere else."""
@@ -25,30 +25,30 @@ BEST = "best"
 """Subfolder with the network after the best epoch of the fine-tuning, where that was not the last."""
 
 
-def write(now: Run, out: Path, force: bool) -> None:
+def write_run(state: RunState, out: Path, force: bool) -> None:
     """Everything a run leaves behind, all at once."""
-    report, plan, names = now.report, plan_of(now.model), now.data.class_names
+    report, plan, names = state.report, plan_of(state.model), state.data.class_names
     with new_folder(out, force or (out / UNFINISHED).is_dir()) as folder:
-        saved_model.write_model(now.model, folder, names)
-        if now.best is not None:
+        saved_model.write_model(state.model, folder, names)
+        if state.best is not None:
             (folder / BEST).mkdir()
-            best = copy.deepcopy(now.model)
-            best.load_state_dict(now.best)
+            best = copy.deepcopy(state.model)
+            best.load_state_dict(state.best)
             saved_model.write_model(best, folder / BEST, names)
-        if now.adapted and now.recipe.changes_the_model:
+        if state.adapted and state.recipe.changes_the_model:
             (folder / ORIGINAL).mkdir()
-            saved_model.write_model(now.original, folder / ORIGINAL, names)
-        (folder / "recipe.yaml").write_text(now.recipe.to_yaml())
+            saved_model.write_model(state.original, folder / ORIGINAL, names)
+        (folder / "recipe.yaml").write_text(state.recipe.to_yaml())
         plan.write(folder / "plan.json")
         report.write(folder / "report.json")
-        (folder / "report.md").write_text(table.markdown(report))
-        plots.head_map(plan, now.scores, folder / "head_map.png")
+        (folder / "report.md").write_text(table.report_markdown(report))
+        plots.head_map(plan, state.scores, folder / "head_map.png")
         plots.stage_accuracy(report, folder / "stages.png")
-        if mixes := mixes_of(now.model):
+        if mixes := mixes_of(state.model):
             plots.mix_map([b.name for b in plan.blocks], mixes, folder / "mixes.png")
-        if any(now.histories.values()):
-            write_history(now.histories, folder / "history.csv")
-            plots.curves(now.histories, folder / "curves.png")
+        if any(state.histories.values()):
+            write_history(state.histories, folder / "history.csv")
+            plots.curves(state.histories, folder / "curves.png")
         if (logs := out / UNFINISHED / LOGS).is_dir():
             shutil.copytree(logs, folder / LOGS)
 

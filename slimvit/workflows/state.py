@@ -17,9 +17,10 @@ from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import Data
 from slimvit.measure.accuracy import Outputs, outputs_of
 from slimvit.measure.flops.count import MacCount, count_macs
-from slimvit.models.base import TimmModule, plan_of
+from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import mixes_in
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import plan_of
 from slimvit.report.record import Report, Stage
 from slimvit.train.state import History
 from slimvit.utils.distributed import Engine
@@ -28,7 +29,7 @@ PACKAGES = ("slimvit", "torch", "torchvision", "timm", "torch-pruning", "fvcore"
 
 
 @dataclass
-class Run:
+class RunState:
     """``model`` is the network as it is now, ``original`` the one before the cut, after any adapting."""
 
     recipe: Recipe

@@ -22,15 +22,15 @@ from slimvit.config.shipped import recipe_files, sweep_files
 from slimvit.config.sweep import Sweep
 from slimvit.data.images import ImageError, decode
 from slimvit.data.preprocessing import to_mode
-from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, load, save
+from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, load_folder, save
 from slimvit.models.arguments import REFUSED
-from slimvit.models.base import plan_of
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import plan_of
 from slimvit.report.record import Report, Stage
 from slimvit.report.terminal import print_cells
 from slimvit.report.timing import FILE, Timing, read_timings, write_timings
 from slimvit.utils.errors import SlimvitError
-from slimvit.utils.reading import Unreadable, read_json, read_yaml
+from slimvit.utils.files import Unreadable, read_json, read_yaml
 
 EXAMPLES = int(os.environ.get("SLIMVIT_EXAMPLES", "15"))
 FEW = settings(
@@ -109,7 +109,7 @@ def test_a_spoilt_description(saved, data):
     folder = beside(saved, "description")
     tree = spoilt(json.loads((saved / DESCRIPTION).read_text()), data)
     (folder / DESCRIPTION).write_text(json.dumps(tree))
-    read_or_refused(load, folder)
+    read_or_refused(load_folder, folder)
 
 
 @FEW
@@ -123,7 +123,7 @@ def test_a_spoilt_byte_of_the_weights(saved, place, byte, header):
     folder.mkdir(exist_ok=True)
     (folder / DESCRIPTION).write_bytes((saved / DESCRIPTION).read_bytes())
     (folder / WEIGHTS).write_bytes(content)
-    assert read_or_refused(load, folder) == same
+    assert read_or_refused(load_folder, folder) == same
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_arguments_are_bounded_before_anything_is_built(saved, args, monkeypatch
     (folder / DESCRIPTION).write_text(json.dumps(tree | {"model_args": tree["model_args"] | args}))
     monkeypatch.setattr("timm.create_model", None)
     with pytest.raises(SlimvitError, match=f"model_args.{next(iter(args))}"):
-        load(folder)
+        load_folder(folder)
 
 
 def test_tables_are_bounded_before_they_are_made(swin, tmp_path):
@@ -149,7 +149,7 @@ def test_tables_are_bounded_before_they_are_made(swin, tmp_path):
     tree["model_args"] |= {"img_size": 4096, "window_size": 512}
     (tmp_path / "run" / DESCRIPTION).write_text(json.dumps(tree))
     with pytest.raises(SlimvitError, match="ask for tables of"):
-        load(tmp_path / "run")
+        load_folder(tmp_path / "run")
 
 
 PIPE, FOLDER, LONG, DEEP, DIGITS, HALF = "pipe", "folder", "long", "deep", "digits", "half a pair"
@@ -223,13 +223,13 @@ def test_a_saved_model_of_other_things_than_files(saved, name, what, tmp_path):
         path.symlink_to(path if "itself" in what else "/dev/zero")
     else:
         put(path, what)
-    assert not read_or_refused(load, tmp_path)
+    assert not read_or_refused(load_folder, tmp_path)
 
 
 def test_links_to_files_are_followed(saved, tmp_path):
     for file in (DESCRIPTION, WEIGHTS):
         (tmp_path / file).symlink_to(saved / file)
-    assert load(tmp_path).num_classes == 5
+    assert load_folder(tmp_path).num_classes == 5
 
 
 @FEW

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slimvit.data.folder import listed, open_folder
+from slimvit.data.folder import name_list, open_folder
 from slimvit.utils.errors import DataError
 
 
@@ -81,5 +81,5 @@ def test_classes_in_one_split_only(folder: Path, image) -> None:
 
 
 def test_long_lists_are_cut() -> None:
-    assert listed("abcdefgh") == "a, b, c, d, e and 3 more"
-    assert listed("ab") == "a, b"
+    assert name_list("abcdefgh") == "a, b, c, d, e and 3 more"
+    assert name_list("ab") == "a, b"

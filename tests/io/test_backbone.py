@@ -7,7 +7,7 @@ import timm
 import torch
 
 import slimvit
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.utils.errors import ModelError
 
 NETWORKS = {

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import slimvit
-from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, is_saved, load, save
-from slimvit.models.base import plan_of
-from slimvit.models.build import create_model
+from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, is_saved, load_folder, save
+from slimvit.models.build import build_model
+from slimvit.models.registry import plan_of
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import StoreError
 
@@ -61,22 +61,22 @@ def test_saved_and_loaded_bit_for_bit(name, kwargs, pruned, vit, images, tmp_pat
     """Models that timm's own create_model built, too."""
     model = cut(vit(name, **kwargs)) if pruned else vit(name, **kwargs)
     save(model, tmp_path / "run")
-    assert identical(load(tmp_path / "run"), model, images)
+    assert identical(load_folder(tmp_path / "run"), model, images)
 
 
 def test_a_model_of_ours(images, randomise, tmp_path):
-    model = create_model(
+    model = build_model(
         "deit_tiny_patch16_224.fb_in1k", pretrained=False, img_size=48, num_classes=4, args={"depth": 2}
     )
     slim = cut(randomise(model), [[0], []])
     save(slim, tmp_path / "run")
-    found = load(tmp_path / "run")
+    found = load_folder(tmp_path / "run")
     assert identical(found, slim, images)
     assert found.slim_source.name == "deit_tiny_patch16_224.fb_in1k"
 
 
 def test_what_is_loaded(folder):
-    model = load(folder)
+    model = load_folder(folder)
     assert type(model) is timm.models.VisionTransformer and not model.training
     assert {p.device.type for p in model.parameters()} == {"cpu"} and all(p.requires_grad for p in model.parameters())
     assert model.class_names == ("a", "b", "c", "d", "e") and model.num_classes == 5
@@ -84,9 +84,9 @@ def test_what_is_loaded(folder):
 
 
 def test_a_second_round(folder, images, tmp_path):
-    model = cut(load(folder), [[2], [], [1]])
+    model = cut(load_folder(folder), [[2], [], [1]])
     save(model, tmp_path / "again")
-    assert identical(load(tmp_path / "again"), model, images)
+    assert identical(load_folder(tmp_path / "again"), model, images)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_second_round(folder, images, tmp_path):
 def test_what_timm_lets_one_change(change, slim, images, tmp_path):
     change(slim)
     save(slim, tmp_path / "run")
-    found = load(tmp_path / "run")
+    found = load_folder(tmp_path / "run")
     assert identical(found.float(), slim.float().eval(), images)
     assert found.patch_embed.img_size == slim.patch_embed.img_size and found.global_pool == slim.global_pool
 
@@ -113,7 +113,7 @@ def test_what_timm_lets_one_change(change, slim, images, tmp_path):
 def test_preprocessing_travels(slim, tmp_path):
     slim.pretrained_cfg = dict(slim.pretrained_cfg, mean=(0.1, 0.2, 0.3), crop_pct=0.5)
     save(slim, tmp_path / "run")
-    config = timm.data.resolve_model_data_config(load(tmp_path / "run"))
+    config = timm.data.resolve_model_data_config(load_folder(tmp_path / "run"))
     assert config["mean"] == (0.1, 0.2, 0.3) and config["crop_pct"] == 0.5 and config["input_size"] == (3, 32, 32)
 
 
@@ -135,7 +135,7 @@ def test_nothing_is_ever_unpickled(slim, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "load", forbidden)
     save(slim, tmp_path / "run")
-    load(tmp_path / "run")
+    load_folder(tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [WEIGHTS, DESCRIPTION]
 
 
@@ -233,13 +233,13 @@ def test_damage_is_named_in_one_line(what, folder):
     damage, told = DAMAGE[what]
     damage(folder)
     with pytest.raises(StoreError, match=f"^{folder}.*{told}") as caught:
-        load(folder)
+        load_folder(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_no_such_folder(tmp_path):
     with pytest.raises(StoreError, match="none: no such folder"):
-        load(tmp_path / "none")
+        load_folder(tmp_path / "none")
 
 
 # --- writing
@@ -250,13 +250,13 @@ def test_a_folder_in_use(folder, slim, images):
         save(slim, folder)
     slim.reset_classifier(2)
     save(slim, folder, force=True)
-    assert identical(load(folder), slim, images)
+    assert identical(load_folder(folder), slim, images)
 
 
 def test_a_model_may_replace_itself(folder, images):
-    model = load(folder)
+    model = load_folder(folder)
     save(model, folder, force=True)
-    assert identical(load(folder), model, images)
+    assert identical(load_folder(folder), model, images)
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, DESCRIPTION])
@@ -352,4 +352,4 @@ def test_training_leaves_a_model_that_can_be_saved(slim, tmp_path):
     trained = copy.deepcopy(slim)
     trained.blocks[2].drop_path1 = DropPath(0.1)
     save(trained, tmp_path / "run")
-    assert isinstance(load(tmp_path / "run").blocks[2].drop_path1, nn.Identity)
+    assert isinstance(load_folder(tmp_path / "run").blocks[2].drop_path1, nn.Identity)

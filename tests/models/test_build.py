@@ -5,7 +5,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from slimvit.models.build import ModelSource, create_model, read_weights
+from slimvit.models.build import ModelSource, build_model, read_weights
 from slimvit.utils.errors import ModelError
 
 NAME = "deit_tiny_patch16_224"
@@ -18,7 +18,7 @@ def state(vit):
 
 
 def load(file, name=NAME, img_size=32, **kwargs):
-    return create_model(name, weights=file, img_size=img_size, args=SMALL, **kwargs)
+    return build_model(name, weights=file, img_size=img_size, args=SMALL, **kwargs)
 
 
 def same(model, state):
@@ -32,23 +32,23 @@ def shifted(state):
 
 def test_an_unknown_name_is_met_with_the_nearest():
     with pytest.raises(ModelError, match="deit_tiny_patch16_223: no timm model of that name .did you mean deit_tiny_"):
-        create_model("deit_tiny_patch16_223", pretrained=False)
+        build_model("deit_tiny_patch16_223", pretrained=False)
 
 
 def test_an_unknown_tag_is_met_with_the_known_ones():
     with pytest.raises(ModelError, match=r"deit_tiny_patch16_224\.nonsense: .*nonsense.*fb_in1k"):
-        create_model("deit_tiny_patch16_224.nonsense", pretrained=False)
+        build_model("deit_tiny_patch16_224.nonsense", pretrained=False)
 
 
 @pytest.mark.parametrize("pretrained", [True, False])
 def test_unknown_arguments(pretrained):
     with pytest.raises(ModelError, match=r"timm does not take these model arguments \{'bogus': 1\}: .*bogus"):
-        create_model(NAME, pretrained=pretrained, args={"bogus": 1})
+        build_model(NAME, pretrained=pretrained, args={"bogus": 1})
 
 
 def test_arguments_that_do_not_fit():
     with pytest.raises(ModelError, match="model arguments .*num_heads.* do not fit: dim should be divisible"):
-        create_model(NAME, pretrained=False, args={"num_heads": 5})
+        build_model(NAME, pretrained=False, args={"num_heads": 5})
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_pickle_is_never_carried_out(suffix, state, tmp_path):
 def test_no_network_and_no_weights(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError, match=f"{NAME}: its pretrained weights could not be fetched") as caught:
-        create_model(NAME, pretrained=True, args={"cache_dir": str(tmp_path)})
+        build_model(NAME, pretrained=True, args={"cache_dir": str(tmp_path)})
     assert "--weights FILE" in str(caught.value) and "--no-pretrained" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -194,7 +194,7 @@ def test_a_model_without_pretrained_weights():
     with pytest.raises(
         ModelError, match="vit_base_patch16_gap_224: timm has no pretrained weights for it; .*--weights"
     ):
-        create_model("vit_base_patch16_gap_224")
+        build_model("vit_base_patch16_gap_224")
 
 
 def test_arguments_that_pretrained_weights_do_not_fit(state, tmp_path):
@@ -202,10 +202,10 @@ def test_arguments_that_pretrained_weights_do_not_fit(state, tmp_path):
     save_file(state, tmp_path / "w.safetensors")
     published = {"file": str(tmp_path / "w.safetensors"), "num_classes": 5}
     with pytest.raises(ModelError, match=r"pretrained weights do not fit .*'depth': 1.*unexpected blocks\.1\."):
-        create_model(NAME, img_size=32, args={"depth": 1, "pretrained_cfg_overlay": published})
+        build_model(NAME, img_size=32, args={"depth": 1, "pretrained_cfg_overlay": published})
 
 
 def test_the_source_is_kept():
-    model = create_model(NAME, pretrained=False, img_size=32, num_classes=4, args=SMALL)
+    model = build_model(NAME, pretrained=False, img_size=32, num_classes=4, args=SMALL)
     assert model.slim_source == ModelSource(NAME, {"depth": 2, "img_size": 32})
     assert model.num_classes == 4 and not model.training

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from slimvit.models.coverage import MODULES, Support, markdown, support, verdict
+from slimvit.models.coverage import MODULES, Support, coverage_table, support, verdict
 
 TABLE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.splitlines() if "`" in line[:60]]
@@ -36,7 +36,7 @@ def test_a_sample_of_the_table_is_true(module):
 def test_the_table_of_some_models(slimvit_):
     printed = slimvit_("models", "beit_base*", "--table").stdout
     rows = support("beit_base*")
-    assert printed.strip() == markdown(rows)
+    assert printed.strip() == coverage_table(rows)
     assert rows[0].models == tuple(m for m in timm.list_models("beit_base*")) and rows[0].dense
     assert json.loads(slimvit_("models", "beit_base*", "--table", "--json").stdout)[0]["heads"] is True
     assert "no timm model with attention" in slimvit_("models", "resnet18", "--table", code=1).stderr

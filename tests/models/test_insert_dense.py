@@ -10,7 +10,7 @@ from timm.layers import DropPath, set_reentrant_ckpt
 from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListNet
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 
-from slimvit.models.base import State, attention_blocks, plan_of, steps
+from slimvit.models.base import State
 from slimvit.models.dense.layers import DenseBlocks
 from slimvit.models.insert_dense import (
     can_mix,
@@ -21,8 +21,9 @@ from slimvit.models.insert_dense import (
     remove_dense_attention,
 )
 from slimvit.models.modes import evaluating
+from slimvit.models.registry import attention_blocks, plan_of, steps
 from slimvit.prune.criteria.registry import CRITERIA, score_parts
-from slimvit.prune.refit import TARGETS, refit
+from slimvit.prune.refit import TARGETS_OF_REFIT, refit
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import ModelError, PlanError
 
@@ -703,7 +704,7 @@ def error(model, original, data):
     return float((found - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_the_refit_brings_a_cut_dense_model_nearer_the_original(target, family, dense, batches):
     slim, data = cut(dense, KEPT[family]), batches(dense, count=3, size=24)
     fitted = refit(slim, dense, data, target, ridge=0.01)
@@ -711,7 +712,7 @@ def test_the_refit_brings_a_cut_dense_model_nearer_the_original(target, family, 
     assert mixes_of(fitted) == mixes_of(slim)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_with_and_without_cache(target, family, dense, batches):
     slim, data = cut(dense, KEPT[family]), batches(dense, count=2, size=16)
     cached = refit(slim, dense, data, target, cache=True).state_dict()
@@ -719,7 +720,7 @@ def test_with_and_without_cache(target, family, dense, batches):
     assert all(torch.allclose(cached[k], recomputed[k], rtol=1e-3, atol=1e-4) for k in cached)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_nothing_removed_nothing_changed(target, dense, batches, gap):
     data = batches(dense, count=3, size=24)
     fitted = refit(prune_model(dense, plan_of(dense)), dense, data, target, ridge=1e-6)

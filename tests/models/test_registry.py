@@ -7,17 +7,10 @@ from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock
 from torch import nn
 
 import slimvit
-from slimvit.models.base import (
-    Branch,
-    State,
-    attention_blocks,
-    family_of,
-    is_uncut_form,
-    plan_of,
-    steps,
-)
+from slimvit.models.base import Branch, State
 from slimvit.models.build import check_timm
 from slimvit.models.modes import evaluating
+from slimvit.models.registry import attention_blocks, family_of, is_uncut_form, plan_of, steps
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import ModelError
 

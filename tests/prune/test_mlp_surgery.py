@@ -7,8 +7,8 @@ from torch import nn
 
 import slimvit
 from slimvit.measure.flops.count import count_macs
-from slimvit.models.base import attention_blocks, plan_of
-from slimvit.models.empty import NoMlp, NoNorm
+from slimvit.models.empty import EmptyMlp, EmptyNorm
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.criteria.registry import CRITERIA, score_parts
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import ModelError, PlanError
@@ -126,7 +126,7 @@ def test_a_branch_that_is_gone_is_a_bias(build):
     model = build("swin")
     slim = prune_model(model, of("everything", model))
     for view, block in zip(attention_blocks(slim), attention_blocks(model), strict=True):
-        assert isinstance(view.mlp, NoMlp) and isinstance(view.block.norm2, NoNorm)
+        assert isinstance(view.mlp, EmptyMlp) and isinstance(view.block.norm2, EmptyNorm)
         assert torch.equal(view.mlp.fc2.bias, block.mlp.fc2.bias)
         assert view.mlp(torch.ones(2, 3, view.mlp.fc2.out_features)).shape == (2, 3, view.mlp.fc2.out_features)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.layers import DropPath
 
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.prune.surgery import prune_model
 
 KEPT = [[0, 2], [], [1]]

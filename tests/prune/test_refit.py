@@ -3,11 +3,9 @@ import copy
 import pytest
 import torch
 
-from slimvit.models.base import plan_of, steps
+from slimvit.models.registry import plan_of, steps
 from slimvit.prune import refit as refit_module
-from slimvit.prune.criteria import room
-from slimvit.prune.criteria.room import bytes_per_image
-from slimvit.prune.refit import TARGETS, Moments, refit
+from slimvit.prune.refit import TARGETS_OF_REFIT, PairedMoments, bytes_per_image, refit
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError
 
@@ -38,7 +36,7 @@ def error(model, original, data):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "layerscale"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_nothing_removed_nothing_changed(settings, target, vit, data, gap):
     model = vit(**settings)
     same = refit(prune_model(model, plan_of(model)), model, data(model), target)
@@ -52,12 +50,12 @@ def test_every_target_reduces_the_error_and_stream_the_most(settings, vit, data)
     slim = cut(model, [[0, 2], [1], [0, 1]])
     images = data(model)
     before = error(slim, model, images)
-    after = {t: error(refit(slim, model, images, t, ridge=0.01), model, images) for t in TARGETS}
+    after = {t: error(refit(slim, model, images, t, ridge=0.01), model, images) for t in TARGETS_OF_REFIT}
     assert all(e < before for e in after.values())
     assert min(after, key=after.__getitem__) == "stream"
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_a_huge_ridge_leaves_the_weights(target, vit, data):
     model = vit()
     slim = cut(model, [[0, 2], [1], [0, 1]])
@@ -67,7 +65,7 @@ def test_a_huge_ridge_leaves_the_weights(target, vit, data):
             assert torch.allclose(fitted.state_dict()[name], before, atol=1e-5), name
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_only_the_last_layer_of_each_branch_changes(target, vit, data):
     model = vit()
     slim = cut(model, [[0, 2], [1], [0, 1]])
@@ -82,7 +80,7 @@ def test_solve_equals_explicit_ridge_least_squares(intercept):
     x = torch.randn(200, 6, generator=g, dtype=torch.float64) @ torch.randn(6, 6, generator=g, dtype=torch.float64) + 3
     y = torch.randn(200, 4, generator=g, dtype=torch.float64) + x[:, :4] - 5
     old = torch.randn(4, 6, generator=g, dtype=torch.float64)
-    moments = Moments()
+    moments = PairedMoments()
     for a, b in zip(x.split(37), y.split(37), strict=True):
         moments.add(a, b)
     ridge = 0.3
@@ -97,7 +95,7 @@ def test_solve_equals_explicit_ridge_least_squares(intercept):
     assert torch.allclose(bias, centre_y - centre_x @ wanted if intercept else torch.zeros(4).double(), atol=1e-4)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_with_and_without_cache(target, vit, data):
     model = vit(init_values=0.1)
     slim = cut(model, [[0, 2], [], [0, 1]])
@@ -112,7 +110,7 @@ def test_the_cache_is_left_out_where_memory_is_short(free, kept, vit, data, monk
     slim, walks = cut(model, [[0, 2], [], [0, 1]]), []
     real = refit_module._CachedWalk
     monkeypatch.setattr(refit_module, "_CachedWalk", lambda *args: walks.append(1) or real(*args))
-    monkeypatch.setattr(room, "free_bytes", lambda _: free)
+    monkeypatch.setattr(refit_module, "free_bytes", lambda _: free)
     found = refit(slim, model, data(model)).state_dict()
     assert bool(walks) is kept and ("calibration images" in capsys.readouterr().err) is not kept
     wanted = refit(slim, model, data(model), cache=kept).state_dict()
@@ -136,10 +134,10 @@ def test_what_the_cache_takes_is_known_before(family, vit, swin, data, monkeypat
     refit(model, model, data(model), cache=True)
     images = sum(len(x) for x, _ in data(model))
     assert bytes_per_image(steps(model), next(iter(data(model)))[0][:1]) == max(held) / images
-    assert (room.free_bytes(torch.device("cpu")) or 2**30) > 2**20
+    assert (refit_module.free_bytes(torch.device("cpu")) or 2**30) > 2**20
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_a_block_without_heads_gets_the_mean_as_bias(target, vit, data, images):
     model = vit()
     slim = cut(model, [[], [0, 1, 2], [0, 1, 2]])

@@ -5,9 +5,9 @@ import torch
 from timm.layers import Attention
 from torch import nn
 
-from slimvit.models.base import attention_blocks, plan_of
-from slimvit.models.empty import NoAttention
-from slimvit.prune.surgery import narrowed, prune_model
+from slimvit.models.empty import EmptyAttention
+from slimvit.models.registry import attention_blocks, plan_of
+from slimvit.prune.surgery import prune_model, pruned_block
 from slimvit.utils.errors import PlanError
 
 MODELS = {
@@ -111,7 +111,7 @@ def test_a_head_that_is_gone_cannot_come_back(build):
 def test_an_emptied_block_loses_norm_and_weights(build):
     slim = cut(build(), [[], [0], [1]])
     block = slim.blocks[0]
-    assert isinstance(block.attn, NoAttention) and isinstance(block.norm1, nn.Identity)
+    assert isinstance(block.attn, EmptyAttention) and isinstance(block.norm1, nn.Identity)
     assert sorted(k for k in slim.state_dict() if k.startswith("blocks.0.attn")) == [
         "blocks.0.attn.proj.bias",
         "blocks.0.attn.proj.weight",
@@ -138,7 +138,7 @@ def test_a_block_alone_is_narrowed_as_in_its_model(vit, heads, neurons):
     model = vit()
     before = {name: p.clone() for name, p in model.state_dict().items()}
     plan = plan_of(model).keeping([range(heads)] * 3, [range(neurons)] * 3)
-    wanted, found = prune_model(model, plan).blocks[1], narrowed(attention_blocks(model)[1], heads, neurons)
+    wanted, found = prune_model(model, plan).blocks[1], pruned_block(attention_blocks(model)[1], heads, neurons)
     x = torch.randn(2, 5, 192, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found(x), wanted(x)) and found.state_dict().keys() == wanted.state_dict().keys()
     assert all(p.equal(before[name]) for name, p in model.state_dict().items())

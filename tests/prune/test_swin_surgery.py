@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slimvit.models.base import attention_blocks, plan_of
-from slimvit.models.empty import NoAttention
+from slimvit.models.empty import EmptyAttention
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.criteria.calibration import observe
 from slimvit.prune.criteria.registry import CRITERIA, score_parts
 from slimvit.prune.criteria.statistics import MomentSums
-from slimvit.prune.refit import TARGETS, refit
+from slimvit.prune.refit import TARGETS_OF_REFIT, refit
 from slimvit.prune.surgery import prune_model
 
 FOUR_STAGES = {"img_size": 56, "window_size": 7}
@@ -129,7 +129,7 @@ def test_what_is_left_are_timms_modules_with_their_heads_of_everything(swin):
     slim = cut(model, KEPT)
     for before, after, kept in zip(attention_blocks(model), attention_blocks(slim), KEPT, strict=True):
         if not kept:
-            assert type(after.attn) is NoAttention
+            assert type(after.attn) is EmptyAttention
             continue
         old, new = before.attn, after.attn
         assert type(new) is type(old) and new.num_heads == len(kept)
@@ -348,21 +348,21 @@ def error(model, original, data):
     return float((found - wanted).square().sum() / (wanted - wanted.mean((0, 1, 2))).square().sum())
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_the_refit_brings_the_features_nearer_the_original(target, model, data):
     slim = cut(model, [[1], [0], [0, 2, 3], [1, 2]])
     seen = data(model)
     assert error(refit(slim, model, seen, target, ridge=0.01), model, seen) < 0.9 * error(slim, model, seen)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_nothing_removed_nothing_changed(target, model, data, gap):
     same = refit(prune_model(model, plan_of(model)), model, data(model), target, ridge=1e-6)
     found, wanted = outputs(same, data(model)[0][0]), outputs(model, data(model)[0][0])
     assert all(gap(found[what], wanted[what]) <= 1e-4 for what in found)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_with_and_without_cache(target, model, data):
     slim, seen = cut(model, KEPT), data(model)[:2]
     cached = refit(slim, model, seen, target, cache=True).state_dict()
@@ -370,7 +370,7 @@ def test_with_and_without_cache(target, model, data):
     assert all(torch.allclose(cached[k], recomputed[k], rtol=1e-3, atol=1e-4) for k in cached)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_only_the_last_layer_of_each_branch_changes(target, model, data):
     slim = cut(model, KEPT)
     after = refit(slim, model, data(model)[:1], target).state_dict()

@@ -9,7 +9,7 @@ import torch
 
 import slimvit
 from slimvit.config.training import TrainSection
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.train.optimizer import build_optimizer, check_optimizer, cosine_schedule, parameter_groups, rate_of
 from slimvit.utils.errors import RecipeError
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import slimvit
-from slimvit.models.base import Branch, State, plan_of, steps
+from slimvit.models.base import Branch, State
+from slimvit.models.registry import plan_of, steps
 from slimvit.train.distill import stream_gap
 from slimvit.train.streams import check_same_streams, run_with_streams
 from slimvit.utils.errors import ModelError

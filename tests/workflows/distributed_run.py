@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 from slimvit.config.options import Options  # noqa: E402
 from slimvit.config.recipe import Recipe  # noqa: E402
-from slimvit.models.base import plan_of  # noqa: E402
+from slimvit.models.registry import plan_of  # noqa: E402
 from slimvit.workflows.run import run  # noqa: E402
 
 

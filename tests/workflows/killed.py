@@ -28,7 +28,7 @@ import slimvit
 from slimvit import create_model
 from slimvit.cli import main
 from slimvit.io import saved_model
-from slimvit.io.status import standing
+from slimvit.io.status import folder_status
 from slimvit.report.compare import part_plots, tradeoff_plots
 from slimvit.report.run import plots
 from slimvit.utils import output
@@ -185,7 +185,7 @@ def inspected():
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     if result.exit_code:
         assert len(result.stderr.strip().splitlines()) == 1, result.stderr
-    return standing(OUT)
+    return folder_status(OUT)
 
 
 def looked_at(what, old, new, where):

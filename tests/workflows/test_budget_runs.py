@@ -11,7 +11,7 @@ import pytest
 
 import slimvit
 from slimvit.io.embedded import EMBEDDED
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 
 Invoke = Callable[..., Any]
 QUICK = ("--data", "digits", "--train-images", 128, "--eval-images", 60, "--calibration-images", 64, "--json")

@@ -17,8 +17,8 @@ import slimvit
 from slimvit.config.options import Options
 from slimvit.config.recipe import FinetuneSection, ModelSection, Recipe
 from slimvit.io.open import open_model
-from slimvit.models.base import plan_of
 from slimvit.models.insert_dense import dense_mix, mixes_in, mixes_of
+from slimvit.models.registry import plan_of
 from slimvit.train.finetune import finetune
 from slimvit.utils.errors import ModelError, PlanError, RecipeError, StoreError
 

@@ -20,11 +20,11 @@ from slimvit.data.folder import open_folder
 from slimvit.data.loaders import eval_loader, preprocessing_of
 from slimvit.io.export import onnx_file, timm_folder
 from slimvit.io.export.formats import FORMATS
-from slimvit.io.export.parcel import parcel_of
-from slimvit.io.export.parity import MIXED, batches_of, parity
+from slimvit.io.export.parcel import exported_model
+from slimvit.io.export.parity import MIXED, batches_of, output_parity
 from slimvit.measure.flops.count import count_macs, count_params
 from slimvit.measure.latency import timer
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.utils.errors import ModelError
 from slimvit.workflows import export as export_workflow
 from slimvit.workflows.bench import bench
@@ -128,7 +128,7 @@ def test_onnx_needs_no_slimvit(vit_onnx: tuple[Path, Any], work: Path, images: T
 def test_onnx_of_one_batch_size(export: Invoke, slimvit_: Invoke, tmp_path: Path, images: Tensor) -> None:
     figures = export("swin", "onnx", tmp_path / "s.onnx", "--batch", 5)
     assert figures["batches"] == [5] and figures["difference"] <= 1e-5 and figures["agreement"] == 100
-    file = onnx_file.load(tmp_path / "s.onnx")
+    file = onnx_file.load_onnx(tmp_path / "s.onnx")
     assert file.batch == 5 and file(images[:5]).shape == (5, 3)
     told = slimvit_("bench", tmp_path / "s.onnx", code=1).stderr
     assert "takes 5 images at a time, but one and growing batches are timed; export it with --dynamic-batch" in told
@@ -161,10 +161,10 @@ def test_plain_timm_reads_a_narrower_swin(export: Invoke, work: Path, tmp_path: 
 
 
 def test_plain_timm_reads_a_vit_with_narrower_mlps(built: Callable[..., Any], tmp_path: Path, images: Tensor) -> None:
-    parcel = parcel_of(built(VIT, None, [range(71), range(1, 72)]), CLASSES, None)
+    parcel = exported_model(built(VIT, None, [range(71), range(1, 72)]), CLASSES, None)
     timm_folder.check_plain(parcel)
-    timm_folder.write(parcel, tmp_path)
-    assert parity(parcel.model, timm_folder.load(tmp_path), images, None).difference == 0
+    timm_folder.write_timm_folder(parcel, tmp_path)
+    assert output_parity(parcel.model, timm_folder.load_timm_folder(tmp_path), images, None).difference == 0
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_what_plain_timm_cannot_build(
     built: Callable[..., Any], kind: Any, heads: Any, neurons: Any, dense: Any, told: str
 ) -> None:
     with pytest.raises(ModelError) as error:
-        timm_folder.check_plain(parcel_of(built(kind, heads, neurons, dense), (), None))
+        timm_folder.check_plain(exported_model(built(kind, heads, neurons, dense), (), None))
     assert told in str(error.value) and str(error.value).endswith("slimvit.load") and "\n" not in str(error.value)
 
 
@@ -221,7 +221,7 @@ def test_agreement_counts_every_image_once() -> None:
     def other_for_the_last(x: Tensor) -> Tensor:
         return torch.where(x.flatten()[:, None] == 2, logits(x).flip(1), logits(x))
 
-    found = parity(logits, other_for_the_last, images, 2)
+    found = output_parity(logits, other_for_the_last, images, 2)
     assert (found.images, found.batches) == (3, (2,)) and found.agreement == pytest.approx(200 / 3)
 
 
@@ -283,7 +283,7 @@ def test_no_classifier(slimvit_: Invoke, work: Path, tmp_path: Path) -> None:
 
 
 def test_an_onnx_file_ends_at_2_gib(built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    parcel = parcel_of(built(VIT), (), 1)
+    parcel = exported_model(built(VIT), (), 1)
     size = sum(4 * p.numel() for p in parcel.model.parameters())
     monkeypatch.setattr(onnx_file, "MOST_BYTES", size - 1)
     onnx_file.check_size(replace(parcel, half=True))

@@ -21,7 +21,7 @@ from slimvit.train.checkpoint import Interrupted
 from slimvit.train.state import TrainState
 from slimvit.utils import lock, output
 from slimvit.utils.errors import StoreError
-from slimvit.utils.lock import ASIDE, OLD, claimed
+from slimvit.utils.lock import ASIDE, OLD, locked
 from slimvit.utils.output import new_folder
 from slimvit.workflows import run
 from slimvit.workflows.sweep import executors
@@ -75,7 +75,7 @@ def test_one_process_at_a_time(tmp_path):
 
 
 def test_a_claim_inside_a_claim(tmp_path):
-    with claimed(tmp_path / "run"), claimed(tmp_path / "run"), new_folder(tmp_path / "run") as partial:
+    with locked(tmp_path / "run"), locked(tmp_path / "run"), new_folder(tmp_path / "run") as partial:
         (partial / "slim.json").write_text("{}")
     assert not lock._held and sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
@@ -84,7 +84,7 @@ def test_what_a_killed_process_left_is_put_right_and_nothing_else_touched(tmp_pa
     for name in (f".run.{ASIDE}abc", f".run.{ASIDE}abc{OLD}", f".run2.{ASIDE}abc", ".run.mine", "run3"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).touch()
-    with claimed(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
     assert sorted(p.name for p in tmp_path.iterdir()) == [".run.mine", f".run2.{ASIDE}abc", "run", "run3"]
     assert [p.name for p in (tmp_path / "run").iterdir()] == [f".run.{ASIDE}abc{OLD}"]
@@ -113,7 +113,7 @@ def in_a_thread(tmp_path):
     ready, done = threading.Event(), threading.Event()
 
     def hold():
-        with claimed(tmp_path / "run"), claimed(tmp_path / "run.pt2"):
+        with locked(tmp_path / "run"), locked(tmp_path / "run.pt2"):
             ready.set()
             done.wait()
 
@@ -169,11 +169,11 @@ def test_a_forked_child_has_no_share_in_the_lock(tmp_path):
     )
     assert parent.stdout is not None and parent.stdin is not None
     child = int(parent.stdout.readline())
-    assert lock.writer(tmp_path / "run") == f"process {parent.pid}"
+    assert lock.lock_owner(tmp_path / "run") == f"process {parent.pid}"
     parent.kill()
     parent.wait()
-    assert lock.writer(tmp_path / "run") is None
-    with claimed(tmp_path / "run"):
+    assert lock.lock_owner(tmp_path / "run") is None
+    with locked(tmp_path / "run"):
         os.kill(child, 0)  # it lives
     parent.stdin.close()
     parent.stdout.close()
@@ -191,7 +191,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
 
 
 def test_a_claim_that_comes_to_nothing_leaves_no_folders(tmp_path):
-    with pytest.raises(StoreError), claimed(tmp_path / "a" / "b" / "run"):
+    with pytest.raises(StoreError), locked(tmp_path / "a" / "b" / "run"):
         raise StoreError("no")
     assert os.listdir(tmp_path) == []
 
@@ -215,7 +215,7 @@ def test_inspect_says_how_a_folder_stands(slimvit_, tmp_path):
     assert "in use" in slimvit_(*PRUNE, "--ratio", 0.5, "--out", out, code=1).stderr
     assert stands()["state"] == "whole" and os.listdir(tmp_path) == ["run"]
     (out / f".unfinished.{ASIDE}abc{OLD}").mkdir()
-    lock.mend(out)
+    lock.clean_up(out)
     assert (
         stands()["go_on"] == f"slimvit run {out} --resume" and "the whole run that it is to replace" in stands()["told"]
     )
@@ -382,7 +382,7 @@ def test_the_runs_of_a_killed_sweep_save_and_end(slimvit_, tmp_path):
         time.sleep(0.1)
     process.kill()
     process.wait()
-    while any(lock.writer(point) for point in points):
+    while any(lock.lock_owner(point) for point in points):
         time.sleep(0.1)
     for point in points:
         told = (out / "failed" / f"{point.name}.txt").read_text()
@@ -397,7 +397,7 @@ def test_stopping_a_crew_ends_its_runs(tmp_path, monkeypatch):
     script = "import sys; print('Error: begun', file=sys.stderr, flush=True); sys.stdin.read(); sys.exit(130)"
     monkeypatch.setattr(executors, "_command", lambda *_: [sys.executable, "-c", script])
     tree = {"model": {"name": "vit_digits"}, "data": {"name": "digits"}}
-    crew_ = executors.Processes(2)
+    crew_ = executors.ProcessExecutor(2)
     tasks = [
         executors.Task(Recipe.parse(tree, "test"), Options(out=tmp_path / i), tmp_path / f"{i}.txt") for i in "abc"
     ]

@@ -39,14 +39,14 @@ def plain() -> Any:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """What the network multiplied in, a dtype a step."""
     found: list[torch.dtype] = []
-    real = loop.Lesson.forward
+    real = loop.ModelWithLoss.forward
 
     def forward(lesson: Any, images: Any, targets: Any) -> Any:
         with torch.no_grad():
             found.append(lesson.model.patch_embed(images).dtype)
         return real(lesson, images, targets)
 
-    monkeypatch.setattr(loop.Lesson, "forward", forward)
+    monkeypatch.setattr(loop.ModelWithLoss, "forward", forward)
     return found
 
 

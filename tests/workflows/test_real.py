@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import slimvit
-from slimvit.models.base import attention_blocks, plan_of
+from slimvit.models.registry import attention_blocks, plan_of
 
 WEIGHTS = Path(".cache/real/dinov2/model.safetensors")
 

@@ -12,7 +12,7 @@ import torch
 import slimvit
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
-from slimvit.models.base import model_name, plan_of
+from slimvit.models.registry import model_name, plan_of
 from slimvit.utils.errors import SlimvitError
 from slimvit.workflows import run, training
 from slimvit.workflows.run_folder import recipe_of

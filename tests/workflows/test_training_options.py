@@ -19,7 +19,7 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.accuracy import Outputs, compare
 from slimvit.utils.errors import SlimvitError
 from slimvit.workflows import run, training
-from slimvit.workflows.state import Run
+from slimvit.workflows.state import RunState
 
 Tree = dict[str, Any]
 DATA: Tree = {"name": "digits", "train_images": 48, "eval_images": 30, "batch_size": 8}
@@ -48,13 +48,13 @@ def test_the_average_is_what_is_reported_and_saved(tmp_path: Path) -> None:
 
 def test_evaluated_as_often_as_asked_and_no_network_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[torch.nn.Module] = []
-    outputs = Run.outputs
+    outputs = RunState.outputs
 
-    def counted(now: Run, model: torch.nn.Module, images: Images) -> Outputs:
+    def counted(now: RunState, model: torch.nn.Module, images: Images) -> Outputs:
         evaluated.append(model)
         return outputs(now, model, images)
 
-    monkeypatch.setattr(Run, "outputs", counted)
+    monkeypatch.setattr(RunState, "outputs", counted)
     now = slimvit.run(recipe({"epochs": 5, "eval_every": 2, "lr": 3e-3}), Options(out=tmp_path / "run"))
     rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
     assert [bool(row["top1"]) for row in rows] == [False, True, False, True, True]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from slimvit.io.export.parcel import INPUT, OUTPUT, Parcel
+from slimvit.io.export.parcel import INPUT, OUTPUT, ExportedModel
 from slimvit.io.export.program import traced
 from slimvit.measure.latency.peak_memory import weight_bytes
 from slimvit.utils.errors import ModelError, SlimvitError
@@ -36,7 +36,7 @@ def check_packages() -> None:
     _need(*PACKAGES)
 
 
-def check_size(parcel: Parcel) -> None:
+def check_size(parcel: ExportedModel) -> None:
     """Raise :class:`ModelError` for a model that one ONNX file cannot hold."""
     size = weight_bytes(parcel.model) // (2 if parcel.half else 1)
     if size > MOST_BYTES:
@@ -44,7 +44,7 @@ def check_size(parcel: Parcel) -> None:
         raise ModelError(f"--format onnx: the weights take {size / 2**30:.1f} GiB, a file holds less than 2; {way_out}")
 
 
-def write(parcel: Parcel, path: Path) -> None:
+def write_onnx(parcel: ExportedModel, path: Path) -> None:
     """One file: input ``images``, output ``logits``, weights inside, the label as metadata."""
     import onnx
 
@@ -61,7 +61,7 @@ def write(parcel: Parcel, path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
 
 
-def load(path: str | Path) -> OnnxModel:
+def load_onnx(path: str | Path) -> OnnxModel:
     """The file in ONNX Runtime; raises :class:`SlimvitError` where that is not installed or cannot run it."""
     _need("onnxruntime")
     from slimvit.io.export.runtime import OnnxModel

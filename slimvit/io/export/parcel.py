@@ -10,13 +10,14 @@ from typing import Any
 
 from slimvit.data.preprocessing import preprocessing_of
 from slimvit.measure.flops.count import count_macs, count_params
-from slimvit.models.base import TimmModule, model_name
+from slimvit.models.base import TimmModule
+from slimvit.models.registry import model_name
 
 INPUT, OUTPUT = "images", "logits"
 
 
 @dataclass(frozen=True)
-class Parcel:
+class ExportedModel:
     model: TimmModule
     """In eval mode on the CPU, in fp32."""
     label: dict[str, Any]
@@ -36,7 +37,9 @@ class Parcel:
         return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in self.label.items()}
 
 
-def parcel_of(model: TimmModule, class_names: Sequence[str], batch: int | None, half: bool = False) -> Parcel:
+def exported_model(
+    model: TimmModule, class_names: Sequence[str], batch: int | None, half: bool = False
+) -> ExportedModel:
     """Classes, preprocessing and cost are the model's own."""
     label = {
         "slimvit_version": version("slimvit"),
@@ -47,4 +50,4 @@ def parcel_of(model: TimmModule, class_names: Sequence[str], batch: int | None, 
         "params": count_params(model),
         "macs": count_macs(model).total,
     }
-    return Parcel(model, label, batch, half)
+    return ExportedModel(model, label, batch, half)

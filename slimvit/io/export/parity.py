@@ -43,7 +43,7 @@ def batches_of(images: Tensor, batch: int | None) -> list[Tensor]:
     return found
 
 
-def parity(
+def output_parity(
     wanted: Callable[[Tensor], Tensor], found: Callable[[Tensor], Tensor], images: Tensor, batch: int | None
 ) -> Parity:
     """Run the model and the file on images [n, C, H, W], in batches that the file takes; both give logits [B, K]."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from slimvit.io.export.parcel import Parcel
-from slimvit.models.base import as_it_is, attention_blocks
-from slimvit.models.empty import NoAttention, NoMlp
+from slimvit.io.export.parcel import ExportedModel
+from slimvit.models.base import as_it_is
+from slimvit.models.empty import EmptyAttention, EmptyMlp
+from slimvit.models.registry import attention_blocks
 
 LABEL = "slimvit.json"
 """The file inside a .pt2 with the parcel's label."""
@@ -48,13 +49,13 @@ class Constant(nn.Module):
         return self.bias.expand(*x.shape[:-1], -1) if self.whole else self.bias
 
 
-def traced(parcel: Parcel) -> ExportedProgram:
+def traced(parcel: ExportedModel) -> ExportedProgram:
     """The model's program, for one number of images or any."""
     model = copy.deepcopy(parcel.model)
     for view in attention_blocks(model):
-        if isinstance(view.attn, NoAttention):
+        if isinstance(view.attn, EmptyAttention):
             view.block.attn = Constant(view.attn.proj.bias, whole=view.to_stream is not as_it_is)
-        if isinstance(view.mlp, NoMlp):
+        if isinstance(view.mlp, EmptyMlp):
             view.block.mlp = Constant(view.mlp.fc2.bias)
     whole = Exported(model, torch.float16 if parcel.half else torch.float32).eval()
     images = torch.zeros(parcel.batch or 2, *parcel.input_size)  # of one image the program would be for one alone
@@ -66,12 +67,12 @@ def traced(parcel: Parcel) -> ExportedProgram:
     return program
 
 
-def write(parcel: Parcel, path: Path) -> None:
+def write_program(parcel: ExportedModel, path: Path) -> None:
     """A .pt2 file for torch.export.load, with the label beside the program."""
     buffer = io.BytesIO()  # torch tells of a full disk in words of its own
     torch.export.save(traced(parcel), buffer, extra_files={LABEL: json.dumps(parcel.label)})
     path.write_bytes(buffer.getbuffer())
 
 
-def load(path: Path) -> Callable[[Tensor], Tensor]:
+def load_program(path: Path) -> Callable[[Tensor], Tensor]:
     return torch.export.load(path).module()

@@ -17,11 +17,12 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
 from slimvit.io import saved_model
-from slimvit.io.export.parcel import Parcel
-from slimvit.models.base import AttentionBlock, TimmModule, attention_blocks, plan_of
+from slimvit.io.export.parcel import ExportedModel
+from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.build import check_timm
 from slimvit.models.insert_dense import dense_mix
 from slimvit.models.mlp import hidden_neurons, input_layers
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.utils.errors import ModelError
 
 READS_SAFETENSORS = (1, 0, 26)
@@ -34,16 +35,16 @@ def check_version() -> None:
     check_timm(minimum=READS_SAFETENSORS, needed_by="--format timm")
 
 
-def check_plain(parcel: Parcel) -> None:
+def check_plain(parcel: ExportedModel) -> None:
     """Raise :class:`ModelError` where timm's constructor cannot build the model."""
     if (reason := _unsayable(parcel.model)) is not None:
         raise ModelError(f"--format timm: {reason}; {WAY_OUT}")
 
 
-def write(parcel: Parcel, folder: Path) -> None:
+def write_timm_folder(parcel: ExportedModel, folder: Path) -> None:
     """config.json and model.safetensors."""
     model = copy.deepcopy(parcel.model)
-    args = saved_model.describe(model).args | _widths(model)
+    args = saved_model.description_of(model).args | _widths(model)
     model.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "tag"} | parcel.label["preprocessing"]
     names = parcel.label["class_names"]
     with saved_model.safetensors_errors():
@@ -57,7 +58,7 @@ def write(parcel: Parcel, folder: Path) -> None:
     (folder / saved_model.WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
 
 
-def load(folder: Path) -> Callable[[Tensor], Tensor]:
+def load_timm_folder(folder: Path) -> Callable[[Tensor], Tensor]:
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except RuntimeError as error:  # weights that do not fit

@@ -18,7 +18,7 @@ class Unreachable(ModelError):
 
 
 @contextmanager
-def told(name: str) -> Iterator[None]:
+def hub_errors(name: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one line about ``name``; what is a bug of ours passes."""
     from huggingface_hub import errors
 

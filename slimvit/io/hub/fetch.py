@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimvit.io.hub.errors import Unreachable, bars, line_of, told
+from slimvit.io.hub.errors import Unreachable, bars, hub_errors, line_of
 from slimvit.io.hub.name import HubName
 from slimvit.utils.errors import ModelError
-from slimvit.utils.progress import say
+from slimvit.utils.progress import log
 
 TIMEOUT = 30
 """Seconds that the Hub has for an answer about a repository."""
@@ -39,7 +39,7 @@ def listing(name: HubName) -> Listing:
     """What the Hub says of a repository now. Raises :class:`ModelError`, :class:`Unreachable` without a network."""
     from huggingface_hub import HfApi
 
-    with told(str(name)):
+    with hub_errors(str(name)):
         info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, timeout=TIMEOUT)
     pinned = name.at(str(info.sha))
     if not pinned.is_pinned:
@@ -69,7 +69,7 @@ def find(name: HubName, files: Sequence[str]) -> tuple[Listing, str]:
         for file in files:
             if (path := cached(name, file)) is not None:
                 pinned = name.at(_commit(path, name, file))
-                say(f"{error}; taking what was fetched before: {pinned}")
+                log(f"{error}; taking what was fetched before: {pinned}")
                 return Listing(pinned, None), file
         raise Unreachable(f"{error}; nothing was fetched of it before") from None
     for file in files:
@@ -117,7 +117,7 @@ def _download(name: HubName, files: Sequence[str], revision: str | None) -> None
 
     patterns = [name.path(file) for file in files]
     try:
-        with told(str(name)), bars():
+        with hub_errors(str(name)), bars():
             snapshot_download(name.repo, revision=revision or name.revision, allow_patterns=patterns)
     except (RuntimeError, ValueError) as error:  # how its transfer of large files fails
         raise ModelError(f"{name}: could not be fetched: {line_of(error)}; try again") from None

@@ -18,12 +18,12 @@ from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name
 from slimvit.models.arguments import defects_of_arguments
 from slimvit.utils.errors import ModelError, SlimvitError
-from slimvit.utils.reading import MOST, Unreadable, read_json
+from slimvit.utils.files import MOST, Unreadable, read_json
 
 CONFIG = "config.json"
 
 
-class Preprocessing(BaseModel):
+class HubPreprocessing(BaseModel):
     """Entries of timm's pretrained_cfg that say how images become input; others are left alone."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
@@ -91,7 +91,7 @@ def _read(name: str, path: Path) -> TimmRepo:
     if defects := defects_of_arguments(args):
         raise ModelError(f"{name}: {CONFIG} is not taken: {'; '.join(defects)}")
     try:
-        cfg = Preprocessing.model_validate(known).model_dump(exclude_none=True)
+        cfg = HubPreprocessing.model_validate(known).model_dump(exclude_none=True)
     except ValidationError as error:
         first = error.errors()[0]
         raise ModelError(f"{name}: {CONFIG} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -19,7 +19,7 @@ from torch import nn
 from slimvit.measure.flops.closed_form import closed_form, stem_of
 from slimvit.measure.flops.dense_mixes import mix_macs
 from slimvit.measure.flops.operators import ELEMENTWISE, NORMS
-from slimvit.measure.flops.parts import BLOCK_PARTS, PARTS, count_params, in_order, params_by_part, part_of
+from slimvit.measure.flops.parts import BLOCK_PARTS, FLOP_PARTS, count_params, in_order, params_by_part, part_of
 from slimvit.measure.flops.torch_counter import torch_count
 from slimvit.utils.errors import ModelError
 
@@ -95,7 +95,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int] | None = None)
     skipped = sorted(set(analysis.unsupported_ops()) - ELEMENTWISE)
     return MacCount(
         total=sum(by_part.values()),
-        by_part=in_order(by_part, PARTS),
+        by_part=in_order(by_part, FLOP_PARTS),
         by_block=_by_block(own),
         closed_form=closed_form(model, size),
         torch_counter=by_torch,

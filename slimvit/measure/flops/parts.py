@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-PARTS = ("patch_embed", "qkv", "attention", "proj", "mlp", "norm", "head", "other")
+FLOP_PARTS = ("patch_embed", "qkv", "attention", "proj", "mlp", "norm", "head", "other")
 """The parts every count lists; further ones (``mixes``, ``reduction``) are listed where they occur."""
 
 BLOCK_PARTS = ("qkv", "attention", "proj", "mlp", "norm")
@@ -58,4 +58,4 @@ def params_by_part(model: nn.Module) -> dict[str, int]:
         owner = name.split(".")[-2] if "." in name else ""
         part = "norm" if "norm" in owner else part_of(name)
         counts[part] = counts.get(part, 0) + parameter.numel()
-    return in_order(counts, PARTS)
+    return in_order(counts, FLOP_PARTS)

@@ -44,7 +44,9 @@ class OutOfMemory(Exception):
     """The device has no room for a batch."""
 
 
-def fill(calls_for: Callable[[int], Mapping[str, Callable[[], float]]], batches: Sequence[int] = ()) -> Growth:
+def find_batch_size(
+    calls_for: Callable[[int], Mapping[str, Callable[[], float]]], batches: Sequence[int] = ()
+) -> Growth:
     """Try 1, 2, 4, ... images (or all of ``batches``) on all models alike, until it does not pay any more.
 
     ``calls_for``: from a batch to what times one pass of each model, warmed up. It, and they, may raise

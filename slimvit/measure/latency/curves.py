@@ -11,7 +11,7 @@ Curve: TypeAlias = list[tuple[int, float]]
 """Width, milliseconds; widths rise and begin with 0, where the branch is gone and costs nothing."""
 
 
-def spread(most: int, unit: int, points: int) -> list[int]:
+def spread_widths(most: int, unit: int, points: int) -> list[int]:
     """About so many widths from ``unit`` to ``most``, evenly, in whole units but for the last."""
     even = (round(most * i / points / unit) * unit for i in range(1, points + 1))
     return sorted({min(unit, most), most, *(width for width in even if 0 < width < most)})

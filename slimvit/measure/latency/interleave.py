@@ -22,7 +22,7 @@ NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 @dataclass(frozen=True)
-class Contest:
+class InterleavedTimer:
     """The models live on the device, in the dtype of the setting, and in eval mode."""
 
     models: Mapping[str, nn.Module]

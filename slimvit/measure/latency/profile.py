@@ -47,7 +47,7 @@ def time_shares(call: Callable[[Tensor], Any], images: Tensor) -> dict[str, floa
     for event in found.key_averages():
         if event.device_type == DeviceType.CPU:  # kernels are listed once more, by themselves
             time = event.self_device_time_total if cuda else event.self_cpu_time_total
-            spent[kind_of(event.key)] = spent.get(kind_of(event.key), 0.0) + time
+            spent[operator_kind(event.key)] = spent.get(operator_kind(event.key), 0.0) + time
     total = sum(spent.values())
     return {kind: time / total for kind, time in sorted(spent.items(), key=lambda item: -item[1]) if time}
 
@@ -64,7 +64,7 @@ def system_share(call: Callable[[Tensor], Any], images: Tensor) -> float:
     return system / (system + user) if system else 0.0
 
 
-def kind_of(operator: str) -> str:
+def operator_kind(operator: str) -> str:
     """``aten::addmm`` -> ``matrix products``."""
     return next((kind for kind, parts in KINDS if any(part in operator for part in parts)), "other")
 

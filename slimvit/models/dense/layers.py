@@ -10,7 +10,7 @@ from timm.layers import use_reentrant_ckpt
 from torch import Tensor, nn
 
 from slimvit.models.base import is_dense
-from slimvit.models.dense.mixing import Pair
+from slimvit.models.dense.mixing import Pair, mix_values
 from slimvit.utils.errors import ModelError
 
 Values = Sequence[Tensor | None]
@@ -92,3 +92,35 @@ class MixesValues:
 def kept(values: Tensor) -> Tensor:
     """Values to keep until the stage ends: without gradients as a copy, so that queries and keys can be freed."""
     return values if values.requires_grad else values.contiguous()
+
+
+class MixesBeforeAttending(MixesValues):
+    """Mixes the values of earlier blocks into its own before they are attended to. ``narrow`` is its plain form where
+    heads are gone."""
+
+    narrow: type[Any]
+
+    def forward(self, x: Tensor, *args: Any, earlier: Values = (), **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """[B, N, C] -> output [B, N, C] and own unmixed values [B, N, k] (None when no later block needs them)."""
+        attn: Any = self
+        q, k, own = attn.project(x)
+        v = own
+        if self.mix is not None:
+            head_dim = own.shape[-1] // attn.num_heads
+            v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, head_dim)
+        return attn.attend(x, q, k, v, *args, **kwargs), kept(own) if self.feeds else None
+
+
+class KeepsGamma:
+    """A pre-norm block whose LayerScale is a parameter of its own, around such an attention."""
+
+    def forward(self, x: Tensor, *args: Any, earlier: Values = (), **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """[B, N, C] -> the stream after the block [B, N, C], and the attention's own values for later blocks."""
+        block: Any = self
+        branch, values = block.attn(block.norm1(x), *args, earlier=earlier, **kwargs)
+        x = x + block.drop_path1(_scaled(block.gamma_1, branch))
+        return x + block.drop_path2(_scaled(block.gamma_2, block.mlp(block.norm2(x)))), values
+
+
+def _scaled(gamma: Tensor | None, branch: Tensor) -> Tensor:
+    return branch if gamma is None else gamma * branch

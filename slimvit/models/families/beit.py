@@ -10,11 +10,12 @@ from timm.models.beit import Attention, Beit, Block
 from torch import Tensor, nn
 
 from slimvit.models.base import AttentionBlock, Branch, Family, State, Step, TimmModule, block_branches, fits_block
+from slimvit.models.dense.layers import KeepsGamma, MixesBeforeAttending
 from slimvit.models.head_parts import HeadParts, Slice, projections, separate_biases
-from slimvit.models.reduced import Narrow, attended, merged
+from slimvit.models.reduced import HeadPruned, attended, merged
 
 
-class NarrowBeitAttention(Narrow, Attention):
+class HeadPrunedBeitAttention(HeadPruned, Attention):
     """timm's attention with position biases, with fewer heads."""
 
     plain = Attention
@@ -39,7 +40,7 @@ def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
         rows=projections(attn, head_dim),
         slices=(*table, *separate_biases(attn, head_dim)),
         counts={"num_heads": 1},
-        narrow=NarrowBeitAttention,
+        narrow=HeadPrunedBeitAttention,
     )
 
 
@@ -94,3 +95,12 @@ BEIT = Family(
     arguments=_arguments,
     no_dense=lambda model: None,
 )
+
+
+class DenseBeitAttention(MixesBeforeAttending, HeadPrunedBeitAttention):  # type: ignore[misc]
+    plain = Attention
+    narrow = HeadPrunedBeitAttention
+
+
+class DenseBeitBlock(KeepsGamma, Block):  # type: ignore[misc]
+    plain = Block

@@ -22,11 +22,12 @@ from slimvit.models.base import (
     fits_post_norm,
     plain_type,
 )
+from slimvit.models.dense.layers import KeepsGamma, MixesBeforeAttending
 from slimvit.models.head_parts import HeadParts, projections, separate_biases
-from slimvit.models.reduced import Narrow, attended, merged
+from slimvit.models.reduced import HeadPruned, attended, merged
 
 
-class _Rotary(Narrow):
+class _Rotary(HeadPruned):
     """Both of Eva's attentions, with fewer heads. Positions that differ between the heads are one parameter for all
     blocks: it stays whole, and each block takes what belongs to its heads."""
 
@@ -67,15 +68,15 @@ class _Rotary(Narrow):
         return torch.cat([t[:, :, :prefix], turned], 2)
 
 
-class NarrowEvaAttention(_Rotary, EvaAttention):
+class HeadPrunedEvaAttention(_Rotary, EvaAttention):
     plain = EvaAttention
 
 
-class NarrowAttentionRope(_Rotary, AttentionRope):
+class HeadPrunedAttentionRope(_Rotary, AttentionRope):
     plain = AttentionRope
 
 
-NARROW = {EvaAttention: NarrowEvaAttention, AttentionRope: NarrowAttentionRope}
+HEAD_PRUNED = {EvaAttention: HeadPrunedEvaAttention, AttentionRope: HeadPrunedAttentionRope}
 
 
 def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
@@ -84,14 +85,14 @@ def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
         rows=projections(attn, head_dim),
         slices=separate_biases(attn, head_dim),
         counts={name: size for name, size in sizes.items() if hasattr(attn, name)},
-        narrow=NARROW[plain_type(attn)],
+        narrow=HEAD_PRUNED[plain_type(attn)],
     )
 
 
 def _check(model: TimmModule) -> str | None:
     for i, block in enumerate(model.blocks.children()):
         name, attn = f"blocks.{i}", block.attn
-        if reason := fits_block(block, name, (EvaBlock, EvaBlockPostNorm), (*NARROW,)):
+        if reason := fits_block(block, name, (EvaBlock, EvaBlockPostNorm), (*HEAD_PRUNED,)):
             return reason
         if not isinstance(getattr(attn, "norm", None), nn.Identity | None):
             return f"{name}.attn normalises across its heads (scale_attn_inner), so a head cannot be removed exactly"
@@ -154,3 +155,17 @@ EVA = Family(
     arguments=_arguments,
     no_dense=_no_dense,
 )
+
+
+class DenseEvaAttention(MixesBeforeAttending, HeadPrunedEvaAttention):  # type: ignore[misc]
+    plain = EvaAttention
+    narrow = HeadPrunedEvaAttention
+
+
+class DenseAttentionRope(MixesBeforeAttending, HeadPrunedAttentionRope):  # type: ignore[misc]
+    plain = AttentionRope
+    narrow = HeadPrunedAttentionRope
+
+
+class DenseEvaBlock(KeepsGamma, EvaBlock):  # type: ignore[misc]
+    plain = EvaBlock

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from slimvit.models.base import Family, TimmModule, fits_block, fits_post_norm
 from slimvit.models.families.swin import named_blocks, window_arguments, windowed_blocks, windowed_steps
 from slimvit.models.head_parts import HeadParts, Rows, Slice, projections, separate_biases
-from slimvit.models.reduced import Narrow, merged
+from slimvit.models.reduced import HeadPruned, merged
 
 
-class NarrowWindowAttention(Narrow, WindowAttention):
+class HeadPrunedWindowAttention(HeadPruned, WindowAttention):
     """timm's cosine attention in windows, with fewer heads."""
 
     plain = WindowAttention
@@ -50,7 +50,7 @@ def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
         rows=(*projections(attn, head_dim), Rows(by_head, 1, positions=offsets)),
         slices=(Slice("logit_scale"), *separate_biases(attn, head_dim)),
         counts={"num_heads": 1},
-        narrow=NarrowWindowAttention,
+        narrow=HeadPrunedWindowAttention,
         shared_macs=offsets * hidden.weight.numel(),
     )
 

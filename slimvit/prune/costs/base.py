@@ -8,11 +8,12 @@ from typing import TypeAlias
 
 from torch import nn
 
-from slimvit.models.base import AttentionBlock, attention_blocks, plan_of
+from slimvit.models.base import AttentionBlock
 from slimvit.models.mlp import neuron_params, neuron_weights
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import attention_blocks, plan_of
 
-PARTS = ("heads", "mlp")
+PRICED_PARTS = ("heads", "mlp")
 
 Price: TypeAlias = Callable[[int], float]
 """Heads or neurons that stay in a block -> what the part then costs."""
@@ -94,3 +95,7 @@ def _params(module: nn.Module) -> int:
 def _norm_macs(norm: nn.Module, tokens: int) -> int:
     """As the counters have it: five a number (mean, variance, scale and shift)."""
     return 5 * tokens * norm.weight.numel() if isinstance(norm, nn.LayerNorm) and norm.bias is not None else 0
+
+
+NEURON_GROUP = 8
+"""Neurons go in groups: matrix products of odd widths are slow."""

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from slimvit.measure.latency.curves import spread
+from slimvit.measure.latency.curves import spread_widths
 from slimvit.models.base import AttentionBlock, TimmModule, plain_type
 from slimvit.models.mlp import hidden_neurons
-from slimvit.prune.budget_search import NEURON_GROUP
-from slimvit.prune.costs.base import PARTS
-from slimvit.prune.surgery import narrowed
+from slimvit.prune.costs.base import NEURON_GROUP, PRICED_PARTS
+from slimvit.prune.surgery import pruned_block
 
 HEAD_POINTS = 12
 """Every number of heads is timed where there are no more, otherwise as many of them."""
@@ -24,7 +23,7 @@ MLP_POINTS = 8
 
 
 @dataclass(frozen=True)
-class Ladder:
+class WidthSweep:
     """One kind of branch."""
 
     kind: str
@@ -38,26 +37,26 @@ class Ladder:
     def block(self, width: int) -> TimmModule:
         """The block with so many heads or neurons, and without its other branch."""
         heads, neurons = (width, 0) if self.part == "heads" else (0, width)
-        return narrowed(self.view, heads, neurons)
+        return pruned_block(self.view, heads, neurons)
 
 
-def ladders(views: Iterable[AttentionBlock]) -> list[Ladder]:
+def width_sweeps(views: Iterable[AttentionBlock]) -> list[WidthSweep]:
     """A ladder for every kind of branch among the blocks, of which none may have dense attention."""
     widest: dict[tuple[str, str], AttentionBlock] = {}
     for view in views:
-        for part in PARTS:
-            before = widest.get(key := (kind_of(view, part), part))
-            if width_of(view, part) > (0 if before is None else width_of(before, part)):
+        for part in PRICED_PARTS:
+            before = widest.get(key := (branch_kind(view, part), part))
+            if branch_width(view, part) > (0 if before is None else branch_width(before, part)):
                 widest[key] = view
-    return [Ladder(kind, part, view, _widths(view, part)) for (kind, part), view in widest.items()]
+    return [WidthSweep(kind, part, view, _widths(view, part)) for (kind, part), view in widest.items()]
 
 
-def width_of(view: AttentionBlock, part: str) -> int:
+def branch_width(view: AttentionBlock, part: str) -> int:
     """Heads or neurons; 0 too for neurons that cannot go."""
     return view.attn.num_heads if part == "heads" else hidden_neurons(view.mlp)
 
 
-def kind_of(view: AttentionBlock, part: str) -> str:
+def branch_kind(view: AttentionBlock, part: str) -> str:
     """All that the time of a block's attention or MLP depends on besides its width, in words. A dense attention is
     taken for a plain one: what its mixing costs is not priced by the head."""
     block, attn, mlp = view.block, view.attn, view.mlp
@@ -83,6 +82,6 @@ def _biased(layer: nn.Linear) -> bool:
 
 
 def _widths(view: AttentionBlock, part: str) -> tuple[int, ...]:
-    most = width_of(view, part)
+    most = branch_width(view, part)
     unit, points = (1, HEAD_POINTS) if part == "heads" else (NEURON_GROUP, MLP_POINTS)
-    return (0, *spread(most, unit, points))
+    return (0, *spread_widths(most, unit, points))

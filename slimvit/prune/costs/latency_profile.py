@@ -19,11 +19,12 @@ from slimvit.measure.latency.interleave import is_out_of_memory
 from slimvit.measure.latency.machine import device_words
 from slimvit.measure.latency.table import LatencyTable
 from slimvit.measure.latency.timer import by_round, images_for, interleaved, timed, warm_up
-from slimvit.models.base import AttentionBlock, attention_blocks, plan_of
+from slimvit.models.base import AttentionBlock
 from slimvit.models.insert_dense import dense_mix, remove_dense_attention
 from slimvit.models.modes import device_of, evaluating
-from slimvit.prune.costs.base import PARTS
-from slimvit.prune.costs.latency_blocks import Ladder, kind_of, ladders, width_of
+from slimvit.models.registry import attention_blocks, plan_of
+from slimvit.prune.costs.base import PRICED_PARTS
+from slimvit.prune.costs.latency_blocks import WidthSweep, branch_kind, branch_width, width_sweeps
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import track
@@ -42,7 +43,7 @@ def time_branches(model: nn.Module, batch: int) -> LatencyTable:
     """Time the model, what is left of it without any branch, and every kind of branch, all in the same rounds."""
     plain = model if dense_mix(model) is None else remove_dense_attention(model)
     views, device = attention_blocks(plain), device_of(model)
-    steps = ladders(views)
+    steps = width_sweeps(views)
     with _in_memory(batch, device), evaluating(model), evaluating(plain):
         models = {FULL: model, BARE: _bare(plain)} | ({} if plain is model else {PLAIN: plain})
         times = _times(models, steps, batch)
@@ -60,7 +61,7 @@ def _bare(plain: nn.Module) -> nn.Module:
     return prune_model(plain, plan.keeping([()] * len(plan.blocks), [()] * len(plan.blocks)))
 
 
-def _times(models: Mapping[str, nn.Module], steps: Sequence[Ladder], batch: int) -> dict[str, float]:
+def _times(models: Mapping[str, nn.Module], steps: Sequence[WidthSweep], batch: int) -> dict[str, float]:
     """Milliseconds a pass: of the models, and of the blocks of every ladder under (kind, width)."""
     plain = models.get(PLAIN, models[FULL])
     images = images_for(plain, input_size_of(plain), batch)
@@ -106,18 +107,20 @@ def _streams(
     return found
 
 
-def _named(step: Ladder, width: int) -> str:
+def _named(step: WidthSweep, width: int) -> str:
     return f"{step.kind} @ {width}"
 
 
-def _table(times: Mapping[str, float], steps: Sequence[Ladder], views: Sequence[AttentionBlock]) -> LatencyTable | None:
+def _table(
+    times: Mapping[str, float], steps: Sequence[WidthSweep], views: Sequence[AttentionBlock]
+) -> LatencyTable | None:
     """Rest and curves that add up to the full model; None where its branches took no time.
 
     A branch alone meets other caches than in its model, and its device waits for it: the curves are stretched by what
     all branches of the model take together. What dense attention mixes is part of the rest.
     """
     curves = {s.kind: curve_of(s.widths, [times[_named(s, w)] for w in s.widths]) for s in steps}
-    sizes = [(kind_of(v, part), width_of(v, part)) for v in views for part in PARTS]
+    sizes = [(branch_kind(v, part), branch_width(v, part)) for v in views for part in PRICED_PARTS]
     alone = sum(read_off(curves[kind])(width) for kind, width in sizes if width)
     together = times.get(PLAIN, times[FULL]) - times[BARE]
     if alone <= 0 or together <= 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from slimvit.models.base import AttentionBlock, TimmModule, ToStream, as_it_is, attention_blocks
+from slimvit.data.loaders import Batches
+from slimvit.models.base import AttentionBlock, TimmModule, ToStream, as_it_is
 from slimvit.models.modes import device_of
-from slimvit.prune.criteria.room import images_at_once
+from slimvit.models.registry import attention_blocks
 from slimvit.utils.errors import DataError
+from slimvit.utils.memory import SHARE, free_bytes
 from slimvit.utils.progress import track
-
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of (images [B, C, H, W], labels [B]; -1 where there is none), iterable more than once."""
 
 NO_IMAGES = "no calibration images: the data has no training images to draw them from"
 
@@ -162,3 +161,28 @@ def _add(branch: _Branch[Found], grad: Tensor) -> None:
     # one row an image, one column a token: padding and windows are gone
     z, grad = (branch.to_stream(t, branch.size).flatten(1, -2) for t in (z, grad))
     branch.sums.add(z, grad, branch.out.weight, branch.units)
+
+
+def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
+    """How many images may be in one backward pass, given ``forward``, which makes the loss of one image: as many as
+    take half of the free memory of ``device``, and at least one. Where it is not known, any number."""
+    free = free_bytes(device)
+    if free is None:
+        return 2**31
+    return max(1, int(SHARE * free / max(1, _saved_bytes(forward))))
+
+
+def _saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, weights and other leaves left out."""
+    seen: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_leaf or tensor.requires_grad:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = forward()  # kept until the count is done: a freed storage's place may be given to another
+    del loss
+    return sum(seen.values())

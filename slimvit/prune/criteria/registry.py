@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slimvit.models.base import AttentionBlock, TimmModule, attention_blocks, plan_of
+from slimvit.data.loaders import Batches
+from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.mlp import input_layers, why_neurons_stay
 from slimvit.models.modes import device_of
 from slimvit.models.plan import SlimPlan
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.costs.base import head_macs, neuron_macs
-from slimvit.prune.criteria.calibration import NO_IMAGES, Batches, batch_loss, observe
+from slimvit.prune.criteria.calibration import NO_IMAGES, batch_loss, observe
 from slimvit.prune.criteria.residual import rank
 from slimvit.prune.criteria.statistics import GateSums, MomentSums
 from slimvit.prune.torch_pruning import group_importance, neuron_importance
@@ -84,14 +86,14 @@ def score_parts(
     return Scores(criterion, plan, tuple(found["heads"]), tuple(found.get("mlp", ())))
 
 
-Found = dict[str, list[PartScores]]
+ScoresByPart = dict[str, list[PartScores]]
 Parts = tuple[str, ...]
 
 
-def _residual(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
+def _residual(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> ScoresByPart:
     """The rise of the loss after the refit, see rise.py."""
     statistics = observe(model, batches, "signs" if model.num_classes else "features", MomentSums, seed, parts)
-    found: Found = {part: [] for part in parts}
+    found: ScoresByPart = {part: [] for part in parts}
     for i, block in enumerate(attention_blocks(model)):
         for part in parts:
             out, width = (block.attn.proj, block.head_dim) if part == "heads" else (block.mlp.fc2, 1)
@@ -99,19 +101,19 @@ def _residual(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> F
     return found
 
 
-def _taylor(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
+def _taylor(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> ScoresByPart:
     """mean over images of abs(dLoss/dm), Michel, Levy and Neubig, NeurIPS 2019."""
     seen = observe(model, batches, "labels", GateSums, seed, parts)
     return {part: [_fixed(s.absolute) for s in seen[part]] for part in parts}
 
 
-def _fisher(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
+def _fisher(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> ScoresByPart:
     """mean over images of (dLoss/dm)^2, Kwon et al., NeurIPS 2022."""
     seen = observe(model, batches, "labels", GateSums, seed, parts)
     return {part: [_fixed(s.square) for s in seen[part]] for part in parts}
 
 
-def _magnitude(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
+def _magnitude(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> ScoresByPart:
     """L2 norm of all weights that go with the head or neuron, Han et al., NeurIPS 2015."""
     norms = {"heads": _head_norms, "mlp": _neuron_norms}
     return {part: [_fixed(norms[part](b)) for b in attention_blocks(model)] for part in parts}
@@ -140,7 +142,7 @@ def _neuron_norms(block: AttentionBlock) -> Tensor:
     return squares.sqrt()
 
 
-def _random(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
+def _random(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> ScoresByPart:
     """A neuron's number is smaller by as much as it costs less, so that both go at the same rate."""
     generator = torch.Generator().manual_seed(seed)
     blocks = attention_blocks(model)
@@ -153,12 +155,12 @@ def _random(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Fou
     return found
 
 
-def _tp_magnitude(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
+def _tp_magnitude(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> ScoresByPart:
     """Torch-Pruning's group magnitude: squared L2, relative to the mean of the block."""
     return _group_scores(copy.deepcopy(model), "magnitude", parts)
 
 
-def _tp_taylor(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> Found:
+def _tp_taylor(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> ScoresByPart:
     """Torch-Pruning's group Taylor: abs(weight x gradient of the loss), relative to the mean of the block."""
     probe = copy.deepcopy(model).eval().requires_grad_(False)
     for block in attention_blocks(probe):
@@ -175,10 +177,10 @@ def _tp_taylor(model: TimmModule, batches: Batches, seed: int, parts: Parts) -> 
     return _group_scores(probe, "taylor", parts)
 
 
-def _group_scores(probe: nn.Module, kind: str, parts: Parts) -> Found:
+def _group_scores(probe: nn.Module, kind: str, parts: Parts) -> ScoresByPart:
     """``probe`` is a copy of the model, and spent afterwards."""
     blocks = attention_blocks(probe)
-    found: Found = {}
+    found: ScoresByPart = {}
     if "mlp" in parts:
         found["mlp"] = [
             _fixed(neuron_importance(b.mlp, kind) if b.mlp.fc2.in_features else torch.zeros(0)) for b in blocks
@@ -194,7 +196,7 @@ def _fixed(values: Tensor) -> PartScores:
     return PartScores(tuple(order), tuple(numbers[i] for i in order), tuple(numbers))
 
 
-CRITERIA: dict[str, Callable[[TimmModule, Batches, int, Parts], Found]] = {
+CRITERIA: dict[str, Callable[[TimmModule, Batches, int, Parts], ScoresByPart]] = {
     "residual": _residual,
     "fisher": _fisher,
     "taylor": _taylor,

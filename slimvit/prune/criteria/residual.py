@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from slimvit.prune.criteria.elimination import damped, eliminate, own_blocks
-from slimvit.prune.criteria.statistics import Moments
+from slimvit.prune.criteria.statistics import BranchMoments
 
 MILESTONES = np.array([0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1])
 """Shares of the neurons gone at which the rise is worked out; between them it follows what the elimination says."""
@@ -29,7 +29,7 @@ Ranked = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
 """Units in the order in which they go; what each then adds to the rise; what each, by position, adds alone."""
 
 
-def rank(seen: Moments, weight: Tensor, width: int) -> Ranked:
+def rank(seen: BranchMoments, weight: Tensor, width: int) -> Ranked:
     """Order and costs of all units of ``width`` channels; ``weight`` Wo [k, C], on the CPU."""
     units = len(weight) // width
     if units == 0:

@@ -19,7 +19,7 @@ class Gates:
 
 
 @dataclass(frozen=True)
-class Moments:
+class BranchMoments:
     """``covariance`` [k, k]: of z, over tokens. ``inputs`` [k, k] and ``outputs`` [C, C]: means over images of A A^T
     and A^T A, where A = sum over the image's tokens of z g^T is its gradient of the layer's weights (k to C); in
     float32, with z centred by the mean of the images up to it.
@@ -76,11 +76,11 @@ class MomentSums:
         inputs, outputs = _of_weight_gradients(z - (sums / counts[:, None]).to(z)[:, None], grad)
         self.inputs, self.outputs = self.inputs + inputs.cpu(), self.outputs + outputs.cpu()
 
-    def mean(self) -> Moments:
+    def mean(self) -> BranchMoments:
         """Spends the sums: MLPs of large models have large ones."""
         mean = self.z / self.tokens
         covariance = self.zz / self.tokens - torch.outer(mean, mean)
-        return Moments(covariance, self.inputs.div_(self.images), self.outputs.div_(self.images))
+        return BranchMoments(covariance, self.inputs.div_(self.images), self.outputs.div_(self.images))
 
 
 def _of_weight_gradients(z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from slimvit.report.columns import ACCURACY, LEGEND, NEURONS, NOT_MEASURED, SIZE, Column
 from slimvit.report.compare.comparison import Comparison
-from slimvit.report.compare.rows import Row, Stat
+from slimvit.report.compare.rows import ComparisonRow, Stat
 from slimvit.report.compare.timing_setting import setting_said
 
 SPEED = (Column("latency (ms)", "latency_ms", ".2f"), Column("images/s", "throughput", ".0f", in_terminal=False))
@@ -46,7 +46,7 @@ def cells_of(comparison: Comparison, plus_minus: str = " ± ", in_terminal: bool
     for row in comparison.rows:
         named = {"model": row.model, "name": name_of(row), "data": row.data}
         last = {"seeds": str(len(row.runs)) if row.runs else NOT_MEASURED, FRONT: ON_FRONT * (row in comparison.front)}
-        numbers = (spread(c, row.stats.get(c.key), plus_minus) for c in figures)
+        numbers = (spread_text(c, row.stats.get(c.key), plus_minus) for c in figures)
         rows.append((*(named[t] for t in texts), *numbers, *(last[e] for e in ends)))
     return Cells(texts, figures, ends, tuple(rows))
 
@@ -73,11 +73,11 @@ def _ends(comparison: Comparison) -> tuple[str, ...]:
     return ("seeds",) * several + (FRONT,) * (len(comparison.points) > 1)
 
 
-def name_of(row: Row) -> str:
+def name_of(row: ComparisonRow) -> str:
     return f"{row.name} (reference)" if row.kind == "reference" else row.name
 
 
-def spread(column: Column, stat: Stat | None, plus_minus: str) -> str:
+def spread_text(column: Column, stat: Stat | None, plus_minus: str) -> str:
     """``86.0 ± 0.3``; without the spread where it would read 0."""
     if stat is None:
         return NOT_MEASURED

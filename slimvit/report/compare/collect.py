@@ -9,49 +9,49 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.config.recipe import Recipe
-from slimvit.config.sweep import Claim
+from slimvit.config.sweep import PublishedFigure
 from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
-from slimvit.io.sweep_folder import CONTENTS, Contents, is_sweep, point_folder, read_contents
-from slimvit.report.compare.measurement import Gathered, Measurement
+from slimvit.io.sweep_folder import CONTENTS, Contents, is_sweep_folder, point_folder, read_contents
+from slimvit.report.compare.measurement import CollectedRuns, Measurement
 from slimvit.report.record import Report
 from slimvit.report.text import listed
 from slimvit.report.timing import read_timings
 from slimvit.utils.errors import StoreError
+from slimvit.utils.files import MOST, Unreadable, read_json
 from slimvit.utils.output import UNFINISHED
-from slimvit.utils.reading import MOST, Unreadable, read_json
 
 FETCHED = ("slim.json", "recipe.yaml", "history.csv", "timings.json")
 """What a table takes of a run on the Hub beside its report. Pictures stay there: they would go into a page unseen."""
 PICTURES = {"heads kept": "head_map.png", "learned mixes": "mixes.png"}
 
 
-def gather(sources: Sequence[Path], references: Sequence[Path] = (), allow_mixed: bool = False) -> Gathered:
+def collect_runs(sources: Sequence[Path], references: Sequence[Path] = (), allow_mixed: bool = False) -> CollectedRuns:
     """Read run folders and the points of sweep folders; a folder given twice counts once.
 
     Raises :class:`StoreError` for a folder that is neither, a sweep of which nothing is measured yet, and figures that
     were measured on different images (unless ``allow_mixed``).
     """
-    several = sum(map(is_sweep, (*references, *sources))) > 1
+    several = sum(map(is_sweep_folder, (*references, *sources))) > 1
     found: dict[Path, Measurement] = {}
     notes: list[str] = []
-    claims: list[tuple[str, Claim]] = []
+    claims: list[tuple[str, PublishedFigure]] = []
     for place, is_reference in [*((r, True) for r in references), *((s, False) for s in sources)]:
-        part = _sweep(place, several) if is_sweep(place) else Gathered((_run(place),))
+        part = _sweep(place, several) if is_sweep_folder(place) else CollectedRuns((_run(place),))
         for run in part.measurements:
             found.setdefault(run.folder.resolve(), replace(run, is_reference=is_reference))
         notes += part.notes
         claims += part.claims
     if not allow_mixed:
         check_alike(list(found.values()))
-    return Gathered(tuple(_completed(list(found.values()))), tuple(claims), tuple(notes))
+    return CollectedRuns(tuple(_completed(list(found.values()))), tuple(claims), tuple(notes))
 
 
-def _sweep(place: Path, several: bool) -> Gathered:
+def _sweep(place: Path, several: bool) -> CollectedRuns:
     contents = read_contents(place)
     runs = _points(place, contents, place.resolve().name if several else "")
     claims = tuple((str(place), claim) for claim in contents.claims)
-    return Gathered(tuple(runs), claims, tuple(_left_out(place, contents, several)))
+    return CollectedRuns(tuple(runs), claims, tuple(_left_out(place, contents, several)))
 
 
 def _run(place: Path) -> Measurement:

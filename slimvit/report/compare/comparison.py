@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slimvit.report.compare.measurement import Gathered, Setting
-from slimvit.report.compare.pick import Pick, Wish, pick
-from slimvit.report.compare.published import Claimed, claimed
-from slimvit.report.compare.rows import Row, rows_of
+from slimvit.report.compare.measurement import CollectedRuns, Setting
+from slimvit.report.compare.pick import Pick, PickRule, pick
+from slimvit.report.compare.published import PublishedComparison, published_figures
+from slimvit.report.compare.rows import ComparisonRow, rows_of
 from slimvit.report.compare.series import Series, accuracy_key, front, series_of
 from slimvit.report.compare.timing_setting import common_setting, notes_on_speed, untimed
 from slimvit.report.text import listed
@@ -18,12 +18,12 @@ from slimvit.report.text import listed
 class Comparison:
     """What every format shows."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
-    claims: tuple[Claimed, ...]
+    claims: tuple[PublishedComparison, ...]
     picks: tuple[Pick, ...]
     series: tuple[Series, ...]
-    front: tuple[Row, ...]
+    front: tuple[ComparisonRow, ...]
     """The points that no other beats in FLOPs and accuracy."""
     gain: str | None
     """The accuracy that the points are compared by (see :func:`accuracy_key`)."""
@@ -33,19 +33,19 @@ class Comparison:
     """Runs of the points without a latency under it."""
 
     @property
-    def points(self) -> list[Row]:
+    def points(self) -> list[ComparisonRow]:
         return [row for row in self.rows if row.kind == "point"]
 
     @property
     def models(self) -> list[str]:
         return list(dict.fromkeys(row.model for row in self.rows))
 
-    def label(self, row: Row) -> str:
+    def label(self, row: ComparisonRow) -> str:
         """The row's name, with its model where that is not plain."""
         return f"{row.model}, {row.name}" if row.kind == "original" and len(self.models) > 1 else row.name
 
 
-def compare_runs(gathered: Gathered, wishes: Sequence[Wish] = ()) -> Comparison:
+def compare_runs(gathered: CollectedRuns, wishes: Sequence[PickRule] = ()) -> Comparison:
     """Raises :class:`~slimvit.utils.errors.StoreError` for a wish that no point meets."""
     measurements = gathered.measurements
     setting = common_setting(measurements)
@@ -55,7 +55,7 @@ def compare_runs(gathered: Gathered, wishes: Sequence[Wish] = ()) -> Comparison:
     return Comparison(
         rows=tuple(rows),
         notes=(*_notes(rows), *gathered.notes, *notes_on_speed(measurements, setting)),
-        claims=tuple(claimed(gathered.claims, rows)),
+        claims=tuple(published_figures(gathered.claims, rows)),
         picks=tuple(pick(wish, rows) for wish in wishes),
         series=tuple(series_of(points)) if points else (),
         front=() if gain is None else tuple(front(points, "macs", gain)),
@@ -65,7 +65,7 @@ def compare_runs(gathered: Gathered, wishes: Sequence[Wish] = ()) -> Comparison:
     )
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
+def _notes(rows: Sequence[ComparisonRow]) -> list[str]:
     """What the reports of the runs say, each once, with the rows it is about."""
     said: dict[str, dict[str, None]] = {}
     for row in rows:

@@ -10,8 +10,8 @@ import pandas as pd
 from slimvit.report.columns import NOT_MEASURED
 from slimvit.report.compare.cells import EPOCHS, cells_of, figures_told, legend
 from slimvit.report.compare.comparison import Comparison
-from slimvit.report.compare.published import Claimed
-from slimvit.report.compare.rows import Row, Stat
+from slimvit.report.compare.published import PublishedComparison
+from slimvit.report.compare.rows import ComparisonRow, Stat
 from slimvit.report.text import in_latex, in_markdown, markdown_table
 
 FORMAT_VERSION = 1
@@ -34,7 +34,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _record(row: Row, comparison: Comparison) -> dict[str, Any]:
+def _record(row: ComparisonRow, comparison: Comparison) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": row.kind, "model": row.model, "name": row.name, "data": row.data}
     for column in figures_told(comparison):
         stat = row.stats.get(column.key)
@@ -54,7 +54,7 @@ def whence(comparison: Comparison) -> list[str]:
     return [f"Paths of a sweep's points begin at {place}."] * bool(sweeps)
 
 
-def command_of(row: Row) -> str | None:
+def command_of(row: ComparisonRow) -> str | None:
     """What repeats the first of the row's runs."""
     return row.runs[0].command(row.runs[0].shown) if row.runs else None
 
@@ -69,7 +69,7 @@ def to_csv(comparison: Comparison) -> str:
     return pd.DataFrame(flat).drop(columns="macs_by_part").to_csv(index=False, lineterminator="\n")
 
 
-def markdown(comparison: Comparison) -> str:
+def comparison_markdown(comparison: Comparison) -> str:
     cells = cells_of(comparison)
     parts = ["# Trade-off", *(f"> **Note:** {in_markdown(note)}" for note in comparison.notes)]
     parts += [f"Picked by `{p.wish.text}` ({p.wish.goal}): **{in_markdown(p.row.name)}**" for p in comparison.picks]
@@ -85,7 +85,7 @@ def markdown(comparison: Comparison) -> str:
 CLAIMED = ("point", "figure", "claimed", "measured", "source")
 
 
-def claim_cells(claims: Sequence[Claimed], plus_minus: str = " ± ") -> list[tuple[str, ...]]:
+def claim_cells(claims: Sequence[PublishedComparison], plus_minus: str = " ± ") -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     for c in claims:
         style = ".1f" if c.figure == "top-1" else "+.1f"

@@ -11,7 +11,7 @@ from string import Template
 from slimvit.report.compare.cells import Cells, cells_of, legend
 from slimvit.report.compare.comparison import Comparison
 from slimvit.report.compare.formats import CLAIMED, claim_cells, command_of, whence
-from slimvit.report.compare.rows import Row
+from slimvit.report.compare.rows import ComparisonRow
 
 TEMPLATE = Path(__file__).parent / "page.html"
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -42,7 +42,7 @@ def _lines(form: str, texts: Sequence[str]) -> str:
     return "\n".join(form.format(escape(text)) for text in texts)
 
 
-def _picked(wish: str, goal: str, row: Row) -> str:
+def _picked(wish: str, goal: str, row: ComparisonRow) -> str:
     command = escape(command_of(row) or "")
     told = f"<code>{escape(wish)}</code> ({escape(goal)}): <b>{escape(row.name)}</b>"
     return f'<div class="pick">Picked by {told}<br><code>{command}</code></div>'

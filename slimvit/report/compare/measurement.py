@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.config.recipe import BUDGETS, Recipe
-from slimvit.config.sweep import Claim
+from slimvit.config.sweep import PublishedFigure
 from slimvit.report.columns import Figures, difference, figures_of
 from slimvit.report.record import Report, Stage
 from slimvit.report.timing import Timing, setting_of
@@ -96,11 +96,11 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class CollectedRuns:
     """Everything that was asked to be put side by side."""
 
     measurements: tuple[Measurement, ...]
-    claims: tuple[tuple[str, Claim], ...] = ()
+    claims: tuple[tuple[str, PublishedFigure], ...] = ()
     """With the sweep that each is from."""
     notes: tuple[str, ...] = ()
 

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from slimvit.report.compare.comparison import Comparison
-from slimvit.report.compare.rows import Row
+from slimvit.report.compare.rows import ComparisonRow
 from slimvit.report.compare.tradeoff_plots import COLOURED, GAINS
-from slimvit.report.plot_style import BLUE, GRID, INK, MUTED, ORANGE, SERIES, TITLE, plain_axes, save, short
+from slimvit.report.plot_style import BLUE, GRID, INK, MUTED, ORANGE, SERIES, TITLE, plain_axes, save_figure, short
 
-PARTS = {"qkv": BLUE, "attention": ORANGE, "proj": "#3a9a6e", "mlp": "#9aa5b1"}
+PLOTTED_PARTS = {"qkv": BLUE, "attention": ORANGE, "proj": "#3a9a6e", "mlp": "#9aa5b1"}
 REST = "rest"
 BARS = 40
 """With more rows than this, only originals and the points on the front get a bar."""
@@ -23,7 +23,7 @@ LONGEST = 46
 Curve = tuple[list[int], list[float]]
 
 
-def rows_with_parts(comparison: Comparison) -> list[Row]:
+def rows_with_parts(comparison: Comparison) -> list[ComparisonRow]:
     rows = [row for row in comparison.rows if row.parts is not None]
     return rows if len(rows) <= BARS else [r for r in rows if r.kind != "point" or r in comparison.front][:BARS]
 
@@ -34,7 +34,7 @@ def flops_by_part(comparison: Comparison, path: Path) -> None:
     fig = Figure(figsize=(7.6, 1.3 + 0.27 * len(rows)), layout="constrained")
     axes = plain_axes(fig)
     left = [0.0] * len(rows)
-    for part, colour in (PARTS | {REST: GRID}).items():
+    for part, colour in (PLOTTED_PARTS | {REST: GRID}).items():
         widths = [_part(row, part) / 1e9 for row in rows]
         axes.barh(range(len(rows)), widths, 0.72, left=left, color=colour, label=part, zorder=2)
         left = [a + b for a, b in zip(left, widths, strict=True)]
@@ -43,13 +43,13 @@ def flops_by_part(comparison: Comparison, path: Path) -> None:
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("FLOPs (G), 1 multiply-add = 1", color=INK)
     axes.set_title("FLOPs by part of the network", **TITLE)
-    fig.legend(loc="outside lower center", ncols=len(PARTS) + 1, frameon=False, fontsize=8, labelcolor=INK)
-    save(fig, path)
+    fig.legend(loc="outside lower center", ncols=len(PLOTTED_PARTS) + 1, frameon=False, fontsize=8, labelcolor=INK)
+    save_figure(fig, path)
 
 
-def _part(row: Row, part: str) -> float:
+def _part(row: ComparisonRow, part: str) -> float:
     parts = row.parts or {}
-    return sum(v for k, v in parts.items() if k not in PARTS) if part == REST else parts.get(part, 0.0)
+    return sum(v for k, v in parts.items() if k not in PLOTTED_PARTS) if part == REST else parts.get(part, 0.0)
 
 
 def curve_key(comparison: Comparison) -> str | None:
@@ -75,10 +75,10 @@ def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if any(seen):
         fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
-    save(fig, path)
+    save_figure(fig, path)
 
 
-def _told_apart(rows: Sequence[Row], comparison: Comparison) -> list[tuple[str, str]]:
+def _told_apart(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[tuple[str, str]]:
     """Label and colour of every row: its own, its series', or among many unlike rows those of the front alone."""
     named = [row.name for row in comparison.front][: len(SERIES)]
     if len(rows) <= len(SERIES):
@@ -89,7 +89,7 @@ def _told_apart(rows: Sequence[Row], comparison: Comparison) -> list[tuple[str, 
     return [(comparison.series[of[r.name]].label, SERIES[of[r.name]]) if r.name in of else (r.name, INK) for r in rows]
 
 
-def _curve(row: Row, key: str) -> Curve | None:
+def _curve(row: ComparisonRow, key: str) -> Curve | None:
     """Epochs and the mean over the seeds that measured them."""
     values: dict[int, list[float]] = {}
     for run in row.runs:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from slimvit.report.compare.rows import Row
+from slimvit.report.compare.rows import ComparisonRow
 from slimvit.report.compare.series import LOWER_IS_BETTER, accuracy_key
 from slimvit.utils.errors import StoreError
 
@@ -27,7 +27,7 @@ class PickError(ValueError):
 
 
 @dataclass(frozen=True)
-class Wish:
+class PickRule:
     """One --pick, understood."""
 
     text: str
@@ -42,7 +42,7 @@ class Wish:
     def goal(self) -> str:
         return "fewest FLOPs" if self.metric in KEEPS else "most accurate"
 
-    def distance(self, row: Row) -> float:
+    def distance(self, row: ComparisonRow) -> float:
         """How far the row is from meeting the wish; 0 where it does, but for the last digits of a difference."""
         off = (self.bound - row.stats[self.key].mean) * (1 if self.metric in KEEPS else -1)
         return off if off > ROUNDING else 0.0
@@ -50,11 +50,11 @@ class Wish:
 
 @dataclass(frozen=True)
 class Pick:
-    wish: Wish
-    row: Row
+    wish: PickRule
+    row: ComparisonRow
 
 
-def parse_pick(text: str) -> Wish:
+def parse_pick(text: str) -> PickRule:
     """``top1 >= -1.0`` or ``macs <= 0.6``. Raises :class:`PickError`."""
     found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", text)
     if found is None:
@@ -64,10 +64,10 @@ def parse_pick(text: str) -> Wish:
         raise PickError(f"{text!r}: no such bound; {ALLOWED}")
     if metric in COSTS and not 0 < bound <= 1:
         raise PickError(f"{text!r}: {found[3]} is no fraction; {ALLOWED}")
-    return Wish(" ".join([metric, sign, found[3]]), metric, bound)
+    return PickRule(" ".join([metric, sign, found[3]]), metric, bound)
 
 
-def pick(wish: Wish, rows: Sequence[Row]) -> Pick:
+def pick(wish: PickRule, rows: Sequence[ComparisonRow]) -> Pick:
     """The point to take. Raises :class:`StoreError` where none meets the wish, which names the nearest one."""
     points = [row for row in rows if row.kind == "point"]
     known = [row for row in points if wish.key in row.stats]
@@ -86,19 +86,19 @@ def pick(wish: Wish, rows: Sequence[Row]) -> Pick:
     return Pick(wish, min(met, key=_cheapest if wish.metric in KEEPS else _accuracy(accuracy_key(met))))
 
 
-def _instead(wish: Wish) -> str:
+def _instead(wish: PickRule) -> str:
     return "time them with slimvit bench first" if wish.metric == "latency" else "give another metric"
 
 
-def _cheapest(row: Row) -> tuple[float, float]:
+def _cheapest(row: ComparisonRow) -> tuple[float, float]:
     macs, top1 = row.value("macs"), row.value("top1")
     return (math.inf if macs is None else macs, -(top1 or 0.0))
 
 
-def _accuracy(key: str | None) -> Callable[[Row], tuple[float, float]]:
+def _accuracy(key: str | None) -> Callable[[ComparisonRow], tuple[float, float]]:
     """The order from the most accurate point, by ``key``, to the least; of equals the cheaper first."""
 
-    def order(row: Row) -> tuple[float, float]:
+    def order(row: ComparisonRow) -> tuple[float, float]:
         value = None if key is None else row.value(key)
         worse = math.inf if value is None else value if key in LOWER_IS_BETTER else -value
         return (worse, row.value("macs") or 0.0)

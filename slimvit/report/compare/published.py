@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slimvit.config.sweep import Claim
-from slimvit.report.compare.rows import Row, Stat
+from slimvit.config.sweep import PublishedFigure
+from slimvit.report.compare.rows import ComparisonRow, Stat
 
 UNNAMED = "which network is not said"
 
 
 @dataclass(frozen=True)
-class Claimed:
+class PublishedComparison:
     """One published figure of one point; what was not measured is None."""
 
     point: str
@@ -23,7 +23,9 @@ class Claimed:
     source: str
 
 
-def claimed(claims: Sequence[tuple[str, Claim]], rows: Sequence[Row]) -> list[Claimed]:
+def published_figures(
+    claims: Sequence[tuple[str, PublishedFigure]], rows: Sequence[ComparisonRow]
+) -> list[PublishedComparison]:
     """A claim about a point of a sweep with a grid is about each of the grid's combinations."""
     found = []
     for sweep, claim in claims:
@@ -32,22 +34,22 @@ def claimed(claims: Sequence[tuple[str, Claim]], rows: Sequence[Row]) -> list[Cl
             name = f"{claim.point or UNNAMED}{suffix}" if row is None else row.name
             if claim.top1 is not None:
                 stat = None if row is None else row.stats.get("top1")
-                found.append(Claimed(name, "top-1", claim.top1, stat, claim.source))
+                found.append(PublishedComparison(name, "top-1", claim.top1, stat, claim.source))
             if claim.change is not None:
                 against = "the original" if claim.against is None else claim.against
                 stat = None if row is None else _change(row, claim, _named(rows, sweep, claim.against), suffix)
-                found.append(Claimed(name, f"change against {against}", claim.change, stat, claim.source))
+                found.append(PublishedComparison(name, f"change against {against}", claim.change, stat, claim.source))
     return found
 
 
-def _named(rows: Sequence[Row], sweep: str, name: str | None) -> dict[str, Row]:
+def _named(rows: Sequence[ComparisonRow], sweep: str, name: str | None) -> dict[str, ComparisonRow]:
     """What the grid adds to the name -> row, for the rows of a point."""
     mine = [(run.name, row) for row in rows for run in row.runs[:1] if any(m.sweep == sweep for m in row.runs)]
     alike = [(full, row) for full, row in mine if name is not None and f"{full}, ".startswith(f"{name}, ")]
     return {full[len(name or "") :]: row for full, row in alike}
 
 
-def _change(row: Row, claim: Claim, against: dict[str, Row], suffix: str) -> Stat | None:
+def _change(row: ComparisonRow, claim: PublishedFigure, against: dict[str, ComparisonRow], suffix: str) -> Stat | None:
     """Against the original, run by run; against another point, between the means (so without a spread)."""
     if claim.against is None:
         return row.stats.get("change")

@@ -25,7 +25,7 @@ class Stat:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """What one line of the table shows."""
 
     kind: Kind
@@ -47,7 +47,7 @@ class Row:
         return [m.report.seed for m in self.runs]
 
 
-def rows_of(measurements: Sequence[Measurement], setting: Setting | None = None) -> list[Row]:
+def rows_of(measurements: Sequence[Measurement], setting: Setting | None = None) -> list[ComparisonRow]:
     """Originals first, then references, then points in the order given. Points have unlike names."""
     given = [m for m in measurements if not m.is_reference]
     references = [m for m in measurements if m.is_reference]
@@ -69,10 +69,10 @@ def _over_seeds(measurements: Iterable[Measurement]) -> list[list[Measurement]]:
     return list(groups.values())
 
 
-def _row(kind: Kind, runs: Sequence[Measurement], setting: Setting | None) -> Row:
+def _row(kind: Kind, runs: Sequence[Measurement], setting: Setting | None) -> ComparisonRow:
     first = runs[0]
     stats = stats_of([m.figures(setting) for m in runs])
-    return Row(kind, first.model, _name(runs), first.data, stats, _parts([m.last for m in runs]), tuple(runs))
+    return ComparisonRow(kind, first.model, _name(runs), first.data, stats, _parts([m.last for m in runs]), tuple(runs))
 
 
 def _name(runs: Sequence[Measurement]) -> str:
@@ -83,7 +83,7 @@ def _name(runs: Sequence[Measurement]) -> str:
     return names[0] if len(names) == 1 else several
 
 
-def _renamed(row: Row) -> Row:
+def _renamed(row: ComparisonRow) -> ComparisonRow:
     return replace(row, name=f"{row.name} ({row.runs[0].shown})")
 
 
@@ -97,7 +97,7 @@ def stats_of(figures: Sequence[Figures]) -> dict[str, Stat]:
     return found
 
 
-def originals(measurements: Sequence[Measurement], setting: Setting | None) -> list[Row]:
+def originals(measurements: Sequence[Measurement], setting: Setting | None) -> list[ComparisonRow]:
     """A row for each network that the runs started from; one that every seed trained anew is one row with a spread."""
     groups: dict[tuple[object, ...], dict[str, Measurement]] = {}
     for m in measurements:
@@ -120,12 +120,12 @@ def _is_part(
     return False
 
 
-def _original_row(distinct: list[Measurement], all_: Sequence[Measurement], setting: Setting | None) -> Row:
+def _original_row(distinct: list[Measurement], all_: Sequence[Measurement], setting: Setting | None) -> ComparisonRow:
     first, stages = distinct[0], [m.original for m in distinct]
     stats = stats_of([figures_of(s, s) | {"seconds": None} for s in stages])
     mine = [m for m in all_ if (m.model, m.data, m.original.macs) == (first.model, first.data, first.original.macs)]
     stats |= stats_of([_timed(m.figures(setting)) for m in mine])
-    return Row("original", first.model, "original", first.data, stats, _parts(stages))
+    return ComparisonRow("original", first.model, "original", first.data, stats, _parts(stages))
 
 
 def _timed(figures: Figures) -> Figures:

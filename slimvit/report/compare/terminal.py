@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from slimvit.report.columns import Column
-from slimvit.report.compare.cells import cells_of, figures_told, legend, spread
+from slimvit.report.compare.cells import cells_of, figures_told, legend, spread_text
 from slimvit.report.compare.comparison import Comparison
 from slimvit.report.compare.formats import CLAIMED, claim_cells
 from slimvit.report.compare.pick import Pick
@@ -34,7 +34,7 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
 def _picked(pick: Pick, columns: Sequence[Column]) -> list[str]:
     """What was asked, the point and its figures, and the command that makes it."""
     row = pick.row
-    figures = [f"{c.name} {spread(c, row.stats[c.key], PLUS_MINUS)}" for c in columns if c.key in row.stats]
+    figures = [f"{c.name} {spread_text(c, row.stats[c.key], PLUS_MINUS)}" for c in columns if c.key in row.stats]
     return [
         f"pick {pick.wish.text} ({pick.wish.goal}): {row.name}",
         f"  {', '.join(figures)}",

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slimvit.report.compare.comparison import Comparison
-from slimvit.report.compare.rows import Row
-from slimvit.report.compare.series import LOWER_IS_BETTER, Series, front, words
+from slimvit.report.compare.rows import ComparisonRow
+from slimvit.report.compare.series import LOWER_IS_BETTER, Series, front, key_words
 from slimvit.report.plot_labels import spread_labels
-from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, save, short
+from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, save_figure, short
 
 LABELLED = 12
 """With more rows than this, none is named in the picture."""
@@ -52,10 +52,10 @@ def accuracy_against(comparison: Comparison, cost: str, path: Path) -> None:
     named = [] if _is_grey(comparison) else _names(comparison)
     placed = [(*at, text) for row, text in named if (at := _at(row, cost, gain)) is not None]
     spread_labels(fig, axes, placed, color=INK, fontsize=8, bbox=BEHIND, zorder=6)
-    save(fig, path)
+    save_figure(fig, path)
 
 
-def _at(row: Row, cost: str, gain: str) -> tuple[float, float] | None:
+def _at(row: ComparisonRow, cost: str, gain: str) -> tuple[float, float] | None:
     x, y = row.value(cost), row.value(gain)
     return None if x is None or y is None else (x / COSTS[cost][1], y)
 
@@ -81,7 +81,7 @@ def _draw_series(axes: Axes, series: Series, cost: str, gain: str, colour: str) 
     axes.errorbar(x, y, fmt="o-", color=colour, label=label, **style, **bars)
 
 
-def _draw_front(axes: Axes, best: Sequence[Row], cost: str, gain: str) -> None:
+def _draw_front(axes: Axes, best: Sequence[ComparisonRow], cost: str, gain: str) -> None:
     """A ring around every point that no other beats."""
     if best and (at := [a for row in best if (a := _at(row, cost, gain)) is not None]):
         ring: dict[str, Any] = {"s": 95, "facecolors": "none", "edgecolors": INK, "linewidths": 1.1, "zorder": 4}
@@ -104,14 +104,14 @@ def _draw_fixed(axes: Axes, comparison: Comparison, cost: str, gain: str) -> Non
             axes.scatter(*zip(*at, strict=True), label=kind, **style)
 
 
-def _names(comparison: Comparison) -> list[tuple[Row, str]]:
+def _names(comparison: Comparison) -> list[tuple[ComparisonRow, str]]:
     """What is written beside the points of a few: their names, without what the legend says."""
     if len(comparison.rows) > LABELLED:
         return []
     return [(row, short(text, LONGEST)) for row in comparison.rows if (text := _beside(row, comparison))]
 
 
-def _number(axes: Axes, best: Sequence[Row], cost: str, gain: str) -> None:
+def _number(axes: Axes, best: Sequence[ComparisonRow], cost: str, gain: str) -> None:
     """Of many unlike points, those on the front get numbers, the cheapest first, which the legend explains.
 
     They stand where the front leaves no other point: on its better and cheaper side.
@@ -125,11 +125,11 @@ def _number(axes: Axes, best: Sequence[Row], cost: str, gain: str) -> None:
         axes.plot([], [], linestyle="", color=INK, marker=f"${i}$", markersize=size, label=short(row.name, LONGEST))
 
 
-def _beside(row: Row, comparison: Comparison) -> str:
+def _beside(row: ComparisonRow, comparison: Comparison) -> str:
     """The name, without what the legend says; of a folder its last part."""
     if row.kind == "original":
         return comparison.label(row) if len(comparison.models) > 1 else ""
     series = next((s for s in comparison.series if row in s.rows), None)
-    told = set() if series is None else set(words(series.label))
-    said = [word for word in words(row.name) if word not in told]
+    told = set() if series is None else set(key_words(series.label))
+    said = [word for word in key_words(row.name) if word not in told]
     return ", ".join(said) if row.runs[0].sweep else ", ".join(Path(word).name for word in said)

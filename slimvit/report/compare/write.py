@@ -16,7 +16,7 @@ from slimvit.report.compare.timing_setting import setting_said
 Draw = Callable[[Path], None]
 
 
-def write(comparison: Comparison, folder: Path) -> None:
+def write_comparison(comparison: Comparison, folder: Path) -> None:
     """tradeoff.csv, .json, .md, .tex and .html and the pictures, into an existing folder.
 
     The same runs give the same bytes.
@@ -29,7 +29,7 @@ def write(comparison: Comparison, folder: Path) -> None:
     texts = {
         "csv": formats.to_csv(comparison),
         "json": json.dumps(formats.to_json(comparison), indent=1, allow_nan=False) + "\n",
-        "md": formats.markdown(comparison),
+        "md": formats.comparison_markdown(comparison),
         "tex": formats.latex(comparison),
         "html": page(comparison, {title: folder / f"{name}.svg" for name, (title, _) in drawings.items()}),
     }

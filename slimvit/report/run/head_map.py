@@ -12,10 +12,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Patch, Rectangle
 
-from slimvit.models.plan import SlimPlan
+from slimvit.models.plan import BlockPlan, SlimPlan
 from slimvit.report.plot_style import BLUE, EDGE, INK, MUTED, PALE, RED
-from slimvit.report.run.neuron_bars import bars_width, draw_neurons, shows_neurons
 
+BEFORE, LONGEST = 0.7, 4.5
+"""Space before the bars and length of a whole one, in squares of the grid."""
 KEPT, SHADED, UNSCORED, GONE, CROSS = BLUE, "#9cbfe2", PALE, "#ffffff", RED
 LOG_FROM = 30.0
 """Scores that span more than this factor are shaded on a logarithmic scale."""
@@ -100,3 +101,51 @@ def _finish(axes: Axes, plan: SlimPlan, kept_colour: str) -> None:
         cross = axes.scatter([], [], marker="x", s=30, color=CROSS, linewidth=1.4, label="removed")
         kept = Patch(facecolor=kept_colour, edgecolor=EDGE, label="kept")
         axes.figure.legend(handles=[kept, cross], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+
+
+CHARACTER = 0.17
+"""Width of a character of a count, in squares."""
+
+
+def shows_neurons(plan: SlimPlan) -> bool:
+    return plan.kept_neurons < plan.neurons
+
+
+def bars_width(plan: SlimPlan) -> float:
+    """Squares of the grid that bars and counts take; 0 where no neuron is gone."""
+    if not shows_neurons(plan):
+        return 0.0
+    return BEFORE + LONGEST + CHARACTER * (1 + max(len(_count(b)) for b in plan.blocks))
+
+
+def draw_neurons(grid: Axes, plan: SlimPlan) -> None:
+    """A bar a row to the right of the grid, full where all neurons stay; a block without its MLP has none but a red
+    outline."""
+    across, width = grid.get_xlim()[1] - grid.get_xlim()[0], bars_width(plan) - BEFORE
+    axes = grid.inset_axes((1 + BEFORE / across, 0.0, width / across, 1.0))
+    axes.set(xlim=(0, width), ylim=grid.get_ylim(), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    axes.patch.set_visible(False)
+    for row, block in enumerate(plan.blocks):
+        _draw_bar(axes, row, block)
+    axes.set_title(f"{plan.kept_neurons:,} of {plan.neurons:,} neurons kept", color=MUTED, fontsize=9, loc="left")
+    axes.set_xlabel("MLP neurons", color=INK, x=LONGEST / width / 2)
+
+
+def _draw_bar(axes: Axes, row: int, block: BlockPlan) -> None:
+    kept, gone = len(block.kept_neurons), bool(block.neurons) and not block.kept_neurons
+    corner, height = (0.0, row - 0.27), 0.54
+    if block.neurons:
+        edge, style = (RED, "--") if gone else (EDGE, "-")
+        axes.add_patch(
+            Rectangle(corner, LONGEST, height, facecolor=PALE, edgecolor=edge, linestyle=style, clip_on=False)
+        )
+        axes.add_patch(Rectangle(corner, LONGEST * kept / block.neurons, height, facecolor=BLUE))
+    axes.text(LONGEST + CHARACTER, row, _count(block), color=RED if gone else INK, fontsize=8, va="center")
+
+
+def _count(block: BlockPlan) -> str:
+    if not block.neurons:
+        return "not cut"
+    kept = len(block.kept_neurons)
+    return f"{kept:,} of {block.neurons:,}" if kept else "MLP gone"

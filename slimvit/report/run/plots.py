@@ -12,10 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from slimvit.models.plan import SlimPlan
-from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, save
+from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, save_figure
 from slimvit.report.record import Report
-from slimvit.report.run.head_map import draw_heads
-from slimvit.report.run.neuron_bars import bars_width
+from slimvit.report.run.head_map import bars_width, draw_heads
 
 Figures = Sequence[Sequence[float | None]]
 
@@ -37,7 +36,7 @@ def head_map(plan: SlimPlan, scores: Figures | None, path: Path) -> None:
     axes.set_title(f"{plan.kept} of {plan.total} heads kept", color=MUTED, fontsize=9)
     axes.set_xlabel("head", color=INK)
     axes.set_ylabel("block", color=INK)
-    save(fig, path)
+    save_figure(fig, path)
 
 
 def stage_accuracy(report: Report, path: Path) -> None:
@@ -66,7 +65,7 @@ def stage_accuracy(report: Report, path: Path) -> None:
     axes.set_title(report.model, **TITLE)
     if len(series) > 1:
         fig.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
-    save(fig, path)
+    save_figure(fig, path)
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
@@ -87,7 +86,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(lines) > 1:
             axes.legend(frameon=False, fontsize=8, labelcolor=INK)
-    save(fig, path)
+    save_figure(fig, path)
 
 
 def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], path: Path) -> None:
@@ -121,4 +120,4 @@ def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], p
     axes.set_ylabel("block that mixes", color=INK)
     axes.set_title("Dense attention: learned mixes", **TITLE)
     fig.colorbar(image, ax=axes, fraction=0.046).outline.set_visible(False)
-    save(fig, path)
+    save_figure(fig, path)

@@ -24,7 +24,7 @@ def frame(report: Report) -> pd.DataFrame:
     return pd.DataFrame(data, index=index, dtype="float64").dropna(axis="columns", how="all")
 
 
-def markdown(report: Report) -> str:
+def report_markdown(report: Report) -> str:
     """report.md: the notes, what was run, the table, and what its columns mean."""
     table = frame(report)
     parts = [f"# {_title(report)}", *(f"> **Note:** {note}" for note in report.notes), _what_was_run(report)]

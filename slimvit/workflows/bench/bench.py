@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from slimvit.config.options import Options
-from slimvit.measure.latency.batch_size import Growth, OutOfMemory, fill
-from slimvit.measure.latency.interleave import Contest, compile_defect, compiling
+from slimvit.measure.latency.batch_size import Growth, OutOfMemory, find_batch_size
+from slimvit.measure.latency.interleave import InterleavedTimer, compile_defect, compiling
 from slimvit.measure.latency.machine import device_words, threads, versions
 from slimvit.measure.latency.peak_memory import peak_on_cpu, peak_on_gpu
 from slimvit.measure.latency.timer import Times, by_round
 from slimvit.report.timing import Timing, read_timings, write_timings
+from slimvit.utils.device import resolve_device
 from slimvit.utils.distributed import check_precision
 from slimvit.utils.errors import SlimvitError
-from slimvit.utils.progress import say
-from slimvit.workflows.bench.models import Contender, open_contenders
-from slimvit.workflows.bench.result import Measured, judged
+from slimvit.utils.progress import log
+from slimvit.workflows.bench.models import BenchModel, open_bench_models
+from slimvit.workflows.bench.result import BenchTimes, speedup_fields
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -45,7 +45,7 @@ class BenchOptions:
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One model in one setting."""
 
     model: str
@@ -60,18 +60,18 @@ class Row:
         return own | self.timing.model_dump(mode="json")
 
 
-def bench(names: Sequence[str], options: BenchOptions) -> list[Row]:
+def bench(names: Sequence[str], options: BenchOptions) -> list[BenchRow]:
     """Time the named models and the originals of those that were cut; everything is checked first.
 
     Raises :class:`SlimvitError` for what cannot be opened, compiled or computed here.
     """
-    device = Options(device=options.device).torch_device()
+    device = resolve_device(options.device)
     for precision in options.precisions:
         check_precision(precision, device)
     if any(options.compiled) and (defect := compile_defect(device)) is not None:
         raise SlimvitError(f"compile: torch.compile does not work here: {defect}; leave --compile out")
     with threads(options.threads):  # of ONNX Runtime too, from when it opens a file
-        contenders = open_contenders(names, options.img_size)
+        contenders = open_bench_models(names, options.img_size)
         for contender in contenders:
             if contender.folder is not None and options.save:
                 read_timings(contender.folder)  # what is damaged there is told before the long part
@@ -83,7 +83,7 @@ def bench(names: Sequence[str], options: BenchOptions) -> list[Row]:
     return rows
 
 
-def _settings(contenders: list[Contender], device: torch.device, options: BenchOptions) -> Iterator[list[Row]]:
+def _settings(contenders: list[BenchModel], device: torch.device, options: BenchOptions) -> Iterator[list[BenchRow]]:
     """The rows of one precision, compiled or not, after the other; the batch is one for both."""
     for precision, group in groupby(product(options.precisions, options.compiled), key=lambda pair: pair[0]):
         growth: Growth | None = None
@@ -93,26 +93,26 @@ def _settings(contenders: list[Contender], device: torch.device, options: BenchO
             present = [c for c in contenders if c.takes(precision, compiled)]
             if not present:
                 continue
-            say(f"{device_words(device)}, {precision}, {'compiled' if compiled else 'eager'}")
+            log(f"{device_words(device)}, {precision}, {'compiled' if compiled else 'eager'}")
             if growth is None:
                 growth = _filling([c for c in contenders if c.takes(precision, False)], options.batches)
             yield _setting(present, growth, device, precision, compiled, options.rounds)
 
 
-def _filling(contenders: list[Contender], batches: tuple[int, ...]) -> Growth:
+def _filling(contenders: list[BenchModel], batches: tuple[int, ...]) -> Growth:
     """The batch to measure throughput at, found with the models as they are, uncompiled."""
     with torch.inference_mode():
-        growth = fill(_contest(contenders, False).calls, batches)
+        growth = find_batch_size(_timer(contenders, False).calls, batches)
     if not growth.speeds:
         raise SlimvitError(f"{growth.ended}; bench fewer or smaller models, or give smaller --batches")
-    say(f"batch {growth.best} fills it" + (f": {growth.ended}" if growth.ended else ""))
+    log(f"batch {growth.best} fills it" + (f": {growth.ended}" if growth.ended else ""))
     return growth
 
 
 def _setting(
-    contenders: list[Contender], growth: Growth, device: torch.device, precision: str, compiled: bool, rounds: int
-) -> list[Row]:
-    contest, batch = _contest(contenders, compiled), growth.best
+    contenders: list[BenchModel], growth: Growth, device: torch.device, precision: str, compiled: bool, rounds: int
+) -> list[BenchRow]:
+    contest, batch = _timer(contenders, compiled), growth.best
     try:
         with compiling() if compiled else nullcontext():
             one = contest.times(1, rounds)
@@ -128,11 +128,13 @@ def _setting(
     return [_row(c, found, shared) for c in contenders]
 
 
-def _contest(contenders: list[Contender], compiled: bool) -> Contest:
-    return Contest({c.name: c.model for c in contenders}, {c.name: c.input_size for c in contenders}, compiled)
+def _timer(contenders: list[BenchModel], compiled: bool) -> InterleavedTimer:
+    return InterleavedTimer({c.name: c.model for c in contenders}, {c.name: c.input_size for c in contenders}, compiled)
 
 
-def _peak(contender: Contender, contest: Contest, batch: int, device: torch.device, precision: str) -> int | None:
+def _peak(
+    contender: BenchModel, contest: InterleavedTimer, batch: int, device: torch.device, precision: str
+) -> int | None:
     """Bytes; None where it is not measured: on a Mac's GPU, and on a CPU for a compiled model, whose compiler needs
     more than the model."""
     if device.type == "cuda":
@@ -142,18 +144,20 @@ def _peak(contender: Contender, contest: Contest, batch: int, device: torch.devi
     return peak_on_cpu(contender.build, contender.input_size, batch, DTYPES[precision])
 
 
-def _measured(c: Contender, one: Times, full: Times, peak: int | None, growth: Growth, compiled: bool) -> Measured:
+def _measured(c: BenchModel, one: Times, full: Times, peak: int | None, growth: Growth, compiled: bool) -> BenchTimes:
     speeds = growth.speeds
     few = 4 * speeds[1][c.name] / speeds[4][c.name] if {1, 4} <= speeds.keys() and not compiled else None
-    return Measured(c, by_round(one[c.name]), one[c.name], by_round(full[c.name]), growth.best, peak, few, compiled)
+    return BenchTimes(c, by_round(one[c.name]), one[c.name], by_round(full[c.name]), growth.best, peak, few, compiled)
 
 
-def _row(contender: Contender, found: dict[str, Measured], shared: Timing) -> Row:
+def _row(contender: BenchModel, found: dict[str, BenchTimes], shared: Timing) -> BenchRow:
     mine = found[contender.name]
     original = None if contender.original is None else found[contender.original]
     own = {"precision": contender.precision or shared.precision, "versions": {**shared.versions, **contender.versions}}
-    timing = shared.model_copy(update=own | mine.figures() | ({} if original is None else judged(mine, original)))
-    return Row(contender.name, contender.original, contender.params, contender.macs, timing)
+    timing = shared.model_copy(
+        update=own | mine.figures() | ({} if original is None else speedup_fields(mine, original))
+    )
+    return BenchRow(contender.name, contender.original, contender.params, contender.macs, timing)
 
 
 def _check_files(files: list[str], device: torch.device, options: BenchOptions) -> None:
@@ -167,17 +171,17 @@ def _check_files(files: list[str], device: torch.device, options: BenchOptions) 
         raise SlimvitError(f"{told}; add --precision fp32 and --eager, or leave it out")
     others = [p for p in options.precisions if p != "fp32"] + ["compiled"] * any(options.compiled)
     if others:
-        say(f"{told}, so it is not timed among {' and '.join(others)}")
+        log(f"{told}, so it is not timed among {' and '.join(others)}")
 
 
-def _say_sizes(contenders: list[Contender]) -> None:
+def _say_sizes(contenders: list[BenchModel]) -> None:
     sizes = {c.name: "x".join(map(str, c.input_size)) for c in contenders}
     if len(set(sizes.values())) > 1:
         told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        say(f"these models take images of different sizes, so their images/s cannot be compared: {told}")
+        log(f"these models take images of different sizes, so their images/s cannot be compared: {told}")
 
 
-def _save(contenders: list[Contender], rows: list[Row]) -> None:
+def _save(contenders: list[BenchModel], rows: list[BenchRow]) -> None:
     for contender in contenders:
         if contender.folder is not None:
             write_timings(contender.folder, [row.timing for row in rows if row.model == contender.name])

@@ -19,15 +19,16 @@ from slimvit.io.export import onnx_file
 from slimvit.io.load import pinned_name, saved_folder
 from slimvit.io.open import open_model
 from slimvit.measure.flops.count import count_macs, count_params, input_size_of
-from slimvit.models.base import TimmModule, attention_blocks, plan_of
+from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import dense_mix
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.utils.errors import ModelError, StoreError
-from slimvit.utils.progress import say
+from slimvit.utils.progress import log
 from slimvit.workflows.run_folder import recipe_of
 
 
 @dataclass(frozen=True)
-class Contender:
+class BenchModel:
     """A model that is timed."""
 
     name: str
@@ -64,7 +65,7 @@ class Contender:
         return tuple(v.attn.num_heads * v.head_dim for v in views if v.attn.num_heads)
 
 
-def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[Contender]:
+def open_bench_models(names: Sequence[str], img_size: int | None = None) -> list[BenchModel]:
     """The models, each original once and before what was cut from it; ONNX files last.
 
     An original is the uncut form of a saved model: the same timm model, arguments, classes and input size, with random
@@ -74,7 +75,7 @@ def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[C
     _check_names(names)
     given = {name: _given(name, img_size) for name in names}
     known = {_key(c.model): c.name for c in given.values() if not is_cut(c.model)}
-    found: list[Contender] = []
+    found: list[BenchModel] = []
     for contender in given.values():
         if is_cut(contender.model):
             key = _key(contender.model)
@@ -86,13 +87,13 @@ def open_contenders(names: Sequence[str], img_size: int | None = None) -> list[C
     return sorted(found, key=lambda c: (c.is_file, c.original is not None))
 
 
-def _given(name: str, img_size: int | None) -> Contender:
+def _given(name: str, img_size: int | None) -> BenchModel:
     if Path(name).suffix == ".onnx":
-        return _onnx_contender(name, img_size)
-    return _contender(name, partial(open_named, pinned_name(name), img_size), _run_folder(name))
+        return _onnx_bench_model(name, img_size)
+    return _bench_model(name, partial(open_bench_model, pinned_name(name), img_size), _run_folder(name))
 
 
-def open_named(name: str, img_size: int | None) -> nn.Module:
+def open_bench_model(name: str, img_size: int | None) -> nn.Module:
     """A saved model with its weights, any other with random ones: of timm's, nothing is fetched."""
     section = ModelSection(name=name, img_size=img_size, pretrained=saved_folder(name) is not None)
     try:
@@ -127,19 +128,19 @@ def _run_folder(name: str) -> Path | None:
     return Path(name) if saved_model.is_saved(name) and name not in EMBEDDED else None
 
 
-def _contender(name: str, build: Callable[[], nn.Module], folder: Path | None = None) -> Contender:
+def _bench_model(name: str, build: Callable[[], nn.Module], folder: Path | None = None) -> BenchModel:
     model = build()
     try:
         size = input_size_of(model)
         macs = count_macs(model, size).total
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
-    return Contender(name, model, build, size, count_params(model), macs, folder=folder)
+    return BenchModel(name, model, build, size, count_params(model), macs, folder=folder)
 
 
-def _onnx_contender(name: str, img_size: int | None) -> Contender:
+def _onnx_bench_model(name: str, img_size: int | None) -> BenchModel:
     """Its cost and precision are known of a file that slimvit wrote."""
-    build = partial(onnx_file.load, name)
+    build = partial(onnx_file.load_onnx, name)
     model = build()
     sides = [*model.input_size[1:]]
     if img_size is not None and sides != [img_size, img_size]:
@@ -150,26 +151,26 @@ def _onnx_contender(name: str, img_size: int | None) -> Contender:
             "--dynamic-batch"
         )
     if model.batch == 1:
-        say(f"{name}: takes one image at a time, so a batch is as many passes")
+        log(f"{name}: takes one image at a time, so a batch is as many passes")
     params, macs = (int(known) if (known := model.label.get(k, "")).isdecimal() else None for k in ("params", "macs"))
     precision = model.label.get("precision", "as written")
-    return Contender(name, model, build, model.input_size, params, macs, precision=precision, versions=model.versions)
+    return BenchModel(name, model, build, model.input_size, params, macs, precision=precision, versions=model.versions)
 
 
-def _original(cut: Contender, taken: Sequence[str]) -> Contender:
-    source = saved_model.describe(cut.model)
+def _original(cut: BenchModel, taken: Sequence[str]) -> BenchModel:
+    source = saved_model.description_of(cut.model)
     recipe = None if cut.folder is None else recipe_of(cut.folder)
     known_as = source.name if recipe is None or saved_model.is_saved(recipe.model.name) else recipe.model.name
     name = f"{known_as} (original)"
     if name in taken:
         name = f"{known_as} (original of {cut.name})"
-    return _contender(name, partial(open_uncut, source.name, source.args))
+    return _bench_model(name, partial(open_uncut, source.name, source.args))
 
 
 def _key(model: TimmModule) -> str:
     """What models have in common that were cut from the same one."""
     try:
-        source = saved_model.describe(model)
+        source = saved_model.description_of(model)
     except StoreError:  # no description: nothing was cut from it
         return f"{id(model)}"
     return json.dumps([source.name, source.args], sort_keys=True)

@@ -14,14 +14,14 @@ from slimvit.measure.latency.explain import Evidence, follows, remark
 from slimvit.measure.latency.profile import system_share, time_shares
 from slimvit.measure.latency.ratios import Ratio, median_ratio
 from slimvit.measure.latency.timer import images_for
-from slimvit.workflows.bench.models import Contender
+from slimvit.workflows.bench.models import BenchModel
 
 
 @dataclass(frozen=True)
-class Measured:
+class BenchTimes:
     """The times of one model in one setting, seconds of a pass."""
 
-    contender: Contender
+    contender: BenchModel
     one: list[float]
     """Of one image, a figure a round."""
     passes: list[list[float]]
@@ -61,7 +61,7 @@ class Measured:
         }
 
 
-def judged(slim: Measured, original: Measured) -> dict[str, Any]:
+def speedup_fields(slim: BenchTimes, original: BenchTimes) -> dict[str, Any]:
     """Fields of a Timing that compare a slim model with its original in the same rounds."""
     latency, throughput = median_ratio(original.one, slim.one), median_ratio(original.full, slim.full)
     promised = _ratio(original.contender.macs, slim.contender.macs)
@@ -75,7 +75,7 @@ def judged(slim: Measured, original: Measured) -> dict[str, Any]:
     }
 
 
-def _evidence(slim: Measured, original: Measured, latency: Ratio, throughput: Ratio, promised: float) -> Evidence:
+def _evidence(slim: BenchTimes, original: BenchTimes, latency: Ratio, throughput: Ratio, promised: float) -> Evidence:
     return Evidence(
         promised=promised,
         params=_ratio(original.contender.params, slim.contender.params),

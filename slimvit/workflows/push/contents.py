@@ -15,8 +15,9 @@ from slimvit.data.preprocessing import preprocessing_of
 from slimvit.io import saved_model
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub.name import FOLDERS, PREFIX, check_repo, hub_name, is_hub_name, is_revision
-from slimvit.models.base import TimmModule, plan_of
+from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import dense_mix
+from slimvit.models.registry import plan_of
 from slimvit.report.compare.collect import measured
 from slimvit.report.model_card import CardFacts, card
 from slimvit.utils.errors import ModelError, StoreError
@@ -58,7 +59,7 @@ class PushOptions:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class UploadContents:
     """What is to be put on the Hub."""
 
     repo: str
@@ -71,7 +72,7 @@ class Parcel:
     """Paths of this machine that its recipe names."""
 
 
-def pack(run: Path, options: PushOptions) -> Parcel:
+def upload_contents(run: Path, options: PushOptions) -> UploadContents:
     """What a push would put on the Hub; asks nobody. Raises :class:`SlimvitError` for whatever it can know is wrong."""
     repo = _check_options(options)
     if is_hub_name(run):
@@ -82,18 +83,18 @@ def pack(run: Path, options: PushOptions) -> Parcel:
         raise StoreError(
             f"{run}: no folder of a finished run (no {saved_model.DESCRIPTION}); make one with slimvit prune --out"
         )
-    model: TimmModule = saved_model.load(run)  # whole, and as its checksum says
+    model: TimmModule = saved_model.load_folder(run)  # whole, and as its checksum says
     files = {file: run / file for file in TOP if (run / file).is_file()}
     for folder in options.include:
         if not saved_model.is_saved(run / folder):
             raise StoreError(f"{run}: holds no {folder}/; leave --include {folder} out")
-        saved_model.load(run / folder)
+        saved_model.load_folder(run / folder)
         files |= {f"{folder}/{file}": run / folder / file for file in MODEL}
     taken = {path.split("/")[0] for path in files}
     left_out = [f"{name}/" if (run / name).is_dir() else name for name in sorted(entries(run) - taken)]
     recipe = recipe_of(run)
     text = card(_facts(model, run, recipe, options, repo, tuple(files)))
-    return Parcel(repo, files, text, left_out, _places(recipe))
+    return UploadContents(repo, files, text, left_out, _places(recipe))
 
 
 def _check_options(options: PushOptions) -> str:
@@ -127,7 +128,7 @@ def _facts(
     run_ = measured(run, str(run), str(run)) if "report.json" in files else None
     return CardFacts(
         repo=repo,
-        architecture=saved_model.describe(model).name,
+        architecture=saved_model.description_of(model).name,
         num_classes=model.num_classes,
         class_names=getattr(model, "class_names", ()),
         input_size=preprocessing_of(model).input_size,

@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimvit.io.hub.errors import LOGIN, bars, told
+from slimvit.io.hub.errors import LOGIN, bars, hub_errors
 from slimvit.io.hub.name import PREFIX
 from slimvit.io.saved_model import DESCRIPTION
 from slimvit.report.text import listed
 from slimvit.utils.errors import ModelError
-from slimvit.utils.progress import say
-from slimvit.workflows.push.contents import CARD, OURS, Parcel, PushOptions
+from slimvit.utils.progress import log
+from slimvit.workflows.push.contents import CARD, OURS, PushOptions, UploadContents
 
 GITS = ".gitattributes"
 """What the Hub itself puts into every repository."""
 
 
-def push(parcel: Parcel, options: PushOptions) -> dict[str, Any]:
+def push(parcel: UploadContents, options: PushOptions) -> dict[str, Any]:
     """Put a parcel on the Hub, in one commit, and say where it lies.
 
     Raises :class:`ModelError` before anything is sent where nobody is logged in, the repository may not be written to,
@@ -28,9 +28,9 @@ def push(parcel: Parcel, options: PushOptions) -> dict[str, Any]:
 
     api = HfApi()
     _check_login(api, parcel.repo)
-    there = _standing(api, parcel.repo, options.revision)
+    there = _remote_state(api, parcel.repo, options.revision)
     _check_free(parcel.repo, there, options)
-    with told(parcel.repo):
+    with hub_errors(parcel.repo):
         if not there.exists:
             api.create_repo(parcel.repo, private=options.private or None, repo_type="model")
         if not there.branch_exists:
@@ -48,7 +48,7 @@ def push(parcel: Parcel, options: PushOptions) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RemoteState:
     """What a repository holds before a push."""
 
     exists: bool = False
@@ -64,34 +64,34 @@ def _check_login(api: Any, repo: str) -> None:
 
     if get_token() is None:
         raise ModelError(f"{repo}: nobody is logged in to the Hub; log in first: {LOGIN} to a token that may write")
-    with told(repo):
+    with hub_errors(repo):
         who = api.whoami()
     token = (who.get("auth") or {}).get("accessToken") or {}
     if token.get("role") == "read":
         raise ModelError(f"{repo}: your token may only read; log in with one that may write: {LOGIN}")
 
 
-def _standing(api: Any, repo: str, revision: str | None) -> Standing:
+def _remote_state(api: Any, repo: str, revision: str | None) -> RemoteState:
     from huggingface_hub import errors
 
-    with told(repo):
+    with hub_errors(repo):
         try:
             info = api.model_info(repo, revision=revision)
         except errors.GatedRepoError:
             raise
         except errors.RevisionNotFoundError:
             info = api.model_info(repo)
-            return Standing(True, False, bool(info.private), _files(info))
+            return RemoteState(True, False, bool(info.private), _files(info))
         except errors.RepositoryNotFoundError:
-            return Standing(branch_exists=revision in (None, "main"))
-    return Standing(True, True, bool(info.private), _files(info), info.sha)
+            return RemoteState(branch_exists=revision in (None, "main"))
+    return RemoteState(True, True, bool(info.private), _files(info), info.sha)
 
 
 def _files(info: Any) -> frozenset[str]:
     return frozenset(sibling.rfilename for sibling in info.siblings or ()) - {GITS}
 
 
-def _check_free(repo: str, there: Standing, options: PushOptions) -> None:
+def _check_free(repo: str, there: RemoteState, options: PushOptions) -> None:
     """Raise :class:`ModelError` where something would be lost that was not said to be."""
     if options.private and there.exists and not there.private:
         raise ModelError(f"{repo}: is public already; make it private on the Hub, or leave --private out")
@@ -110,7 +110,7 @@ def _check_free(repo: str, there: Standing, options: PushOptions) -> None:
         raise ModelError(f"{repo}: holds a {CARD}; add --force to replace it, --keep-card to keep it, or {others}")
 
 
-def _commit(api: Any, parcel: Parcel, there: Standing, options: PushOptions) -> Any:
+def _commit(api: Any, parcel: UploadContents, there: RemoteState, options: PushOptions) -> Any:
     """All files, the card, and an end to what an earlier push left that this one does not have: one commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -120,14 +120,14 @@ def _commit(api: Any, parcel: Parcel, there: Standing, options: PushOptions) -> 
     kept = {CARD} if options.keep_card else set()
     gone = sorted(there.files & OURS - new.keys() - kept)
     if staying := sorted(there.files - OURS):
-        say(f"{parcel.repo}: {listed(staying)} stay there as they are")
+        log(f"{parcel.repo}: {listed(staying)} stay there as they are")
     size = sum(file.stat().st_size for file in parcel.files.values())
-    say(f"{parcel.repo}: sending {len(new)} files, {size / 2**20:.1f} MiB")
+    log(f"{parcel.repo}: sending {len(new)} files, {size / 2**20:.1f} MiB")
     changes: list[Any] = [CommitOperationAdd(path, source) for path, source in new.items()]
     changes += [CommitOperationDelete(path) for path in gone]
     message = options.message or "A slim model by slimvit"
     try:
-        with told(parcel.repo), bars():
+        with hub_errors(parcel.repo), bars():
             return api.create_commit(
                 parcel.repo, changes, commit_message=message, revision=options.revision, parent_commit=there.commit
             )

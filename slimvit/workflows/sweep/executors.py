@@ -34,13 +34,13 @@ class Task:
     story: Path
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Takes tasks. A future gives None when the run folder is there, or one line that says why it is not."""
 
     def submit(self, task: Task) -> Future[str | None]: ...
 
 
-def carry_out(task: Task) -> str | None:
+def run_task(task: Task) -> str | None:
     """One run in this process. Whatever goes wrong ends this run alone, but for a wish to stop."""
     try:
         run(task.recipe, task.options).engine.close()
@@ -54,16 +54,16 @@ def carry_out(task: Task) -> str | None:
     return None
 
 
-class Here:
+class SerialExecutor:
     """One run after another in this process."""
 
     def submit(self, task: Task) -> Future[str | None]:
         future: Future[str | None] = Future()
-        future.set_result(carry_out(task))
+        future.set_result(run_task(task))
         return future
 
 
-class Processes:
+class ProcessExecutor:
     """A process a run, ``jobs`` at once; they share the cores, and each has a GPU of its own where there are enough."""
 
     def __init__(self, jobs: int) -> None:
@@ -131,7 +131,7 @@ def _why(code: int, story: Path) -> str:
     return said[-1].removeprefix("Error: ") if said else f"ended with exit code {code}"
 
 
-class Ray:
+class RayExecutor:
     """A Ray cluster, or the one that Ray makes of this machine. The folders must be seen by all of its machines."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Ray:
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        self.carry_out = ray.remote(num_gpus=gpus)(carry_out)
+        self.carry_out = ray.remote(num_gpus=gpus)(run_task)
 
     def submit(self, task: Task) -> Future[str | None]:
         future: Future[str | None] = self.carry_out.remote(task).future()

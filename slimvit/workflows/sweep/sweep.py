@@ -16,21 +16,21 @@ from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.config.sweep import Point, Sweep
 from slimvit.io.load import hub_names, pinned, pinned_name
-from slimvit.io.sweep_folder import SWEEP, Contents, Entry, is_sweep, point_folder, read_contents, write_contents
+from slimvit.io.sweep_folder import SWEEP, Contents, Entry, is_sweep_folder, point_folder, read_contents, write_contents
 from slimvit.report.compare import write
-from slimvit.report.compare.collect import gather
+from slimvit.report.compare.collect import collect_runs
 from slimvit.report.compare.comparison import Comparison, compare_runs
 from slimvit.report.record import Report
 from slimvit.train.checkpoint import Interrupted
 from slimvit.utils.errors import StoreError
 from slimvit.utils.files import disk_errors, write_whole
-from slimvit.utils.lock import claimed, mend
+from slimvit.utils.lock import clean_up, locked
 from slimvit.utils.output import UNFINISHED, aside, check_free, entries, new_folder, remove
-from slimvit.utils.progress import say
+from slimvit.utils.progress import log
 from slimvit.workflows import run_folder
 from slimvit.workflows.cache import NEW, keys_of
 from slimvit.workflows.resume import recipe_in
-from slimvit.workflows.sweep.executors import Crew, Here, Processes, Ray, Task
+from slimvit.workflows.sweep.executors import Executor, ProcessExecutor, RayExecutor, SerialExecutor, Task
 
 SHELF, FAILED, REPORT = "shelf", "failed", "report"
 
@@ -45,19 +45,19 @@ def sweep(
     under the names of these, and :class:`Interrupted` after a wish to stop: what was done is kept, and the same call
     goes on.
     """
-    with claimed(out):
+    with locked(out):
         return _sweep(file, points, out.absolute(), options, jobs, engine)
 
 
 def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jobs: int, engine: str) -> Contents:
     for point in points:
-        mend(point_folder(out, point.id))
+        clean_up(point_folder(out, point.id))
     points, commits = _pinned(points, out)
     waiting = [p for p in points if not is_finished(out, p)]
     contents = _prepare(file, points, out, commits)
-    say(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
+    log(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
     tasks = {p.id: Task(p.recipe, _options(p, out, options), out / FAILED / f"{p.id}.txt") for p in waiting}
-    crew = Ray() if engine == "ray" else Processes(jobs) if jobs > 1 else Here()
+    crew = RayExecutor() if engine == "ray" else ProcessExecutor(jobs) if jobs > 1 else SerialExecutor()
     errors: dict[str, str] = {}
     try:
         with _interrupted_by_sigterm():
@@ -65,7 +65,7 @@ def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jo
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
     finally:
-        if isinstance(crew, Processes):
+        if isinstance(crew, ProcessExecutor):
             crew.stop()
         entries = [e.model_copy(update={"error": errors.get(e.id)}) for e in contents.points]
         contents = contents.model_copy(update={"points": entries})
@@ -109,9 +109,9 @@ def report_on(out: Path, contents: Contents) -> Comparison | None:
     """Write the report of a sweep into its folder; None where nothing is measured to report on."""
     if all(entry.error for entry in contents.points):
         return None
-    comparison = compare_runs(gather([out], allow_mixed=True))
+    comparison = compare_runs(collect_runs([out], allow_mixed=True))
     with new_folder(out / REPORT, force=True) as folder:
-        write.write(comparison, folder)
+        write.write_comparison(comparison, folder)
     return comparison
 
 
@@ -122,10 +122,10 @@ def begin_anew(out: Path) -> None:
 
 def _pinned(points: Sequence[Point], out: Path) -> tuple[list[Point], dict[str, str]]:
     """The points with models on the Hub at one commit each, that of the sweep's first call, and what those are."""
-    commits = read_contents(out).commits if is_sweep(out) else {}
+    commits = read_contents(out).commits if is_sweep_folder(out) else {}
     for name in dict.fromkeys(name for point in points for name in hub_names(point.recipe)):
         if name in commits:
-            say(f"{name}: taken as it was when this sweep began, {commits[name]}")
+            log(f"{name}: taken as it was when this sweep began, {commits[name]}")
         else:
             commits[name] = pinned_name(name)
     return [replace(point, recipe=pinned(point.recipe, commits)) for point in points], commits
@@ -135,7 +135,7 @@ def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str,
     """The folder of the sweep, with what it is to hold."""
     entries = [Entry(id=p.id, name=p.name) for p in points]
     contents = Contents(points=entries, claims=file.claims, commits=commits)
-    if not is_sweep(out):
+    if not is_sweep_folder(out):
         check_free(out, force=False)
         with aside(out) as folder:
             (folder / SWEEP).write_text(file.to_yaml())
@@ -154,7 +154,7 @@ def _options(point: Point, out: Path, options: Options) -> Options:
     return replace(options, out=folder, resume=(folder / UNFINISHED).is_dir(), shelf=out / SHELF)
 
 
-def _carry_out(tasks: Mapping[str, Task], crew: Crew, errors: dict[str, str], total: int) -> None:
+def _carry_out(tasks: Mapping[str, Task], crew: Executor, errors: dict[str, str], total: int) -> None:
     """Every task, none before what it has in common with one under way is there to be taken."""
     waiting, done = dict(tasks), total - len(tasks)
     known: set[str] = set()
@@ -165,14 +165,14 @@ def _carry_out(tasks: Mapping[str, Task], crew: Crew, errors: dict[str, str], to
             busy = set().union(*(needs[other] for other in running.values())) - known
             if not needs[id] & busy:
                 running[crew.submit(waiting.pop(id))] = id
-                if isinstance(crew, Here):
+                if isinstance(crew, SerialExecutor):
                     break  # it is done: tell of it before the next begins
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             id, error, done = running.pop(future), future.result(), done + 1
             known |= needs[id]
             if error is not None:
                 errors[id] = error
-            say(f"[{done}/{total}] {id}: {_told(tasks[id]) if error is None else f'failed: {error}'}")
+            log(f"[{done}/{total}] {id}: {_told(tasks[id]) if error is None else f'failed: {error}'}")
 
 
 def _told(task: Task) -> str:

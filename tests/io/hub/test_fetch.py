@@ -18,9 +18,9 @@ from slimvit.config.recipe import ModelSection, Recipe
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub.name import HubName, hub_name
 from slimvit.io.open import open_model, teacher_on_hub
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.utils.errors import ModelError, SlimvitError, StoreError
-from slimvit.workflows.bench.models import open_contenders
+from slimvit.workflows.bench.models import open_bench_models
 
 Invoke = Callable[..., Any]
 VIT = {path.name: path.read_bytes() for path in EMBEDDED["vit_digits"].iterdir()}
@@ -243,7 +243,7 @@ def test_commands_take_a_model_on_the_hub(hub: Any, slimvit_: Invoke, tmp_path: 
     told = json.loads(slimvit_("evaluate", NAME, "--data", "digits", "--eval-images", 40, "--json").stdout)
     assert told["model"] == f"{NAME}@{sha}" and told["top1"] > 90
     assert json.loads(slimvit_("inspect", NAME, "--json").stdout)["heads"] == [36, 36]
-    (timed,) = open_contenders([NAME])
+    (timed,) = open_bench_models([NAME])
     hub.put("you/vit", {"slim.json": b"moved"})
     assert timed.build().num_classes == 10 and timed.name == NAME and timed.folder is None
     hub.put("you/vit", VIT)

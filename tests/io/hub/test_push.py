@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import slimvit
-from slimvit.models.base import plan_of
 from slimvit.models.insert_dense import insert_dense_attention
+from slimvit.models.registry import plan_of
 from slimvit.prune.surgery import prune_model
 
 Invoke = Callable[..., Any]

@@ -9,7 +9,7 @@ from torch import nn
 from slimvit.measure.flops import torch_counter
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
 from slimvit.measure.flops.parts import part_of
-from slimvit.models.empty import NoAttention
+from slimvit.models.empty import EmptyAttention
 from slimvit.utils.errors import ModelError
 
 
@@ -118,7 +118,7 @@ def test_uneven_heads_and_a_block_without_attention():
     without_heads(model, 0, 1)
     without_heads(model, 1, 2)
     block = model.blocks[2]
-    block.attn, block.norm1 = NoAttention(16, block.attn.proj), nn.Identity()
+    block.attn, block.norm1 = EmptyAttention(16, block.attn.proj), nn.Identity()
     count = count_macs(model)
     assert count.agrees, count.disagreement()
     for part in ("qkv", "attention", "proj"):

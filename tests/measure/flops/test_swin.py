@@ -6,7 +6,7 @@ import torch
 
 from slimvit.measure.flops.closed_form import closed_form
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
-from slimvit.models.base import attention_blocks, plan_of
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.costs.base import head_macs
 from slimvit.prune.surgery import prune_model
 

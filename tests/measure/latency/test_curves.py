@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slimvit.measure.latency.curves import curve_of, read_off, rising, spread
+from slimvit.measure.latency.curves import curve_of, read_off, rising, spread_widths
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_a_curve_begins_with_nothing_and_is_straight_between_its_points():
     ],
 )
 def test_every_width_where_there_are_few(most, unit, points, wanted):
-    assert spread(most, unit, points) == wanted
+    assert spread_widths(most, unit, points) == wanted
 
 
 @pytest.mark.parametrize(("most", "unit", "points"), [(16, 1, 12), (24, 1, 12), (1536, 8, 8), (170, 8, 8)])
 def test_some_widths_from_one_unit_to_all_where_there_are_many(most, unit, points):
-    found = spread(most, unit, points)
+    found = spread_widths(most, unit, points)
     assert points <= len(found) <= points + 2 and (found[0], found[-1]) == (unit, most)
     assert all(width % unit == 0 for width in found[:-1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimvit.measure.latency import interleave as module
 from slimvit.measure.latency import timer
 from slimvit.measure.latency.batch_size import OutOfMemory
-from slimvit.measure.latency.interleave import Contest, compile_defect, compiling
+from slimvit.measure.latency.interleave import InterleavedTimer, compile_defect, compiling
 from slimvit.utils.errors import ModelError
 
 SIZE = (3, 8, 8)
@@ -33,8 +33,8 @@ class Told(nn.Module):
         return x * self.weight
 
 
-def contest(tell: Callable[[Any], object], names: str = "ab") -> Contest:
-    return Contest({n: Told(n, tell) for n in names}, dict.fromkeys(names, SIZE))
+def contest(tell: Callable[[Any], object], names: str = "ab") -> InterleavedTimer:
+    return InterleavedTimer({n: Told(n, tell) for n in names}, dict.fromkeys(names, SIZE))
 
 
 def test_all_models_have_as_many_passes_in_turns_that_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_every_model_is_compiled_for_its_own_shapes(monkeypatch: pytest.MonkeyPa
     names = [f"m{i}" for i in range(12)]  # more of one class than torch compiles by default
     models = {n: nn.Sequential(nn.Flatten(), nn.Linear(192, 8 + i)).eval() for i, n in enumerate(names)}
     with torch.inference_mode(), compiling():
-        found = Contest(models, dict.fromkeys(names, SIZE), compiled=True)
+        found = InterleavedTimer(models, dict.fromkeys(names, SIZE), compiled=True)
         found.calls(1), found.calls(2)
     assert len(compiled) == 2 * len(names)
 
@@ -86,7 +86,7 @@ def test_what_cannot_be_compiled_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     told = compile_defect(torch.device("cpu"))
     assert told is not None and "no compiler" in told and "\n" not in told
-    found = Contest({"a": nn.Linear(8, 8)}, {"a": SIZE}, compiled=True)
+    found = InterleavedTimer({"a": nn.Linear(8, 8)}, {"a": SIZE}, compiled=True)
     with pytest.raises(ModelError, match="^a: torch.compile fails on it: .*no compiler.*; leave --compile out$"):
         found.calls(1)
     monkeypatch.setattr(torch, "compile", lambda model, **_: model)
@@ -98,5 +98,5 @@ def test_the_real_compiler() -> None:
         pytest.skip(defect)
     models = {n: nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.GELU()).eval() for n in "ab"}
     with compiling():
-        times = Contest(models, dict.fromkeys(models, SIZE), compiled=True).times(2, 3)
+        times = InterleavedTimer(models, dict.fromkeys(models, SIZE), compiled=True).times(2, 3)
     assert [len(turns) for turns in times.values()] == [3, 3] and min(min(t) for t in times["a"]) > 0

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slimvit.measure.latency.profile import MATRIX, amdahl, kind_of, system_share, time_shares
+from slimvit.measure.latency.profile import MATRIX, amdahl, operator_kind, system_share, time_shares
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from slimvit.measure.latency.profile import MATRIX, amdahl, kind_of, system_shar
     ],
 )
 def test_kinds(operator, kind):
-    assert kind_of(operator) == kind
+    assert operator_kind(operator) == kind
 
 
 def test_the_shares_are_the_whole_and_know_what_multiplies():

@@ -10,8 +10,8 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from slimvit.models.base import attention_blocks, plan_of
 from slimvit.models.insert_dense import insert_dense_attention
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.surgery import prune_model
 
 NEEDS_GATE = pytest.mark.skipif("gated" not in inspect.signature(Attention).parameters, reason="this timm has no gate")

@@ -12,14 +12,15 @@ from torch import nn
 
 import slimvit
 from slimvit.measure.flops.count import count_macs, count_params
-from slimvit.models.base import State, attention_blocks, family_of, plan_of, steps
-from slimvit.models.empty import NoNorm
+from slimvit.models.base import State
+from slimvit.models.empty import EmptyNorm
 from slimvit.models.insert_dense import insert_dense_attention, mixes_in, remove_dense_attention
 from slimvit.models.modes import evaluating
+from slimvit.models.registry import attention_blocks, family_of, plan_of, steps
 from slimvit.prune.costs import latency_profile
 from slimvit.prune.costs.base import macs_costs, params_costs
 from slimvit.prune.criteria.registry import score_parts
-from slimvit.prune.refit import TARGETS, refit
+from slimvit.prune.refit import TARGETS_OF_REFIT, refit
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import ModelError
 
@@ -154,7 +155,7 @@ def test_counters_agree_and_prices_add_up(network, build):
 
 
 @each
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS_OF_REFIT)
 def test_refitting_what_is_whole_changes_nothing(network, target, build, batches, images, gap):
     model = build(network)
     again = refit(model, model, batches(model, count=1, size=2), target=target, ridge=1e-3)
@@ -167,7 +168,7 @@ def test_the_refit_repairs(network, what, build, batches, images):
     model = build(network)
     slim = prune_model(model, planned(model, what))
     error = {}
-    for target in ("none", *(TARGETS if what == "heads" else ("stream",))):
+    for target in ("none", *(TARGETS_OF_REFIT if what == "heads" else ("stream",))):
         found = slim if target == "none" else refit(slim, model, batches(model), target=target, ridge=1e-2)
         x = images(model, seed=1)  # one of the calibration images
         with torch.no_grad():
@@ -234,7 +235,9 @@ def test_what_is_left_of_a_post_norm_branch_is_its_constant(build):
     model = build("post-norm")
     slim = prune_model(model, planned(model, "everything"))
     for before, after in zip(model.blocks, slim.blocks, strict=True):
-        assert type(after.norm1) is NoNorm and type(after.norm2) is (NoNorm if plan_of(model).neurons else nn.LayerNorm)
+        assert type(after.norm1) is EmptyNorm and type(after.norm2) is (
+            EmptyNorm if plan_of(model).neurons else nn.LayerNorm
+        )
         assert torch.equal(after.attn.proj.bias, before.norm1(before.attn.proj.bias))
 
 

@@ -6,9 +6,10 @@ import torch
 from timm.models.swin_transformer import window_partition
 from torch import nn
 
-from slimvit.models.base import State, attention_blocks, family_of, plan_of, steps
+from slimvit.models.base import State
 from slimvit.models.families.swin import image_to_windows, padded_size, windows_to_image
 from slimvit.models.modes import evaluating
+from slimvit.models.registry import attention_blocks, family_of, plan_of, steps
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import ModelError
 

@@ -2,8 +2,8 @@ import pytest
 
 from slimvit.measure.flops.count import count_macs
 from slimvit.measure.flops.parts import count_params
-from slimvit.models.base import attention_blocks, plan_of
 from slimvit.models.mlp import neuron_params
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.costs.base import head_macs, head_params, macs_costs, neuron_macs, params_costs
 from slimvit.prune.surgery import prune_model
 

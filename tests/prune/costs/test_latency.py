@@ -15,11 +15,11 @@ import pytest
 from slimvit.measure.latency import interleave
 from slimvit.measure.latency.ratios import Ratio
 from slimvit.measure.latency.table import cache_folder
-from slimvit.models.base import attention_blocks, plan_of
 from slimvit.models.insert_dense import insert_dense_attention
+from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.costs import latency, latency_profile
 from slimvit.prune.costs.latency import latency_costs, latency_table, share_table
-from slimvit.prune.costs.latency_blocks import ladders
+from slimvit.prune.costs.latency_blocks import width_sweeps
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError
 from slimvit.workflows.latency_check import measured_words
@@ -116,8 +116,8 @@ def test_prices_rise_whatever_the_noise(vit: Build, monkeypatch: pytest.MonkeyPa
 
 
 def test_every_kind_of_branch_has_one_ladder(vit: Build, swin: Build) -> None:
-    assert [s.part for s in ladders(attention_blocks(vit()))] == ["heads", "mlp"]
-    steps = ladders(attention_blocks(swin(img_size=64, window_size=4, depths=(4, 2))))
+    assert [s.part for s in width_sweeps(attention_blocks(vit()))] == ["heads", "mlp"]
+    steps = width_sweeps(attention_blocks(swin(img_size=64, window_size=4, depths=(4, 2))))
     assert sorted((s.view.stage, s.part) for s in steps) == [
         (0, "heads"),
         (0, "heads"),  # of shifted windows
@@ -128,7 +128,7 @@ def test_every_kind_of_branch_has_one_ladder(vit: Build, swin: Build) -> None:
     ]
     cut = vit()
     cut = prune_model(cut, plan_of(cut).keeping([(0,), (0, 1), ()], [range(16), range(8), range(24)]))
-    assert [(s.view.name, s.widths) for s in ladders(attention_blocks(cut))] == [
+    assert [(s.view.name, s.widths) for s in width_sweeps(attention_blocks(cut))] == [
         ("blocks.1", (0, 1, 2)),
         ("blocks.2", (0, 8, 16, 24)),
     ]

@@ -7,9 +7,8 @@ from timm.layers import Attention
 from torch import nn
 from torch.nn import functional as F
 
-from slimvit.models.base import plan_of
+from slimvit.models.registry import plan_of
 from slimvit.prune.criteria import calibration as observe_module
-from slimvit.prune.criteria import room
 from slimvit.prune.criteria.registry import CRITERIA, NEEDS_CLASSIFIER, score_parts
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import DataError, PlanError
@@ -196,8 +195,10 @@ def test_a_batch_is_split_where_memory_is_short(criterion, vit, batches, monkeyp
     whole = values(model, data, criterion)
     real = observe_module.batch_loss
     monkeypatch.setattr(observe_module, "batch_loss", lambda m, x, *a: passes.append(len(x)) or real(m, x, *a))
-    monkeypatch.setattr(room, "free_bytes", lambda _: 10**9)
-    monkeypatch.setattr(room, "_saved_bytes", lambda forward: forward() is None or 2 * 10**8)  # two in half of it
+    monkeypatch.setattr(observe_module, "free_bytes", lambda _: 10**9)
+    monkeypatch.setattr(
+        observe_module, "_saved_bytes", lambda forward: forward() is None or 2 * 10**8
+    )  # two in half of it
     split = values(model, data, criterion)
     assert passes == [1, 2, 2, 2, 2, 2, 2]
     assert torch.allclose(split, whole, rtol=1e-4)
@@ -209,4 +210,6 @@ def test_what_a_backward_pass_keeps(vit):
     for p in net.parameters():
         p.requires_grad_(False)
     x = torch.randn(5, 8)
-    assert room._saved_bytes(lambda: net[1:](net[0](x).requires_grad_()).sum()) == 4 * 5 * 32  # the GELU's input
+    assert (
+        observe_module._saved_bytes(lambda: net[1:](net[0](x).requires_grad_()).sum()) == 4 * 5 * 32
+    )  # the GELU's input

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from slimvit.models.base import attention_blocks
+from slimvit.models.registry import attention_blocks
 from slimvit.prune.criteria import elimination as eliminate_module
 from slimvit.prune.criteria import statistics
 from slimvit.prune.criteria.calibration import batch_loss, observe
 from slimvit.prune.criteria.elimination import DAMPING
 from slimvit.prune.criteria.residual import MILESTONES, rank
-from slimvit.prune.criteria.statistics import Moments, MomentSums
+from slimvit.prune.criteria.statistics import BranchMoments, MomentSums
 
 
 def case(units, width, outputs=7, seed=0):
@@ -23,7 +23,7 @@ def case(units, width, outputs=7, seed=0):
     gradients = torch.randn(12, 5, outputs, generator=g, dtype=torch.float64) + torch.randn(12, 1, outputs, generator=g)
     a = z.mT @ gradients
     flat = z.flatten(0, 1)
-    seen = Moments(flat.T @ flat / len(flat), (a @ a.mT).mean(0), (a.mT @ a).mean(0))
+    seen = BranchMoments(flat.T @ flat / len(flat), (a @ a.mT).mean(0), (a.mT @ a).mean(0))
     return seen, torch.randn(k, outputs, generator=g, dtype=torch.float64)
 
 
@@ -64,7 +64,7 @@ def test_tokens_whose_errors_add_up_cost_more():
     for signs in ([1, 1, 1, 1], [1, -1, 1, -1]):
         a = (z[:, None] * torch.tensor(signs)[:, None]).mT @ gradients[:, None].expand(-1, 4, -1)
         a = a + 0.1 * torch.randn(200, 12, 7, generator=g, dtype=torch.float64)
-        moments = Moments(seen.covariance, (a @ a.mT).mean(0), (a.mT @ a).mean(0))
+        moments = BranchMoments(seen.covariance, (a @ a.mT).mean(0), (a.mT @ a).mean(0))
         found.append(sum(rank(moments, weight, 3)[1]))
     assert found[0] > 100 * found[1]
 
@@ -74,19 +74,19 @@ def test_a_copy_of_another_unit_costs_nothing_alone(monkeypatch):
     seen, weight = case(5, 1)
     again = [*range(5), 2]
     covariance, inputs = (t[again][:, again] for t in (seen.covariance, seen.inputs))
-    twice = Moments(covariance, inputs, seen.outputs)
+    twice = BranchMoments(covariance, inputs, seen.outputs)
     order, costs, alone = rank(twice, torch.cat([weight, weight[:1]]), 1)
     assert order[0] in (2, 5) and max(alone[2], alone[5]) < 0.05 * max(alone) and costs[0] < 0.05 * max(alone)
 
 
 def test_nothing_to_rank():
-    seen = Moments(torch.zeros(0, 0), torch.zeros(0, 0), torch.eye(3))
+    seen = BranchMoments(torch.zeros(0, 0), torch.zeros(0, 0), torch.eye(3))
     assert rank(seen, torch.zeros(0, 3), 1) == ((), (), ())
 
 
 def test_what_no_gradient_reaches_costs_nothing():
     seen, weight = case(6, 1)
-    still = Moments(seen.covariance, 0 * seen.inputs, 0 * seen.outputs)
+    still = BranchMoments(seen.covariance, 0 * seen.inputs, 0 * seen.outputs)
     order, costs, alone = rank(still, weight, 1)
     assert sorted(order) == list(range(6)) and costs == alone == (0.0,) * 6
 

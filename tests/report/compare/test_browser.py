@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from slimvit.report.compare.comparison import compare_runs
-from slimvit.report.compare.measurement import Gathered, Measurement
-from slimvit.report.compare.write import write
+from slimvit.report.compare.measurement import CollectedRuns, Measurement
+from slimvit.report.compare.write import write_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -58,7 +58,7 @@ def opened(run: Callable[..., Measurement], many: list[Measurement], tmp_path_fa
     out = tmp_path_factory.mktemp("browser")
     picture = Path(__file__).parents[3] / "docs" / "mixes.png"
     named = run("a <b> & 'c'", 0.5, None, original=None, pictures={"heads kept": picture})
-    write(compare_runs(Gathered((*many, named), notes=("5 < 6",))), out)
+    write_comparison(compare_runs(CollectedRuns((*many, named), notes=("5 < 6",))), out)
     text = (out / "tradeoff.html").read_text()
     probed = text.replace("<head>", "<head>" + ERRORS, 1).replace("</body>", PROBE + "</body>", 1)
     (out / "probed.html").write_text(probed)

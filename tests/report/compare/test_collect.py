@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from slimvit.config.sweep import Claim
+from slimvit.config.sweep import PublishedFigure
 from slimvit.io.sweep_folder import Contents, Entry, point_folder, write_contents
-from slimvit.report.compare.collect import gather
+from slimvit.report.compare.collect import collect_runs
 from slimvit.report.compare.comparison import compare_runs
 from slimvit.report.timing import Timing, write_timings
 from slimvit.utils.errors import StoreError
@@ -46,7 +46,7 @@ def sweep(real: Path, tmp_path: Path) -> Path:
     for seed, entry in enumerate(done):
         shutil.copytree(real / f"half_s{seed}", point_folder(tmp_path, entry.id))
     (point_folder(tmp_path, "a") / "unfinished").mkdir(parents=True)
-    claim = Claim(point="half", top1=99.0, source="a paper")
+    claim = PublishedFigure(point="half", top1=99.0, source="a paper")
     write_contents(tmp_path, Contents(points=[*done, *lost], claims=[claim]))
     return tmp_path
 
@@ -61,7 +61,7 @@ def edited(run: Path, out: Path, change: Callable[[dict[str, Any]], Any]) -> Pat
 
 
 def test_a_run_folder_is_read_whole(real: Path) -> None:
-    (found,) = gather([real / "half_s0"]).measurements
+    (found,) = collect_runs([real / "half_s0"]).measurements
     data = json.loads((real / "half_s0" / "report.json").read_text())
     assert found.report.to_json() == data and found.last.top1 == data["stages"][-1]["top1"]
     assert (found.model, found.epochs, found.input_size) == ("vit_digits", 1, (1, 16, 16))
@@ -71,26 +71,26 @@ def test_a_run_folder_is_read_whole(real: Path) -> None:
 
 
 def test_real_seeds_are_one_row_under_one_original(real: Path) -> None:
-    original, half = compare_runs(gather([real / "half_s0", real / "half_s1"])).rows
+    original, half = compare_runs(collect_runs([real / "half_s0", real / "half_s1"])).rows
     assert (original.kind, original.value("heads"), half.value("heads"), half.seeds) == ("original", 36, 18, [0, 1])
     assert half.name == str(real / "half_s*")
 
 
 def test_a_run_that_goes_on_shares_the_original(real: Path) -> None:
-    rows = compare_runs(gather([real / "half_s0", real / "tuned"])).rows
+    rows = compare_runs(collect_runs([real / "half_s0", real / "tuned"])).rows
     assert [(r.kind, r.model) for r in rows] == [("original", "vit_digits")] + [("point", "vit_digits")] * 2
     assert [r.value("epochs") for r in rows[1:]] == [1, 3]
 
 
 def test_a_folder_given_twice_counts_once(real: Path, sweep: Path) -> None:
     runs = [real / "half_s0", real / ".." / real.name / "half_s0"]
-    assert len(gather(runs).measurements) == 1
-    found = gather([sweep, point_folder(sweep, "half-seed-0")], [point_folder(sweep, "half-seed-1")]).measurements
+    assert len(collect_runs(runs).measurements) == 1
+    found = collect_runs([sweep, point_folder(sweep, "half-seed-0")], [point_folder(sweep, "half-seed-1")]).measurements
     assert [(m.name, m.is_reference) for m in found[1:]] == [("half", False)] and found[0].is_reference
 
 
 def test_a_sweep_is_its_points(sweep: Path) -> None:
-    found = gather([sweep])
+    found = collect_runs([sweep])
     assert [(m.name, m.shown) for m in found.measurements] == [
         (n, f"points/half-seed-{s}") for s, n in enumerate(["half"] * 2)
     ]
@@ -116,7 +116,7 @@ def test_written_files_do_not_depend_on_where_a_sweep_lies(
 def test_several_sweeps_are_told_apart(sweep: Path, tmp_path_factory: Any) -> None:
     other = tmp_path_factory.mktemp("two") / "other"
     shutil.copytree(sweep, other)
-    found = gather([sweep, other])
+    found = collect_runs([sweep, other])
     assert [m.shown for m in found.measurements][::2] == [f"{s.name}/points/half-seed-0" for s in (sweep, other)]
     assert found.notes[2].startswith("other: 1 point failed")
 
@@ -124,7 +124,7 @@ def test_several_sweeps_are_told_apart(sweep: Path, tmp_path_factory: Any) -> No
 def test_a_sweep_that_has_only_begun(tmp_path: Path) -> None:
     write_contents(tmp_path, Contents(points=[Entry(id="a", name="a")]))
     with pytest.raises(StoreError, match="none of its 1 point is measured; call the sweep again"):
-        gather([tmp_path])
+        collect_runs([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_a_sweep_that_has_only_begun(tmp_path: Path) -> None:
 def test_other_images_are_refused_unless_allowed(real: Path, tmp_path: Path, change: Any, told: str) -> None:
     runs = [real / "half_s0", edited(real / "half_s1", tmp_path / "other", change)]
     with pytest.raises(StoreError, match=f"half_s0 has {told}.*--allow-mixed") as caught:
-        gather(runs)
+        collect_runs(runs)
     assert str(tmp_path / "other") in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(StoreError, match="--allow-mixed"):
-        gather(runs[:1], runs[1:])
-    rows = compare_runs(gather(runs, allow_mixed=True)).rows
+        collect_runs(runs[:1], runs[1:])
+    rows = compare_runs(collect_runs(runs, allow_mixed=True)).rows
     assert len({row.data for row in rows}) == 2 and [row.kind for row in rows] == ["original"] * 2 + ["point"] * 2
 
 
@@ -154,11 +154,11 @@ def test_an_older_report_fits_and_takes_its_input_from_the_model(real: Path, tmp
             del stage["macs_by_part"], stage["neurons"]
 
     old = edited(real / "half_s1", tmp_path / "old", older)
-    found = gather([real / "half_s0", old]).measurements
+    found = collect_runs([real / "half_s0", old]).measurements
     assert found[1].input_size == (1, 16, 16) and found[1].last.macs_by_part is None
     (old / "slim.json").unlink()
-    assert gather([old]).measurements[0].input_size is None
-    assert [row.kind for row in compare_runs(gather([real / "half_s0", old])).rows] == ["original", "point"]
+    assert collect_runs([old]).measurements[0].input_size is None
+    assert [row.kind for row in compare_runs(collect_runs([real / "half_s0", old])).rows] == ["original", "point"]
 
 
 def test_timings_lie_beside_the_run(real: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_timings_lie_beside_the_run(real: Path, tmp_path: Path) -> None:
     write_timings(
         run, [Timing(device="a CPU", precision="fp32", compiled=False, latency_ms=8.0, latency_speedup=1.25, rounds=3)]
     )
-    original, half = compare_runs(gather([run])).rows
+    original, half = compare_runs(collect_runs([run])).rows
     assert half.value("latency_ms") == 8.0 and original.value("latency_ms") == 10.0
 
 
@@ -183,20 +183,22 @@ def test_damage_is_told_in_one_line(real: Path, tmp_path: Path) -> None:
         before = (run / file).read_bytes() if (run / file).exists() else None
         (run / file).write_text(text)
         with pytest.raises(Exception, match=file) as caught:
-            gather([run])
+            collect_runs([run])
         assert caught.type.__mro__[1].__name__ == "SlimvitError" and "\n" not in str(caught.value)
         (run / file).unlink() if before is None else (run / file).write_bytes(before)
     with pytest.raises(StoreError, match="gone/report.json: no such report"):
-        gather([tmp_path / "gone"])
+        collect_runs([tmp_path / "gone"])
 
 
 def test_without_a_recipe_the_figures_are_still_shown(real: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(real / "half_s0", run)
     (run / "recipe.yaml").unlink()
-    (found,) = gather([run]).measurements
+    (found,) = collect_runs([run]).measurements
     assert (
-        found.recipe is None and found.epochs is None and compare_runs(gather([run])).rows[1].value("top1") is not None
+        found.recipe is None
+        and found.epochs is None
+        and compare_runs(collect_runs([run])).rows[1].value("top1") is not None
     )
 
 
@@ -208,6 +210,6 @@ def test_the_history_is_that_of_the_fine_tuning(real: Path, tmp_path: Path) -> N
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows([rows[0] | {"training": "adapt", "top1": "1.0"}, rows[0] | {"top1": ""}])
-    (found,) = gather([run]).measurements
+    (found,) = collect_runs([run]).measurements
     assert len(found.history) == 1 and "top1" not in found.history[0]
     assert yaml.safe_load((run / "recipe.yaml").read_text())["finetune"]["epochs"] == found.epochs

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from slimvit.config.sweep import Claim
+from slimvit.config.sweep import PublishedFigure
 from slimvit.report.compare.comparison import Comparison, compare_runs
-from slimvit.report.compare.formats import latex, markdown, to_csv, to_json
+from slimvit.report.compare.formats import comparison_markdown, latex, to_csv, to_json
 from slimvit.report.compare.html import page
-from slimvit.report.compare.measurement import Gathered, Measurement
+from slimvit.report.compare.measurement import CollectedRuns, Measurement
 from slimvit.report.compare.pick import parse_pick
 from slimvit.report.compare.terminal import print_comparison
 
@@ -23,7 +23,7 @@ Make = Callable[..., Measurement]
 
 
 def compared(*runs: Measurement, picks: tuple[str, ...] = (), **given: Any) -> Comparison:
-    return compare_runs(Gathered(runs, **given), [parse_pick(p) for p in picks])
+    return compare_runs(CollectedRuns(runs, **given), [parse_pick(p) for p in picks])
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -42,7 +42,7 @@ def shown(comparison: Comparison) -> str:
 def test_every_format_has_the_figures(run: Make) -> None:
     seeds = [run("half", 0.5, top1, seed, epochs=3) for seed, top1 in enumerate((70.0, 71.0))]
     found = compared(*seeds, run("third", 0.33, 75.04, epochs=3))
-    original, half, third = table(markdown(found))
+    original, half, third = table(comparison_markdown(found))
     assert original | {"top-1": "80.0", "change": "+0.0", "epochs": "-", "seeds": "-", "front": ""} == original
     assert half | {"name": "half", "heads": "50", "top-1": "70.5 ± 0.7", "change": "-9.5 ± 0.7", "seeds": "2"} == half
     assert third | {"top-1": "75.0", "seeds": "1", "epochs": "3", "front": "\\*"} == third
@@ -64,23 +64,27 @@ def test_seconds_are_nowhere(run: Make) -> None:
     """So that an interrupted and resumed run gives the same files."""
     slow, fast = (compared(run("half", final={"seconds": s})) for s in (1.0, 99.0))
     assert json.dumps(to_json(slow)) == json.dumps(to_json(fast)) and "seconds" not in json.dumps(to_json(slow))
-    assert (markdown(slow), latex(slow), to_csv(slow)) == (markdown(fast), latex(fast), to_csv(fast))
+    assert (comparison_markdown(slow), latex(slow), to_csv(slow)) == (
+        comparison_markdown(fast),
+        latex(fast),
+        to_csv(fast),
+    )
 
 
 def test_what_was_not_measured(run: Make) -> None:
     found = compared(run("a", final={"top5": None}), run("b", 0.3))
-    assert table(markdown(found))[1]["top-5"] == "-" and "- -: not measured" in markdown(found)
+    assert table(comparison_markdown(found))[1]["top-5"] == "-" and "- -: not measured" in comparison_markdown(found)
     assert " & - & " in latex(found) and "% -: not measured" in latex(found)
     assert "-: not measured" in shown(found)
     assert to_json(found)["rows"][1]["top5"] is None and ",," in to_csv(found).splitlines()[2]
     nobody = compared(run("a", top1=None, original=None))
-    assert "top-1" not in table(markdown(nobody))[0] and "latency" not in markdown(nobody)
+    assert "top-1" not in table(comparison_markdown(nobody))[0] and "latency" not in comparison_markdown(nobody)
 
 
 def test_times_of_one_setting_are_shown_and_others_told(run: Make, timing: Callable[..., Any]) -> None:
     one, other = run("a", timings=(timing(8.0),)), run("b", 0.3, timings=(timing(9.0), timing(3.0, precision="bf16")))
     found = compared(one, other)
-    assert [row["latency (ms)"] for row in table(markdown(found))] == ["10.00", "8.00", "9.00"]
+    assert [row["latency (ms)"] for row in table(comparison_markdown(found))] == ["10.00", "8.00", "9.00"]
     assert found.notes == ("times under other settings are left out: a CPU, bf16",) and found.untimed == 0
     assert to_json(found)["times"] == {"device": "a CPU", "precision": "fp32", "compiled": False}
 
@@ -89,37 +93,37 @@ def test_notes_of_the_reports_come_first_and_once(run: Make) -> None:
     noted = {"report": {"notes": ["the MAC counters disagree"]}}
     found = compared(run("a", **noted), run("b", 0.3), run("c", 0.4, **noted), notes=("2 points failed: x, y",))
     assert found.notes == ("a, c: the MAC counters disagree", "2 points failed: x, y")
-    text = markdown(found)
+    text = comparison_markdown(found)
     assert text.index("counters disagree") < text.index("2 points failed") < text.index("| name")
     assert text.count("counters disagree") == 1
 
 
 def test_models_and_data_have_a_column_where_they_differ(run: Make) -> None:
-    assert table(markdown(compared(run("a"))))[0].keys().isdisjoint({"model", "data"})
+    assert table(comparison_markdown(compared(run("a"))))[0].keys().isdisjoint({"model", "data"})
     found = compared(run("a"), run("b", 0.3, model="big", report={"data": "photos/", "model": "big"}))
-    assert [(r["model"], r["name"]) for r in table(markdown(found))] == [
+    assert [(r["model"], r["name"]) for r in table(comparison_markdown(found))] == [
         ("tiny", "original"), ("big", "original"), ("tiny", "a"), ("big", "b"),
     ]  # fmt: skip
-    assert table(markdown(found))[3]["data"] == "photos/, 360 images, 1x16x16"
+    assert table(comparison_markdown(found))[3]["data"] == "photos/, 360 images, 1x16x16"
 
 
 def test_markup_in_names_stays_text(run: Make) -> None:
     name = r"a|b*c`d<e>[f] 50 % & $x_1$ #{~^\}"
     found = compared(run(name, folder="runs/a b"), notes=("x|y <b>",))
-    row = table(markdown(found))[1]
-    assert re.sub(r"\\(.)", r"\1", row["name"]) == name and "<" not in markdown(found).replace("\\<", "")
+    row = table(comparison_markdown(found))[1]
+    assert re.sub(r"\\(.)", r"\1", row["name"]) == name and "<" not in comparison_markdown(found).replace("\\<", "")
     body = latex(found).split(r"\midrule")[2]
     assert r"50 \% \& \$x\_1\$ \#\{\textasciitilde{}\textasciicircum{}\textbackslash{}\}" in body
     assert body.count(" & ") == latex(found).split(r"\toprule")[1].split(r"\midrule")[0].count(" & ")
-    assert "slimvit run 'runs/a b/recipe.yaml' --out NEW" in markdown(found)
+    assert "slimvit run 'runs/a b/recipe.yaml' --out NEW" in comparison_markdown(found)
 
 
 def test_claims_stand_beside_what_was_measured(many: list[Measurement]) -> None:
     claims = [
-        Claim(point="criterion residual", top1=79.0, source="A"),
-        Claim(point="criterion residual, ratio 0.2", change=-1.5, source="B"),
-        Claim(point="criterion taylor", against="criterion residual", change=-3.0, source="C"),
-        Claim(point="criterion magnitude", top1=1.0, source="D"),
+        PublishedFigure(point="criterion residual", top1=79.0, source="A"),
+        PublishedFigure(point="criterion residual, ratio 0.2", change=-1.5, source="B"),
+        PublishedFigure(point="criterion taylor", against="criterion residual", change=-3.0, source="C"),
+        PublishedFigure(point="criterion magnitude", top1=1.0, source="D"),
     ]
     found = compared(*many, claims=tuple(("sweep", c) for c in claims))
     told = [
@@ -132,7 +136,7 @@ def test_claims_stand_beside_what_was_measured(many: list[Measurement]) -> None:
         for r in (0.2, 0.4, 0.6, 0.8)
     ]
     assert told[9] == ("criterion magnitude", "top-1", 1.0, None)
-    text = markdown(found).split("## Claimed beside measured")[1]
+    text = comparison_markdown(found).split("## Claimed beside measured")[1]
     assert table(text)[0]["measured"] == "78.5 ± 0.7" and table(text)[9]["measured"] == "-"
     assert compared(*many, claims=(("other", claims[0]),)).claims[0].measured is None
 
@@ -143,7 +147,7 @@ def test_the_pick_is_told_with_its_command(many: list[Measurement]) -> None:
         "criterion residual, ratio 0.4",
         "criterion residual, ratio 0.6",
     ]
-    assert "Picked by `top1 >= -4` (fewest FLOPs): **criterion residual, ratio 0.4**" in markdown(found)
+    assert "Picked by `top1 >= -4` (fewest FLOPs): **criterion residual, ratio 0.4**" in comparison_markdown(found)
     lines = shown(found).splitlines()
     at = lines.index("pick top1 >= -4 (fewest FLOPs): criterion residual, ratio 0.4")
     assert "change -3.5 +-0.7" in lines[at + 1]
@@ -156,17 +160,24 @@ def test_neurons_have_a_column_where_a_row_has_fewer_than_its_original(run: Make
     told = compared(old, cut, picks=("macs <= 0.9",))
     for text in (
         to_csv(whole),
-        markdown(whole),
+        comparison_markdown(whole),
         latex(whole),
         shown(whole),
         page(whole, {}),
         json.dumps(to_json(whole)),
     ):
         assert "neurons" not in text
-    for text in (to_csv(told), markdown(told), latex(told), shown(told), page(told, {}), json.dumps(to_json(told))):
+    for text in (
+        to_csv(told),
+        comparison_markdown(told),
+        latex(told),
+        shown(told),
+        page(told, {}),
+        json.dumps(to_json(told)),
+    ):
         assert "neurons" in text
-    assert {row["name"]: row["neurons"] for row in table(markdown(told))}["cut"] == "1,000"
-    assert {row["name"]: row["neurons"] for row in table(markdown(told))}["old"] == "-"
+    assert {row["name"]: row["neurons"] for row in table(comparison_markdown(told))}["cut"] == "1,000"
+    assert {row["name"]: row["neurons"] for row in table(comparison_markdown(told))}["old"] == "-"
     assert {row["name"]: row["neurons"] for row in to_json(told)["rows"]} == {
         "original": 2000,
         "old": None,
@@ -175,4 +186,4 @@ def test_neurons_have_a_column_where_a_row_has_fewer_than_its_original(run: Make
 
 
 def test_a_model_without_any_neuron_has_fewer(run: Make) -> None:
-    assert table(markdown(compared(run("none", neurons=(2000, 0)))))[1]["neurons"] == "0"
+    assert table(comparison_markdown(compared(run("none", neurons=(2000, 0)))))[1]["neurons"] == "0"

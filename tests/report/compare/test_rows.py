@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from slimvit.report.compare.measurement import Measurement
-from slimvit.report.compare.rows import Row, rows_of
+from slimvit.report.compare.rows import ComparisonRow, rows_of
 
 Make = Callable[..., Measurement]
 
 
-def kinds(rows: list[Row]) -> list[tuple[str, str, int]]:
+def kinds(rows: list[ComparisonRow]) -> list[tuple[str, str, int]]:
     return [(row.kind, row.name, len(row.runs)) for row in rows]
 
 

@@ -8,19 +8,19 @@ from collections.abc import Callable
 import pytest
 
 from slimvit.report.compare.measurement import Measurement
-from slimvit.report.compare.rows import Row, Stat, rows_of
+from slimvit.report.compare.rows import ComparisonRow, Stat, rows_of
 from slimvit.report.compare.series import accuracy_key, front, series_of
 
 Make = Callable[..., Measurement]
 
 
-def points(runs: list[Measurement]) -> list[Row]:
+def points(runs: list[Measurement]) -> list[ComparisonRow]:
     return [row for row in rows_of(runs) if row.kind == "point"]
 
 
-def rows(pairs: list[tuple[float, float]], gain: str) -> list[Row]:
+def rows(pairs: list[tuple[float, float]], gain: str) -> list[ComparisonRow]:
     return [
-        Row("point", "tiny", str(i), "", {"macs": Stat(cost, None, 1), gain: Stat(value, None, 1)})
+        ComparisonRow("point", "tiny", str(i), "", {"macs": Stat(cost, None, 1), gain: Stat(value, None, 1)})
         for i, (cost, value) in enumerate(pairs)
     ]
 
@@ -40,7 +40,7 @@ def test_the_front_is_what_nothing_beats(gain: str) -> None:
 
 def test_a_point_without_a_figure_is_not_on_the_front() -> None:
     known = rows([(1.0, 50.0), (2.0, 60.0)], "top1")
-    unknown = Row("point", "tiny", "unknown", "", {"macs": Stat(0.5, None, 1)})
+    unknown = ComparisonRow("point", "tiny", "unknown", "", {"macs": Stat(0.5, None, 1)})
     assert front([*known, unknown], "macs", "top1") == known
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from slimvit.config.sweep import Claim
+from slimvit.config.sweep import PublishedFigure
 from slimvit.report.compare.comparison import Comparison, compare_runs
 from slimvit.report.compare.html import page
-from slimvit.report.compare.measurement import Gathered, Measurement
+from slimvit.report.compare.measurement import CollectedRuns, Measurement
 from slimvit.report.compare.part_plots import curve_key, fine_tuning
 from slimvit.report.compare.pick import parse_pick
 from slimvit.report.compare.tradeoff_plots import accuracy_against
-from slimvit.report.compare.write import write
+from slimvit.report.compare.write import write_comparison
 
 Make = Callable[..., Measurement]
 TABLES = {f"tradeoff.{suffix}" for suffix in ("csv", "json", "md", "tex", "html")}
@@ -29,7 +29,7 @@ PICTURES = {"accuracy_flops", "accuracy_latency", "flops_by_part", "fine_tuning"
 
 
 def compared(*runs: Measurement, picks: tuple[str, ...] = (), **given: Any) -> Comparison:
-    return compare_runs(Gathered(runs, **given), [parse_pick(p) for p in picks])
+    return compare_runs(CollectedRuns(runs, **given), [parse_pick(p) for p in picks])
 
 
 def texts(path: Path) -> list[str]:
@@ -61,14 +61,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def whole(many: list[Measurement]) -> Comparison:
-    claims = (("sweep", Claim(point="criterion residual", top1=1.0, source="X")),)
+    claims = (("sweep", PublishedFigure(point="criterion residual", top1=1.0, source="X")),)
     return compared(*many, picks=("macs <= 0.9",), claims=claims)
 
 
 @pytest.fixture(scope="module")
 def folder(whole: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("written")
-    write(whole, out)
+    write_comparison(whole, out)
     return out
 
 
@@ -78,7 +78,7 @@ def test_the_folder_is_complete(folder: Path) -> None:
 
 
 def test_the_same_runs_give_the_same_bytes(whole: Comparison, folder: Path, tmp_path: Path) -> None:
-    write(whole, tmp_path)
+    write_comparison(whole, tmp_path)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
 
@@ -118,11 +118,11 @@ def test_without_top1_something_else_is_drawn(run: Make, tmp_path: Path, figures
 
 def test_what_cannot_be_drawn_is_told(run: Make, timing: Callable[..., Any], tmp_path: Path) -> None:
     one = run("a", timings=(timing(8.0),))
-    write(compared(one, run("b", 0.3)), tmp_path)
+    write_comparison(compared(one, run("b", 0.3)), tmp_path)
     assert "not drawn: 1 of 2 runs were not timed on a CPU, fp32" in (tmp_path / "tradeoff.md").read_text()
     assert {f.stem for f in tmp_path.glob("*.svg")} == {"accuracy_flops", "flops_by_part"}
     (old := tmp_path / "old").mkdir()
-    write(compared(run("a", parts=False), run("b", 0.3, parts=False)), old)
+    write_comparison(compared(run("a", parts=False), run("b", 0.3, parts=False)), old)
     assert not (old / "flops_by_part.svg").exists()
     assert "FLOPs by part are not known of 3 of 3 rows" in (old / "tradeoff.md").read_text()
 
@@ -160,7 +160,7 @@ def test_no_name_becomes_markup(run: Make, tmp_path: Path) -> None:
     (picture := tmp_path / "head_map.png").write_bytes(b"\x89PNG")
     told = {"model": evil, "data": evil, "notes": [evil]}
     odd = run(evil, model=evil, folder=f"runs/{evil}", pictures={evil: picture}, report=told)
-    claims = (("s", Claim(point=evil, top1=1.0, source=evil)),)
+    claims = (("s", PublishedFigure(point=evil, top1=1.0, source=evil)),)
     text = page(compared(odd, picks=("macs <= 1",), notes=(evil,), claims=claims), {evil: picture})
     plain = page(
         compared(run("a", pictures={"heads": picture}), picks=("macs <= 1",), claims=claims[:0]), {"b": picture}
@@ -174,7 +174,7 @@ def test_no_name_becomes_markup(run: Make, tmp_path: Path) -> None:
 def test_no_name_becomes_a_formula_or_vanishes_from_a_picture(run: Make, tmp_path: Path) -> None:
     names = (r"a $\\frac{$ b", "_hidden")
     runs = [run(n, 0.3, recipe={"refit": {"ridge": 1.0 + i}}, history=HISTORY) for i, n in enumerate(names)]
-    write(compared(*runs, run(names[0], 0.4, 50.0, is_reference=True)), tmp_path)
+    write_comparison(compared(*runs, run(names[0], 0.4, 50.0, is_reference=True)), tmp_path)
     for picture in ("accuracy_flops", "fine_tuning"):
         shown = "\n".join(texts(tmp_path / f"{picture}.svg"))
         assert "frac{" in shown and "_hidden" in shown

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from slimvit.report.record import Report, Stage
-from slimvit.report.run.table import frame, markdown, print_table
+from slimvit.report.run.table import frame, print_table, report_markdown
 
 
 def stages(**last) -> list[Stage]:
@@ -32,7 +32,7 @@ def test_frame_has_a_row_a_stage_and_numbers():
 
 
 def test_markdown_says_what_was_run_and_what_the_columns_mean():
-    text = markdown(report(notes=["the MAC counters disagree"], ratio_asked=0.5, ratio_reached=0.5, seed=3))
+    text = report_markdown(report(notes=["the MAC counters disagree"], ratio_asked=0.5, ratio_reached=0.5, seed=3))
     assert text.startswith("# deit_small_patch16_224: 72 -> 36 heads\n\n> **Note:** the MAC counters disagree\n")
     assert "- data: imagenet/\n- images evaluated: 50000\n- heads to remove: 50.0 %\n" in text and "- seed: 3" in text
     header, _, original, pruned = rows(text)
@@ -55,13 +55,13 @@ def test_markdown_says_what_was_run_and_what_the_columns_mean():
 
 def test_what_nobody_measured_has_no_column_and_no_legend():
     measured = [Stage(stage="original", heads=6, feature_error=0.0), Stage(stage="pruned", heads=3, feature_error=0.5)]
-    text = markdown(report(stages=measured))
+    text = report_markdown(report(stages=measured))
     assert rows(text)[0] == ["stage", "heads", "feature error"]
     assert "top-1" not in text and "multiply-add" not in text and "not measured" not in text
 
 
 def test_latency_is_in_the_report_when_measured():
-    text = markdown(report(stages=stages(latency_ms=12.345, throughput=81.0)))
+    text = report_markdown(report(stages=stages(latency_ms=12.345, throughput=81.0)))
     assert rows(text)[0][-3:-1] == ["latency (ms)", "images/s"] and rows(text)[2][-3] == "-"
 
 
@@ -87,10 +87,10 @@ def test_without_top1_the_features_are_all_there_is_to_go_by():
         Stage(stage="original", heads=12, feature_error=0.0, feature_cosine=1.0),
         Stage(stage="pruned", heads=6, feature_error=0.25, feature_cosine=0.9),
     ]
-    header, _, _, pruned = rows(markdown(report(stages=measured)))
+    header, _, _, pruned = rows(report_markdown(report(stages=measured)))
     assert "top-1" not in header and "change" not in header
     assert dict(zip(header, pruned, strict=True))["feature cosine"] == "0.9000"
-    assert "feature cosine" not in rows(markdown(report(stages=stages(feature_cosine=0.9))))[0]
+    assert "feature cosine" not in rows(report_markdown(report(stages=stages(feature_cosine=0.9))))[0]
 
 
 def narrowed(before: int | None = 18432, after: int | None = 9000) -> Report:
@@ -99,7 +99,7 @@ def narrowed(before: int | None = 18432, after: int | None = 9000) -> Report:
 
 
 def test_neurons_are_told_where_some_are_gone():
-    text = markdown(narrowed())
+    text = report_markdown(narrowed())
     assert text.startswith("# deit_small_patch16_224: 72 -> 36 heads, 18,432 -> 9,000 neurons\n")
     assert "- neurons removed: 51.2 %\n" in text
     header, _, original, pruned = rows(text)
@@ -108,11 +108,11 @@ def test_neurons_are_told_where_some_are_gone():
 
 @pytest.mark.parametrize("neurons", [(18432, 18432), (None, None), (None, 9000), (0, 0)])
 def test_where_none_is_gone_nothing_is_said_of_neurons(neurons):
-    assert markdown(narrowed(*neurons)) == markdown(report())
+    assert report_markdown(narrowed(*neurons)) == report_markdown(report())
 
 
 def test_no_neuron_left_is_a_figure():
-    assert [row[2] for row in rows(markdown(narrowed(18432, 0)))[2:]] == ["18,432", "0"]
+    assert [row[2] for row in rows(report_markdown(narrowed(18432, 0)))[2:]] == ["18,432", "0"]
 
 
 def test_the_terminal_table_has_room_for_neurons():

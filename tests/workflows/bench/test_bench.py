@@ -20,7 +20,7 @@ from slimvit.report.timing import read_timings
 from slimvit.utils.errors import SlimvitError
 from slimvit.workflows.bench import bench as bench_workflow
 from slimvit.workflows.bench.bench import BenchOptions, bench
-from slimvit.workflows.bench.models import open_contenders
+from slimvit.workflows.bench.models import open_bench_models
 
 Invoke = Callable[..., Any]
 FEW = ("--batches", 2, "--rounds", 20)
@@ -105,7 +105,7 @@ def test_models_that_were_not_cut_are_only_timed(slimvit_: Invoke, runs: Path) -
 
 def test_runs_of_one_original_share_it(runs: Path, tmp_path: Path) -> None:
     half, dense = runs / "half", runs / "dense"
-    found = open_contenders([str(half), str(dense)])
+    found = open_bench_models([str(half), str(dense)])
     assert [(c.name, c.original) for c in found] == [
         ("vit_digits (original)", None),
         (str(half), "vit_digits (original)"),
@@ -118,7 +118,7 @@ def test_runs_of_one_original_share_it(runs: Path, tmp_path: Path) -> None:
     }
     assert original.folder is None and original.widths == (72,) * 6
     shutil.copytree(half, tmp_path / "moved")  # needs nothing outside its folder
-    assert open_contenders([str(tmp_path / "moved")])[0].macs == original.macs
+    assert open_bench_models([str(tmp_path / "moved")])[0].macs == original.macs
 
 
 def test_originals_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def test_originals_of_one_name_are_told_apart(runs: Path, tmp_path: Path) -> Non
     kept = SlimPlan.read(runs / "half" / "plan.json")
     slimvit.save(slimvit.prune_model(model, kept), tmp_path / "three")
     shutil.copy(runs / "half" / "recipe.yaml", tmp_path / "three")
-    names = [c.name for c in open_contenders([str(runs / "half"), str(tmp_path / "three")])]
+    names = [c.name for c in open_bench_models([str(runs / "half"), str(tmp_path / "three")])]
     assert names[:2] == ["vit_digits (original)", f"vit_digits (original of {tmp_path / 'three'})"]
 
 
 def test_the_input_size_is_that_of_all(runs: Path) -> None:
-    found = open_contenders([str(runs / "half"), "vit_digits"], img_size=48)
+    found = open_bench_models([str(runs / "half"), "vit_digits"], img_size=48)
     assert {c.input_size[1:] for c in found} == {(48, 48)} and len(found) == 2
 
 

@@ -22,7 +22,7 @@ from slimvit.config.sweep import Sweep, points_of
 from slimvit.io.sweep_folder import read_contents
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.utils.errors import StoreError
-from slimvit.utils.lock import writer
+from slimvit.utils.lock import lock_owner
 from slimvit.workflows import cache
 from slimvit.workflows import run as run_workflow
 from slimvit.workflows.run import run
@@ -216,7 +216,7 @@ def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(
     time.sleep(random.Random(time.time()).uniform(0, 4))
     process.send_signal(how)
     said = process.communicate()[1]
-    while any(writer(out / "points" / name) for name in ("cut", "trained", "more")):  # its runs save and end
+    while any(lock_owner(out / "points" / name) for name in ("cut", "trained", "more")):  # its runs save and end
         time.sleep(0.02)
     assert process.returncode in (-how, 0, 130) and (process.returncode != 130 or "goes on with the rest" in said)
     with drawing():  # as the process that was stopped did
