@@ -36,7 +36,7 @@ def list_recipes() -> None:
             click.echo(f"  {name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
 
 
-@command.command()
+@command.command("show")
 @click.argument("name")
 def show_recipe(name: str) -> None:
     """Print recipe or sweep NAME.
@@ -48,7 +48,7 @@ def show_recipe(name: str) -> None:
     click.echo(_text(name), nl=False)
 
 
-@command.command()
+@command.command("copy")
 @click.argument("name")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
@@ -74,7 +74,7 @@ def copy_recipe(name: str, target: Path, force: bool) -> None:
     click.echo(target)
 
 
-@command.command()
+@command.command("check")
 @click.argument("names", nargs=-1, required=True, metavar="RECIPE...")
 def check_recipe(names: tuple[str, ...]) -> None:
     """Check recipes and sweeps (files or shipped names) without running them; every defect is named.
