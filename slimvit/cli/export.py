@@ -17,7 +17,7 @@ IMAGES = 256
 
 @click.command()
 @click.argument("model", metavar="RUN")
-@click.option("--format", "form", type=click.Choice(EXPORT_FORMATS), required=True, help="What to write.")
+@click.option("--format", "form", type=shared.Word(EXPORT_FORMATS), required=True, help="What to write.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

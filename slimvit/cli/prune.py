@@ -29,7 +29,7 @@ budget_options = shared.options(
     click.option("--min-heads", type=int, metavar="N",
                  help="Heads every block keeps; 0 lets a block lose its attention. [default: 1]"),
     click.option("--neuron-group", type=int, metavar="N", help="Neurons go in groups of as many. [default: 8]"),
-    click.option("--criterion", type=click.Choice(CRITERIA),
+    click.option("--criterion", type=shared.Word(CRITERIA),
                  help="How heads and neurons are scored. [default: residual]"),
     click.option("--steps", type=int, metavar="K", help="Score, cut and refit in K rounds. [default: 1]"),
     click.option("--step-epochs", type=int, metavar="N", help="Fine-tune so long between rounds. [default: 0]"),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from slimvit.config.choices import ADAPT_MODES, DEVICES, PRECISIONS, TRACKERS
+from slimvit.config.choices import ADAPT_MODES, DEVICES, PRECISIONS, TRACKERS, Words
 from slimvit.utils.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ def numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither a number nor numbers with commas", ctx, param) from None
     return found[0] if len(found) == 1 else found
+
+
+class Word(click.ParamType):
+    """One word of an open set: help and completion show the known ones, plugins may add others."""
+
+    name = "word"
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self.words)}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return self.words.check(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not one of {error}", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
 def words(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from slimvit.config.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, Part, RefitTarget, Scope
+from slimvit.config.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, PartWord, RefitTarget, Scope
 from slimvit.config.training import Section, TrainSection
 from slimvit.config.yaml_file import Document
 
@@ -144,7 +144,7 @@ class PruneSection(Section):
     """Images in that batch."""
     plan: str | None = None
     """A plan file written by --dry-run --out."""
-    parts: list[Part] | None = None
+    parts: list[PartWord] | None = None
     """What may go to meet a target: `heads`, `mlp` (its neurons), `branches` (whole attentions and MLPs). None: heads,
     and neurons too where heads alone cannot meet it."""
     scope: Scope = "global"

@@ -245,7 +245,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--format", "timm", "--out", "t", "--batch", 2), 2, "a model for timm takes any number of images"),
         (("--format", "onnx", "--out", "m.onnx", "--batch", 2, "--dynamic-batch"), 2, "contradict each other"),
         (("--format", "onnx"), 2, "Missing option '--out'"),
-        (("--format", "tflite", "--out", "m"), 2, "'tflite' is not one of 'onnx', 'torch-export', 'timm'"),
+        (("--format", "tflite", "--out", "m"), 2, "'tflite' is not one of 'onnx', 'torch-export' or 'timm'"),
     ],
 )
 def test_bad_words(
