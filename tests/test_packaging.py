@@ -34,7 +34,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 def test_the_wheel_is_complete(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert "slimvit/py.typed" in names
-    assert {f"slimvit/embedded/{name}/{f}" for name in EMBEDDED for f in ("slim.json", "model.safetensors")} <= names
+    assert {f"slimvit/io/embedded/{name}/{f}" for name in EMBEDDED for f in ("slim.json", "model.safetensors")} <= names
     assert {f"slimvit/recipes/{f.name}" for f in (ROOT / "recipes").glob("*.yaml")} <= names
     assert "slimvit/report/page.html" in names
     code = {str(f.relative_to(ROOT)) for f in (ROOT / "slimvit").rglob("*.py")}
