@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import slimvit
-from slimvit.cli.run import command
+from slimvit.cli.run import run_command
 from slimvit.config.options import Options
 from slimvit.config.recipe import AdaptSection, FinetuneSection, ModelSection, Recipe
 from slimvit.config.shipped import header, recipe_files
@@ -71,7 +71,7 @@ def test_the_first_line_runs_it_and_the_second_says_what_it_does(name: str) -> N
     first, second, *_ = header(recipe_files()[name])
     words = shlex.split(first)
     assert words[:3] == ["slimvit", "run", name]
-    given = command.make_context("run", words[2:]).params
+    given = run_command.make_context("run", words[2:]).params
     assert given["out"] is not None
     assert len(second.split()) >= 4 and second.endswith(".")
 

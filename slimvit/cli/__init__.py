@@ -1,4 +1,4 @@
-"""The command line. One command a file; each imports what it runs only when it is called, so that help is instant."""
+"""The command line: one command per file. A command imports its workflow only when it is called, so help is fast."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import click
 from slimvit.utils.errors import SlimvitError, nearest
 
 COMMANDS = {
-    "prune": "Remove attention heads, repair, fine-tune, measure, save.",
-    "run": "Carry out a recipe.",
-    "sweep": "Carry out many runs that differ in a few settings.",
-    "finetune": "Train a slimmed model further.",
-    "evaluate": "Measure a model's accuracy, size and cost.",
-    "predict": "Say what is in some images, alone or beside another model.",
-    "inspect": "Show a model's blocks, heads, parameters and MACs.",
-    "bench": "Time models side by side, slim ones beside their originals.",
-    "export": "Write a model as ONNX, as a torch.export program, or for plain timm.",
-    "push": "Put a run on the Hugging Face Hub, with a model card.",
-    "report": "Put runs and sweeps side by side: the trade-off.",
-    "recipes": "List, show, copy and check the shipped recipes and sweeps.",
-    "models": "List the models slimvit can prune.",
+    "prune": "Prune a model to a budget, repair, fine-tune, measure and save it.",
+    "run": "Run a recipe.",
+    "sweep": "Run many recipes that differ in a few settings.",
+    "finetune": "Fine-tune a pruned model further.",
+    "evaluate": "Measure the accuracy, size and cost of a model.",
+    "predict": "Classify images with one model or two.",
+    "inspect": "Show the blocks, heads, parameters and MACs of a model.",
+    "bench": "Time models side by side, pruned ones beside their originals.",
+    "export": "Export a model to ONNX, torch.export or plain timm.",
+    "push": "Upload a run to the Hugging Face Hub with a model card.",
+    "report": "Compare runs and sweeps: the trade-off of accuracy and cost.",
+    "recipes": "List, show, copy and check the recipes and sweeps of the package.",
+    "models": "List the models that slimvit can prune.",
 }
-"""Name -> one line for the overview. The command itself is `command` in the module of that name."""
+"""Name -> one line for the overview. Command `x` is the function `x_command` in the module `x`."""
 
 
-class _Told(click.ClickException):
-    """A user's error as one line, with its own exit code."""
+class _UserError(click.ClickException):
+    """A `SlimvitError` as one line on stderr, with its own exit code."""
 
     def __init__(self, error: SlimvitError) -> None:
         super().__init__(str(error))
@@ -36,7 +36,7 @@ class _Told(click.ClickException):
 
 
 class Commands(click.Group):
-    """Finds a command's module only when the command is wanted, and turns user errors into one line."""
+    """A group that imports the module of a command on demand and prints user errors as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -44,7 +44,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             ctx.fail(f"No such command {name!r}{nearest(name, COMMANDS)}.")
-        return importlib.import_module(f"slimvit.cli.{name}").command
+        return getattr(importlib.import_module(f"slimvit.cli.{name}"), f"{name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -54,13 +54,14 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except SlimvitError as error:
-            raise _Told(error) from None
+            raise _UserError(error) from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="slimvit")
 def main() -> None:
-    """Make pretrained Vision Transformers smaller: fewer attention heads, repaired in closed form.
+    """Make pretrained Vision Transformers smaller and faster: prune heads, MLP neurons and branches, repair in closed
+    form.
 
     \b
     Example:

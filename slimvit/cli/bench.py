@@ -1,4 +1,4 @@
-"""slimvit bench: how fast models are on this machine, slim ones beside their originals."""
+"""slimvit bench: the speed of models on this machine."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from slimvit.cli import shared
+from slimvit.cli import options
 from slimvit.config.choices import DEVICES, PRECISIONS
 
 
-def precision_words(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+def parse_precisions(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """`--precision fp32,bf16`, or the option twice."""
     found = dict.fromkeys(word for value in values for word in value.split(","))
     if wrong := [word for word in found if word not in PRECISIONS]:
@@ -19,40 +19,61 @@ def precision_words(ctx: click.Context, param: click.Parameter, values: tuple[st
     return tuple(found)
 
 
-def batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+def parse_batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
     """`32` or `1,8,32`."""
-    found = shared.numbers(ctx, param, value)
+    found = options.parse_numbers(ctx, param, value)
     listed = [] if found is None else [found] if isinstance(found, int) else found
     if any(n < 1 for n in listed):
         raise click.BadParameter(f"{value!r}: a batch has 1 image or more", ctx, param)
     return tuple(dict.fromkeys(listed))
 
 
-bench_options = shared.options(
-    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Of torch, on a CPU. [default: torch's]"),
+machine_options = options.group(
+    "Machine",
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N",
+                 help="CPU threads of torch. [default: torch's choice]"),
     click.option("--precision", "precisions", multiple=True, default=("fp32",), show_default=True,
-                 callback=precision_words, metavar="P", help="fp32, bf16 or fp32,bf16, of weights and images."),
-    click.option("--eager", is_flag=True, help="Time the models as they are (the default)."),
-    click.option("--compile", is_flag=True, help="Time them through torch.compile; with --eager, both."),
-    click.option("--batches", callback=batches, metavar="N,N", help="Batches to try for throughput. [default: grow]"),
-    click.option("--rounds", type=click.IntRange(min=20), default=30, show_default=True, metavar="N",
-                 help="Times that every model has its turn."),
-    click.option("--img-size", type=click.IntRange(min=1), metavar="N", help="Side of the input, pixels."),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-    click.option("--no-save", is_flag=True, help="Do not write timings.json into the run folders."),
+                 callback=parse_precisions, metavar="P", help="Precision of weights and images: fp32, bf16, or both "
+                 "as fp32,bf16."),
+    click.option("--eager", is_flag=True, help="Time without torch.compile (the default)."),
+    click.option("--compile", is_flag=True, help="Time with torch.compile; with --eager, both."),
 )  # fmt: skip
 
+timing_options = options.group(
+    "Method",
+    click.option("--batches", callback=parse_batches, metavar="N,N",
+                 help="Batch sizes to try for throughput. [default: grow until it no longer pays]"),
+    click.option("--rounds", type=click.IntRange(min=20), default=30, show_default=True, metavar="N",
+                 help="Rounds; every model is timed once per round."),
+)  # fmt: skip
 
-@click.command()
+size_option = options.group(
+    "Model",
+    click.option("--img-size", type=click.IntRange(min=1), metavar="N", help="Height and width of the input, in "
+                 "pixels."),
+)  # fmt: skip
+
+save_option = options.group(
+    "Output", click.option("--no-save", is_flag=True, help="Do not write timings.json into the run folders.")
+)
+
+
+@options.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL_OR_RUN...")
-@bench_options
-def command(models: tuple[str, ...], eager: bool, compile: bool, as_json: bool, no_save: bool, **given: Any) -> None:
-    """Time timm models, embedded models, run folders, models on the Hub (hf-hub:user/name) or .onnx files (in ONNX
-    Runtime, on the CPU) side by side, each slim one beside the model it was cut from.
+@size_option
+@timing_options
+@machine_options
+@options.json_option
+@save_option
+def bench_command(
+    models: tuple[str, ...], eager: bool, compile: bool, as_json: bool, no_save: bool, **given: Any
+) -> None:
+    """Time models side by side on this machine, each pruned model beside its original.
 
-    One image, then the batch that fills the machine; turns of all models are interleaved. Weights do not matter here,
-    so none are fetched.
+    A model is a timm name, an embedded model, a run folder, hf-hub:user/name or an .onnx file (which ONNX Runtime runs
+    on the CPU). Latency is timed with one image, throughput with the batch size that fills the machine. The models are
+    timed in turns. Weights have no influence on speed, so timm's are not downloaded.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""slimvit evaluate: accuracy, size and cost of one model."""
+"""slimvit evaluate: accuracy, size and cost of a model."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any
 
 import click
 
-from slimvit.cli import shared
+from slimvit.cli import options, shared
 from slimvit.utils.allocator import keep_freed_memory
 
 
-@click.command()
+@options.command()
 @click.argument("model")
-@shared.data_options
-@shared.model_options
-@shared.how_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str, as_json: bool, **given: Any) -> None:
-    """Measure MODEL (a timm name, an embedded model, a run folder or hf-hub:user/name) on the validation images.
+@options.model_options
+@options.data_options
+@options.seed_option
+@options.machine_options
+@options.json_option
+def evaluate_command(model: str, as_json: bool, **given: Any) -> None:
+    """Measure MODEL on the validation images: a timm name, an embedded model, a run folder or hf-hub:user/name.
 
-    A run folder is measured on its run's own data unless --data names another; a model on the Hub needs --data.
+    A run folder is measured on the data of its run unless --data names another. Every other model needs --data.
 
     \b
     Example:
@@ -34,7 +35,7 @@ def command(model: str, as_json: bool, **given: Any) -> None:
     tree = shared.sections(model, given)
     tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
     shared.need_data({"data": tree["data"].get("name")})
-    figures = evaluate_model(Recipe.parse(tree, "command line"), shared.how(given))
+    figures = evaluate_model(Recipe.parse(tree, "command line"), shared.run_options(given))
     if as_json:
         click.echo(json.dumps(figures, indent=1))
         return

@@ -1,4 +1,4 @@
-"""slimvit export: a model as ONNX, as a torch.export program, or as a folder for plain timm."""
+"""slimvit export: a model for ONNX Runtime, torch.export or plain timm."""
 
 from __future__ import annotations
 
@@ -8,40 +8,47 @@ from typing import Any
 
 import click
 
-from slimvit.cli import shared
+from slimvit.cli import options, shared
 from slimvit.config.choices import EXPORT_FORMATS
 
-IMAGES = 256
-"""Validation images that a file is checked on, unless others are asked for."""
+CHECK_IMAGES = 256
+"""Validation images that an exported file is checked on, unless --eval-images is given."""
 
 
-@click.command()
+@options.command()
 @click.argument("model", metavar="RUN")
-@click.option("--format", "form", type=shared.Word(EXPORT_FORMATS), required=True, help="What to write.")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="PATH",
-    help="The file (.onnx, .pt2), or for timm the folder.",
+@options.data_options
+@options.group(
+    "Output",
+    click.option("--format", "form", type=options.Word(EXPORT_FORMATS), required=True, help="Format to write."),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="PATH",
+        help="File to write (.onnx, .pt2), or the folder for timm.",
+    ),
+    click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Fixed batch size. [default: 1]"),
+    click.option("--dynamic-batch", is_flag=True, help="Accept any batch size."),
+    click.option("--fp16", is_flag=True, help="Export weights and arithmetic in half precision (timm: weights)."),
+    click.option("--force", is_flag=True, help="Replace an earlier export."),
 )
-@click.option("--dynamic-batch", is_flag=True, help="Take any number of images at a time.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Images at a time. [default: 1]")
-@click.option("--fp16", is_flag=True, help="Weights and arithmetic in half precision (timm: weights).")
-@shared.data_options
-@click.option("--workers", type=click.IntRange(min=0), default=0, metavar="N", help="Processes loading images.")
-@click.option("--force", is_flag=True, help="Replace an earlier export.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(
+@options.json_option
+@options.group(
+    "Machine",
+    click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+                 help="Processes that load images."),
+)  # fmt: skip
+def export_command(
     model: str, form: str, out: Path, dynamic_batch: bool, batch: int | None, fp16: bool, as_json: bool, **given: Any
 ) -> None:
-    """Write the model of RUN (a run folder, an embedded model or hf-hub:user/name) for use without slimvit, and check
-    what was written.
+    """Export the model of RUN for use without slimvit: a run folder, an embedded model or hf-hub:user/name.
 
-    The file is read back and run on validation images of the run's data (256, or --eval-images); its logits may differ
-    by 1e-4 of the largest, with --fp16 by 2e-2. ONNX takes normalised `images`, gives `logits`, and carries class
-    names and preprocessing as metadata; it needs pip install 'slimvit[onnx]'. timm's folder can only say models whose
-    blocks are alike and not dense.
+    The exported file is read back and checked on validation images of the run's data (256, or --eval-images): logits
+    may differ by 1e-4 of the largest logit, with --fp16 by 2e-2.
+
+    An ONNX file takes normalised `images`, returns `logits`, and carries class names and preprocessing as metadata
+    (pip install 'slimvit[onnx]'). A timm folder needs blocks that are all alike, without dense attention.
 
     \b
     Example:
@@ -59,7 +66,7 @@ def command(
     tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
     shared.need_data({"data": tree["data"].get("name")})
     if given["eval_images"] is None:
-        tree["data"]["eval_images"] = min(IMAGES, tree["data"].get("eval_images") or IMAGES)
+        tree["data"]["eval_images"] = min(CHECK_IMAGES, tree["data"].get("eval_images") or CHECK_IMAGES)
     size = None if dynamic_batch or form == "timm" else batch or 1
     options = ExportOptions(form, out, size, fp16, given["force"], given["workers"])
     figures = export_model(Recipe.parse(tree, "command line"), options)

@@ -1,4 +1,4 @@
-"""slimvit finetune: train a slimmed model further."""
+"""slimvit finetune: train a pruned model further."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimvit.cli import shared
+from slimvit.cli import options, shared
 
 if TYPE_CHECKING:
     from slimvit.config.recipe import Recipe
 
 
-@click.command()
+@options.command()
 @click.argument("folder", metavar="RUN")
-@shared.data_options
-@click.option("--recipe", metavar="RECIPE", help="Train as the finetune: section of this recipe says.")
-@click.option("--epochs", type=int, metavar="N", help="Epochs to train; needed without --recipe.")
-@click.option("--lr", type=float, metavar="LR", help="Peak learning rate. [default: 2e-5]")
-@click.option("--distill/--no-distill", default=None, help="Learn from the uncut network too. [default: on]")
-@shared.no_augment
-@shared.how_options
-@shared.training_how
-@shared.out_options
-def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -> None:
-    """Fine-tune the slimmed model of the folder RUN, on the data of its run unless --data names other.
+@options.data_options
+@options.group(
+    "Training",
+    click.option("--recipe", metavar="RECIPE", help="Take the settings from the finetune: section of this recipe."),
+    click.option("--epochs", type=int, metavar="N", help="Epochs to train; required without --recipe."),
+    click.option("--lr", type=float, metavar="LR", help="Peak learning rate. [default: 2e-5]"),
+    click.option("--distill/--no-distill", default=None, help="Also learn from the unpruned model. [default: on]"),
+)
+@options.no_augment
+@options.seed_option
+@options.machine_options
+@options.training_machine
+@options.out_options
+@options.resume_option
+def finetune_command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -> None:
+    """Fine-tune the pruned model of the folder RUN, on the data of its run unless --data names other data.
 
-    The uncut network is the teacher: RUN/original where the run trained its classifier, otherwise the model that the
-    run started from. RUN may also be `hf-hub:user/name`, with --data.
+    The unpruned model is the teacher: RUN/original if the run trained its classifier, otherwise the model that the
+    run started from. RUN may also be hf-hub:user/name, with --data.
 
     On several GPUs: accelerate launch -m slimvit finetune ...
 
@@ -53,7 +58,7 @@ def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -
     tree = shared.sections(folder, given)
     tree["data"] = shared.data_of(made_by, tree.get("data", {}))
     training = {"epochs": epochs, "lr": given["lr"], "distill": given["distill"]}
-    training |= shared.AS_THEY_ARE if given["no_augment"] else {}
+    training |= options.NO_AUGMENTATION if given["no_augment"] else {}
     written = {} if recipe is None else _written(recipe)
     tree["finetune"] = written | shared.dropped_none(training)
     if tree["finetune"].get("teacher") is None:
@@ -62,7 +67,7 @@ def command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -
 
 
 def _written(recipe: str) -> dict[str, Any]:
-    """What the finetune: section of a recipe says."""
+    """The finetune: section of a recipe: only the keys that stand in the file."""
     from slimvit.config.recipe import Recipe
     from slimvit.config.shipped import recipe_path
     from slimvit.utils.errors import RecipeError
@@ -74,8 +79,7 @@ def _written(recipe: str) -> dict[str, Any]:
 
 
 def _teacher_on_hub(name: str) -> dict[str, Any] | None:
-    """`original/` beside the model, where it was pushed, or the model that the run started from, where that is no
-    folder or file of whoever pushed it."""
+    """The teacher of a model on the Hub: `original/` beside it, or the public model that its run started from."""
     from slimvit.io.open import teacher_on_hub
 
     section = teacher_on_hub(name)
@@ -83,6 +87,7 @@ def _teacher_on_hub(name: str) -> dict[str, Any] | None:
 
 
 def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:
+    """The teacher of a run folder: `original/`, or the model or teacher of its recipe."""
     from slimvit.io.open import random_weights
     from slimvit.workflows.run_folder import ORIGINAL
 

@@ -1,4 +1,4 @@
-"""slimvit inspect: what a model is made of."""
+"""slimvit inspect: the parts of a model and what they cost."""
 
 from __future__ import annotations
 
@@ -8,32 +8,35 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimvit.cli import shared
+from slimvit.cli import options, shared
 
 if TYPE_CHECKING:
     from slimvit.config.recipe import Recipe
 
-IMAGES = 256
-"""Calibration images, where none are asked for."""
+SCORING_IMAGES = 256
+"""Default of --calibration-images."""
 
 
-@click.command()
+@options.command()
 @click.argument("model")
-@shared.model_options
-@shared.data_options
-@click.option("--calibration-images", type=int, metavar="N", help=f"Images that the scores see. [default: {IMAGES}]")
-@shared.how_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str, as_json: bool, **given: Any) -> None:
-    """Show the blocks of MODEL, the heads and neurons each keeps, parameters and MACs by part, what one head and one
-    group of neurons costs.
+@options.model_options
+@options.data_options
+@options.group(
+    "Method",
+    click.option("--calibration-images", type=int, metavar="N",
+                 help=f"Training images for scoring. [default: {SCORING_IMAGES}]"),
+)  # fmt: skip
+@options.seed_option
+@options.machine_options
+@options.json_option
+def inspect_command(model: str, as_json: bool, **given: Any) -> None:
+    """Show the blocks of MODEL with their kept heads and neurons, and parameters and MACs by part.
 
-    MODEL is a timm name (no weights are fetched), an embedded model, a run folder or hf-hub:user/name. With --data, its
-    heads and neurons are scored on training images too (which needs the weights): how much the attention and the MLP
-    of every block matter.
+    MODEL is a timm name (its weights are not downloaded), an embedded model, a run folder or hf-hub:user/name. With
+    --data, heads and neurons are scored on training images, which downloads the weights.
 
-    Of a folder that a command writes to or wrote to, the last line says how it stands: whole, unfinished (and how to
-    go on), being written (and by which process), a sweep of which so much is done, or only what a killed process left.
+    For a run or sweep folder, the last line is its status: complete, unfinished (with the command that continues it),
+    being written (with the process that writes it), or left behind by a killed process.
 
     \b
     Examples:
@@ -51,7 +54,9 @@ def command(model: str, as_json: bool, **given: Any) -> None:
     from slimvit.report.run.model_table import inspection_text
     from slimvit.workflows.inspect import inspect_model, inspect_with_data
 
-    found = inspect_model(recipe.model) if given["data"] is None else inspect_with_data(recipe, shared.how(given))
+    found = (
+        inspect_model(recipe.model) if given["data"] is None else inspect_with_data(recipe, shared.run_options(given))
+    )
     if as_json:
         click.echo(json.dumps({"folder": stands and stands.to_json()} | found, indent=1))
         return
@@ -59,7 +64,7 @@ def command(model: str, as_json: bool, **given: Any) -> None:
 
 
 def _recipe(model: str, given: dict[str, Any]) -> Recipe:
-    """A recipe, to have the options checked alike."""
+    """The options as a recipe, so that they are checked as in a run."""
     from slimvit.config.recipe import Recipe
 
     tree = shared.sections(model, given)
@@ -67,5 +72,5 @@ def _recipe(model: str, given: dict[str, Any]) -> Recipe:
     if given["data"] is None and idle:
         raise click.UsageError(f"--{idle[0].replace('_', '-')} does nothing without --data DATA")
     images = given["calibration_images"]
-    tree["prune"] = {"calibration_images": IMAGES if images is None else images}
+    tree["prune"] = {"calibration_images": SCORING_IMAGES if images is None else images}
     return Recipe.parse({"data": {"name": "none"}} | tree, "command line")

@@ -1,4 +1,4 @@
-"""slimvit models: what can be pruned."""
+"""slimvit models: the supported models."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from dataclasses import asdict
 
 import click
 
+from slimvit.cli import options
 
-@click.command()
+
+@options.command()
 @click.argument("pattern", default="*")
-@click.option("--embedded", is_flag=True, help="The small pretrained models that come with slimvit.")
-@click.option(
-    "--table", is_flag=True, help="All of timm's models with attention, what can be done with them and why not."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
-def command(pattern: str, embedded: bool, table: bool, as_json: bool) -> None:
-    """List the timm models slimvit can prune, or those that match PATTERN (wildcards).
+@options.group(
+    "Model",
+    click.option("--embedded", is_flag=True, help="List the small pretrained models of the package."),
+    click.option("--table", is_flag=True,
+                 help="List all timm models with attention: the prunable parts of each, or why there are none."),
+)  # fmt: skip
+@options.json_option
+def models_command(pattern: str, embedded: bool, table: bool, as_json: bool) -> None:
+    """List the timm models that slimvit can prune and that match PATTERN (with wildcards).
 
     \b
     Examples:

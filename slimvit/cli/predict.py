@@ -1,4 +1,4 @@
-"""slimvit predict: what a model says of single images."""
+"""slimvit predict: the classes of image files."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimvit.cli import options
 from slimvit.config.choices import DEVICES
 
 if TYPE_CHECKING:
     from slimvit.workflows.predict import Answers
 
 
-@click.command()
+@options.command()
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--compare", metavar="MODEL", help="Another model beside it: the one it was cut from, say.")
-@click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, help="Classes an image.")
-@click.option("--device", default="auto", show_default=True, help=f"{', '.join(DEVICES)}, cuda:1 ...")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: str, images: tuple[str, ...], compare: str | None, top: int, device: str, as_json: bool) -> None:
-    """Print the classes that MODEL (a run folder, an embedded model, a timm name or hf-hub:user/name) finds likeliest
-    in image files or folders of them, with their probabilities.
+@options.group(
+    "Model", click.option("--compare", metavar="MODEL", help="Second model to compare with, such as the original.")
+)
+@options.group(
+    "Machine",
+    click.option("--device", default="auto", show_default=True, help=f"Where to compute: {', '.join(DEVICES)}, cuda:1"),
+)
+@options.group(
+    "Output", click.option("--top", type=click.IntRange(min=1), default=3, show_default=True, metavar="N",
+                           help="Classes to print per image."),
+)  # fmt: skip
+@options.json_option
+def predict_command(
+    model: str, images: tuple[str, ...], compare: str | None, top: int, device: str, as_json: bool
+) -> None:
+    """Print the most probable classes of image files, or of the images in folders.
+
+    MODEL is a run folder, an embedded model, a timm name or hf-hub:user/name.
 
     \b
     Examples:
@@ -39,7 +51,7 @@ def command(model: str, images: tuple[str, ...], compare: str | None, top: int, 
     for name in dict.fromkeys(filter(None, (model, compare))):
         opened: Any = open_model(ModelSection(name=name)).to(where)
         if class_names(opened) is None:
-            click.echo(f"{name}: brings no class names, so classes are numbers", err=True)
+            click.echo(f"{name}: has no class names, so classes are shown by number", err=True)
         answers[name] = predict(opened, files, top)
     if as_json:
         click.echo(json.dumps({name: vars(found) for name, found in answers.items()}, indent=1))

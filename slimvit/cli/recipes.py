@@ -1,4 +1,4 @@
-"""slimvit recipes: the shipped experiments."""
+"""slimvit recipes: the recipes and sweeps of the package."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from slimvit.cli import options
+
 
 @click.group()
-def command() -> None:
-    """List, show, copy and check the shipped recipes.
+def recipes_command() -> None:
+    """List, show, copy and check the recipes and sweeps of the package.
 
     \b
     Example:
@@ -17,9 +19,9 @@ def command() -> None:
     """
 
 
-@command.command("list")
+@recipes_command.command("list", cls=options.GroupedCommand)
 def list_recipes() -> None:
-    """Names of the shipped recipes and sweeps, and what each does.
+    """List the names of the recipes and sweeps, with one line about each.
 
     \b
     Example:
@@ -36,10 +38,10 @@ def list_recipes() -> None:
             click.echo(f"  {name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
 
 
-@command.command("show")
+@recipes_command.command("show", cls=options.GroupedCommand)
 @click.argument("name")
 def show_recipe(name: str) -> None:
-    """Print recipe or sweep NAME.
+    """Print the recipe or sweep NAME.
 
     \b
     Example:
@@ -48,12 +50,12 @@ def show_recipe(name: str) -> None:
     click.echo(_text(name), nl=False)
 
 
-@command.command("copy")
+@recipes_command.command("copy", cls=options.GroupedCommand)
 @click.argument("name")
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace TARGET if it exists.")
+@options.group("Output", click.option("--force", is_flag=True, help="Replace TARGET if it exists."))
 def copy_recipe(name: str, target: Path, force: bool) -> None:
-    """Copy recipe or sweep NAME to the file TARGET, to be edited.
+    """Copy the recipe or sweep NAME to the file TARGET for editing.
 
     \b
     Example:
@@ -74,10 +76,10 @@ def copy_recipe(name: str, target: Path, force: bool) -> None:
     click.echo(target)
 
 
-@command.command("check")
+@recipes_command.command("check", cls=options.GroupedCommand)
 @click.argument("names", nargs=-1, required=True, metavar="RECIPE...")
 def check_recipe(names: tuple[str, ...]) -> None:
-    """Check recipes and sweeps (files or shipped names) without running them; every defect is named.
+    """Check recipes and sweeps (files or names) without running them; all defects are printed.
 
     \b
     Example:

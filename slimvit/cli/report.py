@@ -1,4 +1,4 @@
-"""slimvit report: runs and sweeps side by side."""
+"""slimvit report: a comparison of runs and sweeps."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from slimvit.cli import options
+
 if TYPE_CHECKING:
     from slimvit.report.compare.comparison import Comparison
     from slimvit.report.compare.measurement import CollectedRuns
     from slimvit.report.compare.pick import PickRule
 
-FOLDER = click.Path(path_type=Path)
+PLACE = click.Path(path_type=Path)
 
 
-def pick_rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[PickRule]:
+def parse_picks(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[PickRule]:
     from slimvit.report.compare.pick import PickError, parse_pick
 
     try:
@@ -25,37 +27,47 @@ def pick_rules(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-@click.command()
-@click.argument("places", nargs=-1, required=True, metavar="RUN_OR_SWEEP...", type=FOLDER)
-@click.option(
-    "--out", type=FOLDER, metavar="DIR", help="Write tables (csv, json, md, tex), a page (html) and pictures."
+@options.command()
+@click.argument("places", nargs=-1, required=True, metavar="RUN_OR_SWEEP...", type=PLACE)
+@options.group(
+    "Data",
+    click.option(
+        "--reference",
+        "references",
+        multiple=True,
+        type=PLACE,
+        metavar="RUN",
+        help="Run to compare with, such as an unpruned smaller model; it is never picked. Repeatable.",
+    ),
+    click.option(
+        "--allow-mixed", is_flag=True, help="Allow runs on different data, images or input sizes in one table."
+    ),
 )
-@click.option("--force", is_flag=True, help="Replace an earlier report folder.")
-@click.option("--json", "as_json", is_flag=True, help="Print the content of tradeoff.json.")
-@click.option(
-    "--pick",
-    "picks",
-    multiple=True,
-    callback=pick_rules,
-    metavar="BOUND",
-    help="Name the point to take: 'top1 >= -1.0' is the one with the fewest FLOPs among those that lose at most "
-    "a point, 'macs <= 0.6' the most accurate among those with at most 60 % of the original's. Also top5, "
-    "agreement (>= per cent), params, heads, latency. Repeatable.",
+@options.group(
+    "Output",
+    click.option(
+        "--pick",
+        "picks",
+        multiple=True,
+        callback=parse_picks,
+        metavar="BOUND",
+        help="Name the best run under a bound. 'top1 >= -1.0': fewest FLOPs among runs that lose at most 1 "
+        "point. 'macs <= 0.6': best accuracy among runs with at most 60 % of the original's FLOPs. Also top5, "
+        "agreement (>= per cent), params, heads, latency. Repeatable.",
+    ),
 )
-@click.option(
-    "--reference",
-    "references",
-    multiple=True,
-    type=FOLDER,
-    metavar="RUN",
-    help="A run to compare with, such as a smaller model that was not cut; no candidate itself. Repeatable.",
-)
-@click.option("--allow-mixed", is_flag=True, help="Let runs on other data, images or input sizes into one table.")
-def command(places: tuple[Path, ...], references: tuple[Path, ...], allow_mixed: bool, **given: Any) -> None:
-    """Put run folders and sweeps side by side: the trade-off of accuracy and cost.
+@options.group(
+    "Output",
+    click.option("--out", type=PLACE, metavar="DIR", help="Write tables (csv, json, md, tex), a page (html) and "
+                 "pictures."),
+    click.option("--force", is_flag=True, help="Replace an earlier report folder."),
+    click.option("--json", "as_json", is_flag=True, help="Print tradeoff.json."),
+)  # fmt: skip
+def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow_mixed: bool, **given: Any) -> None:
+    """Compare run folders and sweeps: the trade-off of accuracy and cost.
 
-    Runs that differ in nothing but the seed are one row, with their mean and standard deviation. One run alone is
-    shown stage by stage. A run may also be `hf-hub:user/name`, where `slimvit push` put it.
+    Runs that differ only in the seed form one row with mean and standard deviation. A single run is shown stage by
+    stage. A place may also be hf-hub:user/name, a run on the Hugging Face Hub.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""slimvit run: a recipe, as written."""
+"""slimvit run: a recipe as it is written."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from typing import Any
 
 import click
 
-from slimvit.cli import shared
+from slimvit.cli import options, shared
 
 
-@click.command()
+@options.command()
 @click.argument("recipe")
-@shared.data_options
-@shared.how_options
-@shared.training_how
+@options.data_options
+@options.seed_option
+@options.machine_options
+@options.training_machine
 @click.option("--shelf", type=click.Path(path_type=Path), hidden=True)
 @click.option("--ends-with-stdin", is_flag=True, hidden=True)
-@shared.out_options
-def command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
-    """Carry out RECIPE: a YAML file, or the name of a shipped one (`slimvit recipes list`).
+@options.out_options
+@options.resume_option
+def run_command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
+    """Run RECIPE: a YAML file, or the name of a recipe of the package (`slimvit recipes list`).
 
-    With --resume RECIPE may be the folder of an interrupted run, which then goes on.
+    With --resume, RECIPE may also be the folder of an interrupted run, which then continues.
 
     \b
     Examples:
@@ -45,14 +47,14 @@ def command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
 
 
 def _follow_stdin() -> None:
-    """Wait for the end of what the sweep holds that began this run; then save what there is and end, as if asked to."""
+    """Wait until the sweep that started this run closes stdin, then save the training state and stop, as on SIGTERM."""
     while os.read(sys.stdin.fileno(), 1):
         pass
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
 def _file(recipe: str, given: dict[str, Any]) -> Path:
-    """The recipe's file; with --resume, that of the run in the folder that was named."""
+    """The recipe file; with --resume, the recipe of the run in the named folder."""
     from slimvit.config.shipped import recipe_path
     from slimvit.utils.lock import clean_up
 

@@ -1,4 +1,4 @@
-"""slimvit sweep: many runs that differ in a few settings, and the trade-off they show."""
+"""slimvit sweep: many runs that differ in a few settings, and their comparison."""
 
 from __future__ import annotations
 
@@ -7,39 +7,45 @@ from typing import Any
 
 import click
 
-from slimvit.cli import shared
+from slimvit.cli import options, shared
 from slimvit.utils.allocator import keep_freed_memory
 
 
-@click.command()
+@options.command()
 @click.argument("sweep", metavar="SWEEP")
-@shared.data_options
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Runs at once on this machine, each in a process of its own with its share of the cores.",
+@options.data_options
+@options.group(
+    "Machine",
+    click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Runs at a time on this machine; each process gets its share of the cores.",
+    ),
+    click.option(
+        "--engine",
+        type=click.Choice(("local", "ray")),
+        default="local",
+        show_default=True,
+        help="This machine, or a Ray cluster (pip install 'slimvit[ray]').",
+    ),
 )
-@click.option(
-    "--engine",
-    type=click.Choice(("local", "ray")),
-    default="local",
-    show_default=True,
-    help="This machine, or a Ray cluster (pip install 'slimvit[ray]').",
-)
-@click.option("--dry-run", is_flag=True, help="Check the sweep and list its points; run nothing.")
-@shared.where_options
-@shared.training_pace
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder of the sweep. Required.")
-@click.option("--force", is_flag=True, help="Remove an earlier sweep in --out and begin anew.")
-def command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: Any) -> None:
-    """Carry out every point of SWEEP, a YAML file or the name of a shipped one (`slimvit recipes list`).
+@options.machine_options
+@options.training_machine
+@options.group(
+    "Output",
+    click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Sweep folder to write; required."),
+    click.option("--force", is_flag=True, help="Remove an earlier sweep in --out and start again."),
+    click.option("--dry-run", is_flag=True, help="Check the sweep and list its points; run nothing."),
+)  # fmt: skip
+def sweep_command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: Any) -> None:
+    """Run every point of SWEEP: a YAML file, or the name of a sweep of the package (`slimvit recipes list`).
 
-    Each point gets its run folder in --out, then the report of them all. What points have in common (the original's
-    accuracy, the scores, an adapted classifier) is computed once. Called again, finished points are skipped and an
-    interrupted one goes on; a point that fails is told of and the rest goes on.
+    Each point gets a run folder in --out; a report of all points follows. Work that points share (accuracy of the
+    original, scores, adapted classifier) is done once. A repeated call skips finished points, continues interrupted
+    ones and retries failed ones. A failed point does not stop the others.
 
     \b
     Examples:
@@ -72,7 +78,7 @@ def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given:
         if given.pop("force"):
             begin_anew(out)
         del given["out"]
-        contents = sweep(file, points, out, shared.how(given), jobs=jobs, engine=engine)
+        contents = sweep(file, points, out, shared.run_options(given), jobs=jobs, engine=engine)
         comparison = report_on(out, contents)
     if comparison is not None:
         show_comparison(comparison, as_json=False)

@@ -20,6 +20,7 @@ import timm
 import yaml
 
 from slimvit.cli import COMMANDS, main
+from slimvit.cli.options import GROUPS
 
 Invoke = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -325,3 +326,21 @@ def test_the_python_names_are_all_there() -> None:
     assert {name for name in slimvit.__all__ if getattr(slimvit, name) is not None} == set(slimvit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'everything'"):
         _ = slimvit.everything
+
+
+def test_help_is_grouped(slimvit_: Invoke) -> None:
+    """Every option stands under a heading, and the headings come in one order."""
+    for name, command in all_commands():
+        text = slimvit_(*name.split(), "--help").stdout
+        found = [title for title in GROUPS if f"\n{title}:\n" in text]
+        if not isinstance(command, click.Group):
+            assert [line[:-1] for line in text.splitlines() if line[:-1] in GROUPS] == found and "Options:" not in text
+            assert [o.opts for o in command.params if isinstance(o, click.Option) and not hasattr(o, "group")] == []
+    assert found
+    text = slimvit_("prune", "--help").stdout
+    assert text.index("\nBudget:") < text.index("--target-macs") < text.index("\nMethod:") < text.index("--criterion")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_breaks_no_name_of_a_model(slimvit_: Invoke, name: str) -> None:
+    assert "hf-\n" not in slimvit_(*name.split(), "--help").stdout

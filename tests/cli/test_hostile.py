@@ -170,7 +170,7 @@ def put(path: Path, what: str) -> None:
 def test_what_is_no_text_file_of_ours(read, what, tmp_path, monkeypatch):
     put(tmp_path / "file", what)
     if what == LONG:
-        monkeypatch.setattr("slimvit.utils.reading.read_text.__defaults__", (1000,))
+        monkeypatch.setattr("slimvit.utils.files.read_text.__defaults__", (1000,))
     with pytest.raises(Unreadable):
         read(tmp_path / "file")
 

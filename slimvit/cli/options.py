@@ -1,0 +1,190 @@
+"""The options that several commands share, and how help groups them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from slimvit.config.choices import ADAPT_MODES, DEVICES, PRECISIONS, TRACKERS, Words
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+GROUPS = ("Model", "Data", "Budget", "Method", "Training", "Machine", "Output", "Other")
+"""The headings of a command's help, in this order; an option without a group stands under the last."""
+NAME_WIDTH = 30
+"""Characters that an option's name takes at most before its text moves to the next line, as in click."""
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under the headings `GROUPS`, in one column."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                groups[getattr(param, "group", GROUPS[-1])].append(record)
+        names = [name for rows in groups.values() for name, _ in rows]
+        width = max(len(name) for name in names if len(name) <= NAME_WIDTH)
+        for title, rows in groups.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl([(name.ljust(width), text) for name, text in rows])
+
+
+def command() -> Callable[[Callable[..., Any]], GroupedCommand]:
+    """`click.command` with grouped options."""
+    return click.command(cls=GroupedCommand)
+
+
+def group(title: str, *options: Decorator) -> Decorator:
+    """Several options under one heading of `GROUPS`, as one decorator."""
+
+    def apply(function: Any) -> Callable[..., Any]:
+        for option in reversed(options):
+            function = option(function)
+            function.__click_params__[-1].group = title
+        return function
+
+    return apply
+
+
+def joined(*decorators: Decorator) -> Decorator:
+    """Several decorators as one; the first stands first in help."""
+
+    def apply(function: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """`KEY=VALUE` texts as a dict; a value is read as JSON if it is valid JSON, else as text."""
+    found: dict[str, Any] = {}
+    for text in values:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE", ctx, param)
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[int] | None:
+    """`2` as a number, `2,4,8` as a list."""
+    if value is None:
+        return None
+    try:
+        found = [int(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor numbers with commas", ctx, param) from None
+    return found[0] if len(found) == 1 else found
+
+
+def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    """`heads,mlp` as a list."""
+    return None if value is None else [word.strip() for word in value.split(",")]
+
+
+class Word(click.ParamType):
+    """One word of an open set: help and completion show the known ones, plugins may add others."""
+
+    name = "word"
+
+    def __init__(self, words: Words) -> None:
+        self.words = words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(self.words)}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return self.words.check(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not one of {error}", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+
+
+model_options = group(
+    "Model",
+    click.option("--weights", metavar="FILE", help="Load these weights (.safetensors or .pth), not timm's."),
+    click.option("--no-pretrained", is_flag=True, help="Use random weights."),
+    click.option("--img-size", type=int, metavar="N", help="Height and width of the input, in pixels."),
+    click.option("--num-classes", type=int, metavar="N", help="Number of classes."),
+    click.option("--model-arg", "model_args", multiple=True, callback=parse_pairs, metavar="K=V",
+                 help="Further argument of timm's create_model. Repeatable."),
+)  # fmt: skip
+
+data_options = group(
+    "Data",
+    click.option("--data", metavar="DATA", help="Folder with train/CLASS/ and val/CLASS/, `digits`, or a timm data "
+                 "set name such as torch/cifar10."),
+    click.option("--data-root", metavar="DIR", help="Folder that a named data set lies in."),
+    click.option("--train-split", metavar="NAME", help="Training split. [default: train]"),
+    click.option("--val-split", metavar="NAME", help="Validation split. [default: validation]"),
+    click.option("--train-images", type=int, metavar="N", help="Use only N training images."),
+    click.option("--eval-images", type=int, metavar="N", help="Use only N validation images."),
+    click.option("--batch-size", type=int, metavar="N", help="Images per batch. [default: 64]"),
+    click.option("--skip-bad-images", is_flag=True, help="Skip unreadable images instead of stopping."),
+)  # fmt: skip
+
+adapt_options = group(
+    "Training",
+    click.option("--adapt-epochs", type=int, metavar="N", help="Train a new classifier for the data first, N epochs."),
+    click.option("--adapt", "adapt_mode", type=click.Choice(ADAPT_MODES),
+                 help="What --adapt-epochs trains: the classifier, or all weights. [default: head]"),
+    click.option("--adapt-lr", type=float, metavar="LR", help="Peak learning rate of --adapt all. [default: 1e-5]"),
+)  # fmt: skip
+
+no_augment = group(
+    "Training",
+    click.option("--no-augment", is_flag=True, help="Train without crops and flips, for images whose class they "
+                 "would change."),
+)  # fmt: skip
+NO_AUGMENTATION = {"crop_scale": 1.0, "hflip": 0.0}
+"""The training section of --no-augment."""
+
+machine_options = group(
+    "Machine",
+    click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."),
+    click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
+                 help="Processes that load images."),
+)  # fmt: skip
+
+seed_option = group("Method", click.option("--seed", type=int, metavar="N", help="Random seed. [default: 0]"))
+
+training_machine = group(
+    "Machine",
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True,
+                 help="Precision of the matrix products in training."),
+    click.option("--compile", is_flag=True, help="Train with torch.compile."),
+    click.option("--save-minutes", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="MIN",
+                 help="Save the training state after every epoch, and every MIN minutes within one."),
+    click.option("--log-with", type=click.Choice(TRACKERS), help="Log every epoch to this tracker too."),
+)  # fmt: skip
+"""How a training is carried out."""
+
+resume_option = group(
+    "Output", click.option("--resume", is_flag=True, help="Continue the interrupted training in --out, if any.")
+)
+
+json_option = group("Output", click.option("--json", "as_json", is_flag=True, help="Print JSON."))
+
+out_options = joined(
+    group(
+        "Output",
+        click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder to write."),
+        click.option("--force", is_flag=True, help="Replace an earlier run folder."),
+    ),
+    json_option,
+)
