@@ -33,7 +33,9 @@ def finetune_command(folder: str, recipe: str | None, epochs: int | None, **give
     """Fine-tune the pruned model of the folder RUN, on the data of its run unless --data names other data.
 
     The unpruned model is the teacher: RUN/original if the run trained its classifier, otherwise the model that the
-    run started from. RUN may also be hf-hub:user/name, with --data.
+    run started from.
+
+    RUN may also be hf-hub:user/name, with --data.
 
     On several GPUs: accelerate launch -m slimvit finetune ...
 
