@@ -67,7 +67,9 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
     """Compare run folders and sweeps: the trade-off of accuracy and cost.
 
     Runs that differ only in the seed form one row with mean and standard deviation. A single run is shown stage by
-    stage. A place may also be hf-hub:user/name, a run on the Hugging Face Hub.
+    stage.
+
+    hf-hub:user/name is a run on the Hugging Face Hub.
 
     \b
     Examples:
