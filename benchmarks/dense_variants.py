@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import slimvit
 from slimvit.models.base import Branch, State
-from slimvit.models.dense.layers import MixesValues, Values
+from slimvit.models.dense.layers import DenseMixin, Values
 from slimvit.models.dense.mixing import Pair, mix_size
 from slimvit.models.families.vit import DenseAttention
 from slimvit.models.plan import SlimPlan
@@ -65,7 +65,7 @@ def _by_slot(model: Any) -> Any:
 
 
 def _mixing(model: Any) -> list[Any]:
-    return [m for m in model.modules() if isinstance(m, MixesValues) and m.mix is not None]
+    return [m for m in model.modules() if isinstance(m, DenseMixin) and m.mix is not None]
 
 
 def _change_pairs(model: Any, change: Callable[[Any, tuple[Pair, ...]], Sequence[Pair]]) -> None:

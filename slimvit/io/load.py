@@ -1,4 +1,4 @@
-"""What the name of a saved model means: a run folder, an embedded model, or `hf-hub:user/name` on the Hub."""
+"""`slimvit.load`, and the folder that a saved model's name means: a run, an embedded model, or one on the Hub."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from slimvit.utils.errors import SlimvitError, StoreError
 from slimvit.utils.files import MOST
 
 DESCRIPTIONS = (saved_model.DESCRIPTION, CONFIG)
-"""What a repository with a model holds, by which it is known."""
+"""The files by which a repository with a model is recognised."""
 
 
 def load(folder: str | Path) -> nn.Module:
-    """The model of a run folder, or of `hf-hub:user/name[@revision]`, in eval mode on the CPU: a timm model, only
-    narrower.
+    """Load a saved model in eval mode on the CPU: a timm model, only narrower.
 
-    Everything is checked before anything is built: format version, names, bounds, tensor shapes, checksum; and before
-    anything is fetched, its size. Raises :class:`StoreError` with all differences in one line, and
-    :class:`~slimvit.utils.errors.ModelError` for what cannot be fetched.
+    Format version, names, bounds, tensor shapes and checksum are checked before anything is built, and the size
+    before anything is fetched.
+
+    Args:
+        folder: A run folder, an embedded model such as `vit_digits`, or `hf-hub:user/name[@revision]`.
+
+    Raises:
+        StoreError: No saved model, or a damaged one; all differences in one line.
+        ModelError: The model cannot be fetched.
     """
-    if not is_hub_name(folder):
-        return saved_model.load_folder(folder)
     found = saved_folder(str(folder))
+    if not is_hub_name(folder):
+        return saved_model.load_folder(found or folder)
     if found is None:
         raise StoreError(
             f"{folder}: holds no {saved_model.DESCRIPTION}, so it is no saved model; for a timm model on the Hub use "
@@ -42,7 +47,7 @@ def load(folder: str | Path) -> nn.Module:
 
 
 def saved_folder(name: str) -> Path | None:
-    """The folder of a saved model that a name means, if it means one; what lies on the Hub is fetched."""
+    """Return the folder of a saved model, fetched if it lies on the Hub; None where the name means no saved model."""
     if not is_hub_name(name):
         return Path(name) if saved_model.is_saved(name) else EMBEDDED.get(name)
     found, file = fetch.find(hub_name(name), DESCRIPTIONS)
@@ -55,8 +60,7 @@ def saved_folder(name: str) -> Path | None:
 
 
 def pinned_name(name: str, pins: Mapping[str, str] | None = None) -> str:
-    """The name of a model on the Hub with the commit that it means now (or that ``pins`` says it means); any other
-    name as it is."""
+    """Return the name of a model on the Hub with its commit: that of `pins`, else today's. Other names stay."""
     if not is_hub_name(name) or hub_name(name).is_pinned:
         return name
     if pins is not None and name in pins:
@@ -67,12 +71,13 @@ def pinned_name(name: str, pins: Mapping[str, str] | None = None) -> str:
 
 
 def pinned_section(section: ModelSection, pins: Mapping[str, str] | None = None) -> ModelSection:
+    """Return a section whose model, if it lies on the Hub, is named with its commit."""
     name = pinned_name(section.name, pins)
     return section if name == section.name else section.model_copy(update={"name": name})
 
 
 def pinned(recipe: Recipe, pins: Mapping[str, str] | None = None) -> Recipe:
-    """A recipe that will always mean the same models: those on the Hub are named with their commit."""
+    """Return a recipe whose models on the Hub are named with their commit, so that they never change."""
     model, teacher = pinned_section(recipe.model, pins), recipe.finetune.teacher
     if teacher is not None:
         teacher = pinned_section(teacher, pins)
@@ -83,14 +88,14 @@ def pinned(recipe: Recipe, pins: Mapping[str, str] | None = None) -> Recipe:
 
 
 def hub_names(recipe: Recipe) -> list[str]:
-    """The models of a recipe that lie on the Hub and are named without a commit."""
+    """Return the models of a recipe that lie on the Hub and are named without a commit."""
     names = [section.name for section in (recipe.model, recipe.finetune.teacher) if section is not None]
     return [name for name in names if is_hub_name(name) and not hub_name(name).is_pinned]
 
 
 @contextmanager
 def named(name: str | Path, folder: Path) -> Iterator[None]:
-    """Let errors speak of a model on the Hub by its name instead of its place in the cache."""
+    """Replace a model's folder in the cache by its name on the Hub in errors raised inside."""
     try:
         yield
     except SlimvitError as error:

@@ -10,12 +10,11 @@ from torch import nn
 
 from slimvit.config.recipe import ModelSection, Recipe
 from slimvit.io import saved_model
-from slimvit.io.create import create_model
+from slimvit.io.create import create_model, fit_to_section
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.load import named, pinned_section, saved_folder
-from slimvit.models.base import TimmModule
 from slimvit.utils.errors import ModelError
 from slimvit.utils.files import MOST
 from slimvit.utils.output import UNFINISHED
@@ -23,13 +22,18 @@ from slimvit.utils.progress import log
 
 
 def open_model(section: ModelSection) -> nn.Module:
-    """The model of a section, in eval mode on the CPU. Raises :class:`ModelError` or :class:`StoreError`."""
+    """Build or load the model of a recipe's section, in eval mode on the CPU.
+
+    Raises:
+        ModelError: An unknown name, a folder without a model, or options that a saved model does not take.
+        StoreError: A saved model that is damaged.
+    """
     section = pinned_section(section)
     folder = saved_folder(section.name)
     if folder is None:
         if (Path(section.name) / UNFINISHED).is_dir():
-            told = f"holds an unfinished run and no model yet; go on with slimvit run {section.name} --resume"
-            raise ModelError(f"{section.name}: {told}")
+            state = f"holds an unfinished run and no model yet; go on with slimvit run {section.name} --resume"
+            raise ModelError(f"{section.name}: {state}")
         if Path(section.name).is_dir():
             raise ModelError(f"{section.name}: a folder without {saved_model.DESCRIPTION}, so it is no saved model")
         return create_model(
@@ -48,17 +52,12 @@ def open_model(section: ModelSection) -> nn.Module:
             f"{section.name}: a saved model brings its own weights and arguments; drop {', '.join(refused)}"
         )
     with named(section.name, folder):
-        model: TimmModule = saved_model.load_folder(folder)
-    if section.img_size is not None:
-        model.set_input_size(section.img_size)
-    if section.num_classes is not None and section.num_classes != model.num_classes:
-        model.reset_classifier(section.num_classes)
-        model.untrained_classifier = section.num_classes > 0
-    return model
+        model = saved_model.load_folder(folder)
+    return fit_to_section(model, section.img_size, section.num_classes)
 
 
 def random_weights(section: ModelSection) -> bool:
-    """Whether a section asks for a network that nobody has trained."""
+    """Return whether a section asks for a network with random weights."""
     drawn = section.weights is None and not section.pretrained
     return drawn and (is_hub_name(section.name) or saved_folder(section.name) is None)
 
@@ -67,10 +66,14 @@ RECIPE = "recipe.yaml"
 
 
 def teacher_on_hub(name: str) -> ModelSection | None:
-    """The uncut network of a run on the Hub: `original/` beside it, or the model that its recipe starts from.
+    """Find the uncut network of a run on the Hub: `original/` beside it, or the model that its recipe starts from.
 
-    Whoever pushed it may have started from a folder or file of theirs; then, and where there is no recipe, there is
-    none, and that is said. ``name`` has a commit.
+    Args:
+        name: The run's name on the Hub, with a commit.
+
+    Returns:
+        The section of that network. None, with a line on stderr, where the recipe is missing or starts from a file or
+        folder of another machine.
     """
     found = fetch.listing(hub_name(name))
     original = replace(found.name, folder="original")

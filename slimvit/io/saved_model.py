@@ -27,7 +27,7 @@ from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import arguments_of, plan_of
 from slimvit.prune.surgery import prune_model
-from slimvit.utils.errors import PlanError, SlimvitError, StoreError
+from slimvit.utils.errors import PlanError, SlimvitError, StoreError, nearest
 from slimvit.utils.files import Unreadable, check_regular, read_json
 from slimvit.utils.output import new_folder
 
@@ -46,7 +46,9 @@ class SlimFile(BaseModel):
 
     format_version: int
     model: str
-    """timm name."""
+    """The name of the architecture in timm."""
+    name: str | None = None
+    """The model's own name, such as that of an embedded model; None where it has none."""
     model_args: dict[str, Any]
     """Arguments of timm's create_model, number of classes and image size included."""
     num_classes: int
@@ -105,6 +107,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
     text = SlimFile(
         format_version=FORMAT_VERSION,
         model=source.name,
+        name=getattr(model, "slim_name", None),
         model_args=source.args,
         num_classes=model.num_classes,
         plan=plan_of(model).to_json(),
@@ -113,7 +116,8 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
         class_names=list(class_names),
         weights_sha256=_sha256(folder / WEIGHTS),
     )
-    (folder / DESCRIPTION).write_text(json.dumps(text.model_dump(), indent=1) + "\n")
+    written = text.model_dump(exclude={"name"} if text.name is None else None)
+    (folder / DESCRIPTION).write_text(json.dumps(written, indent=1) + "\n")
 
 
 @contextmanager
@@ -163,13 +167,15 @@ def load_folder(folder: str | Path) -> nn.Module:
     info = read_description(folder)
     source, plan, skeleton = _described(info, folder)
     _check_weights(folder / WEIGHTS, _shapes(skeleton), info.weights_sha256)
-    model = _cut(timm.create_model(source.name, pretrained=False, **source.args), plan, info.dense)
+    whole: TimmModule = timm.create_model(source.name, pretrained=False, **source.args)
+    whole.slim_name = info.name
+    model = _cut(whole, plan, info.dense)
     # copies, since in the file tensors begin anywhere, and matrix products round by where theirs begin
     state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
     model.load_state_dict(state, strict=True, assign=True)
     model.slim_source = source
     model.class_names = tuple(info.class_names)
-    model.pretrained_cfg = dict(model.pretrained_cfg, **_for_timm(info.preprocessing), num_classes=info.num_classes)
+    model.pretrained_cfg = dict(model.pretrained_cfg, **timm_config(info.preprocessing), num_classes=info.num_classes)
     return model.eval()
 
 
@@ -203,7 +209,7 @@ def read_description(folder: Path) -> SlimFile:
     """slim.json, checked."""
     path = folder / DESCRIPTION
     if not folder.is_dir():
-        raise StoreError(f"{folder}: no such folder")
+        raise StoreError(f"{folder}: no such folder{nearest(str(folder), EMBEDDED)}")
     try:
         data = read_json(path)
     except FileNotFoundError:
@@ -312,7 +318,8 @@ def _preprocessing(model: TimmModule) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 
-def _for_timm(preprocessing: dict[str, Any]) -> dict[str, Any]:
+def timm_config(preprocessing: dict[str, Any]) -> dict[str, Any]:
+    """Return the preprocessing of a description as entries of timm's pretrained_cfg."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in preprocessing.items()}
 
 

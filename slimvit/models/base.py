@@ -1,12 +1,12 @@
-"""What slimvit needs to know about a model: its attention blocks, and the residual stream as a list of steps.
+"""The types that describe a model to slimvit: its family, its attention blocks, and its forward pass as steps.
 
-Everything family-specific lives in one adapter a family (vit.py); the rest of slimvit sees only these types.
+A family is one file in `models/families/`. The rest of slimvit sees only the types of this module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
@@ -15,71 +15,86 @@ from slimvit.models.empty import EmptyAttention, EmptyNorm
 from slimvit.models.head_parts import HeadParts
 
 TimmModule: TypeAlias = Any
-"""A module whose attributes timm defines (``blocks``, ``qkv``, ``num_heads``): to mypy, every attribute of an
-``nn.Module`` is a tensor or a module, so a type would only be in the way."""
+"""A module whose attributes timm defines, such as `blocks`, `qkv` and `num_heads`.
 
+To mypy every attribute of an `nn.Module` is a tensor or a module, so a narrower type would only need casts."""
+
+ImageSize: TypeAlias = tuple[int, int, int]
+"""Channels, height and width of one image."""
 
 ToStream: TypeAlias = Callable[[Tensor, tuple[int, ...]], Tensor]
-"""Brings features out of the layout an attention computes in, windows for one, into the stream's: [..., k] and the
-stream's size without batch and channels -> [B, ..., k]."""
+"""Maps features from the layout of an attention, such as windows, to the layout of the residual stream.
+
+Takes features [..., k] and the stream's size without batch and channels; returns [B, ..., k]."""
 
 
 def as_it_is(features: Tensor, _: tuple[int, ...]) -> Tensor:
-    """Where attention computes in the stream's own layout."""
+    """Return the features [B, ..., k] unchanged: the attention computes in the layout of the stream."""
     return features
 
 
 class State(NamedTuple):
-    """Where a walk through a model stands: the stream [B, ..., C], what the attention blocks of this stage have left
-    for later ones (None from those that leave nothing), and what the embedding hands to all of them besides the
-    stream, such as rotary positions."""
+    """The state of a forward pass between two steps."""
 
     stream: Tensor
+    """The residual stream [B, ..., C]."""
     values: tuple[Tensor | None, ...] = ()
+    """The values of the attention blocks of this stage so far; None for blocks that keep none."""
     shared: Any = None
+    """What the embedding hands to all blocks besides the stream, such as rotary positions."""
 
 
-def nothing(_: Any) -> dict[str, Any]:
-    """What a branch takes that needs the stream alone."""
+def no_arguments(_: Any) -> dict[str, Any]:
+    """Return no keyword arguments: the branch needs the stream alone."""
     return {}
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One residual branch: ``stream + scale(body(norm(stream)))``, where ``body`` ends in the linear layer ``out``.
+    """One residual branch: `stream + scale(body(norm(stream)))`.
 
-    ``out`` is ``proj`` of an attention or ``fc2`` of an MLP. ``scale`` is LayerScale, or in post-norm blocks the norm.
-    Dropout and drop-path are left out: branches are run in eval mode only.
+    Dropout and drop-path are left out, since branches are run in eval mode only.
     """
 
     name: str
     norm: nn.Module
     body: Callable[..., Any]
     scale: Callable[[Tensor], Tensor]
+    """LayerScale, or the norm of a post-norm block."""
     out: nn.Linear
+    """The linear layer that `body` ends in: `proj` of an attention, `fc2` of an MLP."""
     to_stream: ToStream = as_it_is
     attends: bool = False
-    """An attention, not an MLP."""
+    """Whether this is an attention, not an MLP."""
     mixes: bool = False
-    """A dense attention: ``body`` takes the values of ``earlier`` blocks and gives its own besides its output."""
-    takes: Callable[[Any], dict[str, Any]] = nothing
-    """What ``body`` takes of that which the embedding hands to all blocks, by name."""
+    """Whether this is a dense attention: `body` takes `earlier` values and returns its own beside its output."""
+    shared_arguments: Callable[[Any], dict[str, Any]] = no_arguments
+    """Maps `State.shared` to keyword arguments of `body`."""
 
     def run(self, state: State) -> tuple[Tensor, Tensor | None]:
-        """The branch before its scale [B, ..., C], and the values it leaves for later blocks."""
-        normed, more = self.norm(state.stream), self.takes(state.shared)
+        """Compute the branch before its scale.
+
+        Returns:
+            The output [B, ..., C], and the values kept for later blocks (None for a plain attention or an MLP).
+        """
+        normed, more = self.norm(state.stream), self.shared_arguments(state.shared)
         return self.body(normed, earlier=state.values, **more) if self.mixes else (self.body(normed, **more), None)
 
     def after(self, state: State, output: Tensor, values: Tensor | None) -> State:
-        """The state after this branch gave ``output`` [B, ..., C] and ``values``."""
-        left = (*state.values, values) if self.attends else state.values
-        return State(state.stream + self.scale(output), left, state.shared)
+        """Return the state after this branch gave `output` [B, ..., C] and `values`."""
+        kept = (*state.values, values) if self.attends else state.values
+        return State(state.stream + self.scale(output), kept, state.shared)
 
     def apply(self, state: State) -> State:
+        """Run the branch and add its output to the stream."""
         return self.after(state, *self.run(state))
 
     def run_with_features(self, state: State) -> tuple[Tensor, Tensor | None]:
-        """The input of the last linear layer, token by token [B, ..., k], and the values left for later blocks."""
+        """Compute the input of the branch's last linear layer.
+
+        Returns:
+            The features [B, ..., k], token by token, and the values kept for later blocks.
+        """
         seen: list[Tensor] = []
         hook = self.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
@@ -91,11 +106,12 @@ class Branch:
 
 @dataclass(frozen=True)
 class Gamma:
-    """LayerScale as BEiT and EVA keep it: a parameter of the block."""
+    """LayerScale as a parameter of the block, as in BEiT and EVA."""
 
     gamma: Tensor
 
     def __call__(self, output: Tensor) -> Tensor:
+        """Scale `output` [B, ..., C] channel by channel."""
         return self.gamma * output
 
 
@@ -109,16 +125,25 @@ def block_branches(
     block: TimmModule,
     attend: Callable[..., Any],
     to_stream: ToStream = as_it_is,
-    takes: Callable[[Any], dict[str, Any]] = nothing,
+    shared_arguments: Callable[[Any], dict[str, Any]] = no_arguments,
     post_norm: bool = False,
 ) -> list[Branch]:
-    """The two branches of a block: ``attend``, which ends in ``attn.proj``, and its MLP. Each has its norm before it,
-    or with ``post_norm`` behind it."""
+    """Return the two branches of a block with timm's names: attention and MLP.
+
+    Args:
+        name: The block's name in the model.
+        block: A module with `norm1`, `norm2`, `attn.proj` and `mlp.fc2`.
+        attend: The attention as a function of the normed stream; it ends in `attn.proj`.
+        to_stream: Maps the input of `attn.proj` to the layout of the stream.
+        shared_arguments: Maps what the embedding hands to all blocks to keyword arguments of `attend`.
+        post_norm: Whether the norms stand behind the branches, not before them.
+    """
     norms, scales = (block.norm1, block.norm2), (_scale(block, 1), _scale(block, 2))
     if post_norm:
         norms, scales = (nn.Identity(), nn.Identity()), norms
+    dense = is_dense(block)
     return [
-        Branch(f"{name}.attn", norms[0], attend, scales[0], block.attn.proj, to_stream, True, is_dense(block), takes),
+        Branch(f"{name}.attn", norms[0], attend, scales[0], block.attn.proj, to_stream, True, dense, shared_arguments),
         Branch(f"{name}.mlp", norms[1], block.mlp, scales[1], block.mlp.fc2),
     ]
 
@@ -129,83 +154,123 @@ class Step:
 
     name: str
     body: Callable[[Tensor], Tensor | State]
-    """Gives a whole state where it hands more to the blocks than the stream."""
+    """Returns a whole `State` where it hands more to the blocks than the stream."""
 
     def apply(self, state: State) -> State:
-        """A new stage begins with the next block: values of earlier blocks are left behind."""
+        """Run the step. It begins a new stage, so the values of earlier blocks are dropped."""
         found = self.body(state.stream)
         return found if isinstance(found, State) else State(found)
 
 
 @dataclass(frozen=True)
 class AttentionBlock:
-    """A block with its attention and its MLP. ``attn`` has timm's ``num_heads`` and ``proj``."""
+    """A transformer block: an attention with timm's `num_heads` and `proj`, and an MLP."""
 
     name: str
     stage: int
     block: TimmModule
     attn: TimmModule
     tokens: int
-    """Tokens of one image that pass through it."""
+    """Tokens of one image that pass through the attention, padding included."""
     window: int
     """Tokens that each token attends to."""
     mlp_tokens: int
-    """Tokens of one image that pass through its MLP."""
-    takes_apart: Callable[[TimmModule, int], HeadParts]
-    """An attention of the family that has heads, and its head_dim -> what goes with them."""
+    """Tokens of one image that pass through the MLP."""
+    head_parts_of: Callable[[TimmModule, int], HeadParts]
+    """Maps an attention with heads, and its head_dim, to the parameters that belong to the heads."""
     to_stream: ToStream = as_it_is
     post_norm: bool = False
     """Whether the norms stand behind the branches."""
 
     @property
-    def parts(self) -> HeadParts:
-        """What of the attention goes with its heads."""
-        return self.takes_apart(self.attn, self.head_dim) if self.attn.num_heads else HeadParts()
+    def head_parts(self) -> HeadParts:
+        """The parameters that belong to the heads."""
+        return self.head_parts_of(self.attn, self.head_dim) if self.attn.num_heads else HeadParts()
 
     @property
     def mlp(self) -> TimmModule:
+        """The block's MLP."""
         return self.block.mlp
 
     @property
     def head_dim(self) -> int:
-        """Channels of one head; WindowAttention does not keep it."""
+        """Channels of one head. timm's WindowAttention does not store it."""
         attn = self.attn
         return attn.head_dim if hasattr(attn, "head_dim") else attn.proj.in_features // attn.num_heads
 
 
 @dataclass(frozen=True)
-class Family:
-    """One adapter: which models it understands, and how it takes them apart."""
+class BlockWidth:
+    """The width of one block, from which a family makes arguments of timm's constructor."""
 
     name: str
-    check: Callable[[nn.Module], str | None]
-    """None when the model is understood, otherwise the reason it is not."""
+    stage: int
+    heads: int
+    original_heads: int
+    head_dim: int
+    mlp_ratio: float | None
+    """Hidden features over embed_dim; None where no MLP of the model was cut."""
+
+
+def one_width(blocks: Sequence[BlockWidth]) -> dict[str, Any] | str:
+    """Return timm's arguments for constructors that take one MLP ratio, and whose heads divide embed_dim."""
+    if cut := next((b for b in blocks if b.heads < b.original_heads), None):
+        kept = f"{cut.name} keeps {cut.heads} of {cut.original_heads} heads"
+        return f"{kept}, and the heads of a plain timm ViT share out embed_dim, however few they are"
+    ratio = blocks[0].mlp_ratio
+    return {} if ratio is None else {"mlp_ratio": ratio}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models: which models belong to it, and how slimvit takes them apart.
+
+    The first five fields are needed to prune, refit and train. The others have defaults that switch a feature off.
+    """
+
+    name: str
     owns: Callable[[nn.Module], bool]
-    """Whether the model is of this family at all."""
+    """Whether the model is of this family, supported or not."""
     attention_blocks: Callable[[nn.Module], list[AttentionBlock]]
+    """The model's blocks in forward order."""
     steps: Callable[[nn.Module], list[Branch | Step]]
-    """The forward pass up to the final norm, images [B, C, H, W] in, stream out: [B, N, C], Swin [B, H, W, C]."""
+    """The forward pass up to the final norm: images [B, C, H, W] -> stream [B, N, C], in Swin [B, H, W, C]."""
     supported: str
     """The supported models in words, for error messages."""
-    arguments: Callable[[nn.Module], dict[str, Any]]
-    """Arguments of timm's constructor that build the model as it is now, where it may have changed since: windows,
-    pooling. The number of classes and the image size are no family's matter."""
-    no_dense: Callable[[nn.Module], str | None]
-    """Why a model that is understood takes no dense attention; None when it does."""
+    check: Callable[[nn.Module], str | None] = lambda model: None
+    """Why a model of this family is not supported; None when it is."""
+    timm_modules: tuple[str, ...] = ()
+    """The modules of `timm.models` that define models of this family, for `slimvit models`."""
+    arguments: Callable[[nn.Module], dict[str, Any]] = lambda model: {}
+    """Arguments of timm's constructor whose values changed since the model was built, such as pooling or windows.
+
+    The number of classes and the image size are handled for all families."""
+    dense: Mapping[type, type[Any]] = field(default_factory=dict)
+    """Class of a plain block or attention -> its dense class. Empty: the family has no dense attention."""
+    no_dense: Callable[[nn.Module], str | None] = lambda model: None
+    """Why a supported model cannot have dense attention; None when it can."""
+    closed_form: Callable[[Any, ImageSize], int | None] = lambda model, size: None
+    """MACs of one image [C, H, W], without norms, from the shapes of the layers; None without a formula."""
+    timm_arguments: Callable[[Sequence[BlockWidth]], dict[str, Any] | str] = one_width
+    """Arguments of timm's constructor for these block widths, or why it has none."""
+
+    def why_no_dense(self, model: nn.Module) -> str | None:
+        """Return why a supported model cannot have dense attention; None when it can."""
+        return self.no_dense(model) or (None if self.dense else f"the family {self.name} has no dense attention")
 
 
 def plain_type(module: nn.Module) -> type:
-    """The timm class that a dense attention or block takes the place of; any other module's own class."""
+    """Return the timm class that a dense or head-pruned module replaces; for other modules their own class."""
     return getattr(type(module), "plain", type(module))
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether a block gives values to later ones or mixes those of earlier ones into its own."""
+    """Return whether a block shares values with other blocks, in either direction."""
     return hasattr(type(module), "plain")
 
 
 def fits_block(block: TimmModule, name: str, blocks: tuple[type, ...], attentions: tuple[type, ...]) -> str | None:
-    """Why a block is none of timm's ``blocks`` around one of its ``attentions``; None when it is."""
+    """Return why a block is none of timm's `blocks` around one of its `attentions`; None when it is."""
     if plain_type(block) not in blocks:
         return f"{name} is a {type(block).__name__}, not timm's {_or(blocks)}"
     attn = block.attn
@@ -217,7 +282,7 @@ def fits_block(block: TimmModule, name: str, blocks: tuple[type, ...], attention
 
 
 def fits_post_norm(block: TimmModule, name: str) -> str | None:
-    """Why the norms behind the branches of a block are none that the refit can look through; None when they are."""
+    """Return why the refit cannot see through the norms behind a block's branches; None when it can."""
     for norm in (block.norm1, block.norm2):
         if not isinstance(norm, nn.LayerNorm | EmptyNorm):
             return f"{name} is normalised by a {type(norm).__name__}, not by a LayerNorm"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """How to build a model again: its timm name and the arguments of `create_model`."""
+    """The timm name and the arguments of `create_model` that build a model again."""
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
@@ -30,12 +31,19 @@ class ModelSource:
 def check_timm(
     version: str = timm.__version__, minimum: tuple[int, ...] = TIMM_MINIMUM, needed_by: str = "slimvit"
 ) -> None:
-    """Refuse a timm whose attention does not know head-pruned widths, or that is older than the ``minimum``."""
+    """Raise `ModelError` for a timm older than `minimum`, by default the first that knows head-pruned widths."""
     numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:3])
     if numbers < minimum:
         wanted = ".".join(map(str, minimum))
-        told = f"timm {version} is too old: {needed_by} needs timm >= {wanted}"
-        raise ModelError(f"{told}; pip install -U 'timm>={wanted}'")
+        old = f"timm {version} is too old: {needed_by} needs timm >= {wanted}"
+        raise ModelError(f"{old}; pip install -U 'timm>={wanted}'")
+
+
+def check_known(name: str, more: Iterable[str] = ()) -> None:
+    """Raise `ModelError` for a name that is no timm model, with the nearest names of timm and of `more`."""
+    if not timm.is_model(name):
+        close = nearest(name, [*more, *timm.list_models()])
+        raise ModelError(f"{name}: no timm model of that name{close}; see `slimvit models`")
 
 
 def build_model(
@@ -48,18 +56,23 @@ def build_model(
     args: dict[str, Any] | None = None,
     cfg: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """A timm model in eval mode.
+    """Build a timm model in eval mode.
 
-    ``weights``: a .safetensors or .pth file, read through timm's own checkpoint filters, instead of timm's
-    pretrained weights. ``num_classes``: None keeps the classifier that comes with the weights (none, when they have
-    none); another number gives a new, untrained classifier. ``args``: further arguments of timm's constructor.
-    ``cfg``: entries of timm's pretrained_cfg, such as mean and std, that hold for the weights instead of timm's own.
+    Args:
+        name: The timm model.
+        pretrained: Whether to load timm's pretrained weights.
+        weights: A .safetensors or .pth file to load instead, through timm's own checkpoint filters.
+        img_size: Side of the square images in pixels.
+        num_classes: None keeps the classifier that comes with the weights (none, when they have none); another number
+            gives a new, untrained classifier.
+        args: Further arguments of timm's constructor.
+        cfg: Entries of timm's pretrained_cfg, such as mean and std, that replace timm's own.
 
-    Raises :class:`ModelError` for an unknown name, arguments timm refuses, or weights that do not fit.
+    Raises:
+        ModelError: An unknown name, arguments that timm refuses, or weights that do not fit.
     """
     check_timm()
-    if not timm.is_model(name):
-        raise ModelError(f"{name}: no timm model of that name{nearest(name, timm.list_models())}; see `slimvit models`")
+    check_known(name)
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -139,7 +152,11 @@ def _with_weights(name: str, file: Path, kwargs: dict[str, Any], known: dict[str
 
 
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a weight file (EMA first, `state_dict` or `model` inside), never unpickling code."""
+    """Read the state dict of a weight file, EMA first, also inside `state_dict` or `model`. No code is unpickled.
+
+    Raises:
+        ModelError: The file is missing, unreadable, or holds no tensors.
+    """
     if not file.is_file():
         raise ModelError(f"{file}: no such weight file")
     if file.suffix not in SUFFIXES:

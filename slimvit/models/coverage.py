@@ -12,25 +12,14 @@ from torch import nn
 
 from slimvit.models.base import AttentionBlock, Family
 from slimvit.models.mlp import why_neurons_stay
-from slimvit.models.registry import family_or_reason
+from slimvit.models.registry import FAMILIES, family_or_reason
 from slimvit.utils.progress import track
-
-MODULES = (
-    "vision_transformer",
-    "vision_transformer_hybrid",
-    "deit",
-    "swin_transformer",
-    "swin_transformer_v2",
-    "beit",
-    "eva",
-)
-"""timm's modules that hold the supported families."""
 
 
 def prunable_models(pattern: str) -> list[dict[str, str]]:
     """Every timm model matching ``pattern`` that is understood, with its heads; built without memory or weights."""
     rows = []
-    names = sorted({m for mod in MODULES for m in timm.list_models(pattern, module=mod)})
+    names = sorted({m for f in FAMILIES for mod in f.timm_modules for m in timm.list_models(pattern, module=mod)})
     for name in track(names, "looking at models"):
         model = _shape_of(name)
         found = family_or_reason(model) if isinstance(model, nn.Module) else model
@@ -40,7 +29,7 @@ def prunable_models(pattern: str) -> list[dict[str, str]]:
         heads = [b.attn.num_heads for b in blocks]
         about = f"{len(blocks)} blocks, {sum(heads)} heads of {blocks[0].head_dim}"
         about += "" if _why_neurons_stay(blocks) is None else ", neurons stay"
-        about += "" if found.no_dense(model) is None else ", no dense attention"
+        about += "" if found.why_no_dense(model) is None else ", no dense attention"
         rows.append({"model": name, "about": about})
     return rows
 
@@ -80,7 +69,7 @@ def verdict(model: nn.Module) -> Verdict:
     found = family_or_reason(model)
     if not isinstance(found, Family):
         return False, False, False, found
-    neurons, dense = _why_neurons_stay(found.attention_blocks(model)), found.no_dense(model)
+    neurons, dense = _why_neurons_stay(found.attention_blocks(model)), found.why_no_dense(model)
     reasons = [f"MLP: {neurons}" if neurons else "", f"dense: {dense}" if dense else ""]
     return True, neurons is None, dense is None, "; ".join(filter(None, reasons))
 

@@ -1,4 +1,4 @@
-"""What stands in for a branch of a block that lost all of its heads, or all of its neurons: its bias."""
+"""Replacements for a branch that lost all of its heads or neurons: the branch is its bias."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 
 class EmptyNorm(nn.Identity):
-    """In place of the norm in front of it. Swin's block reads device and dtype off its ``weight``."""
+    """Replacement for the norm of an empty branch.
+
+    Swin's block reads device and dtype from the norm's `weight`, so there is one, of no elements.
+    """
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -19,10 +22,10 @@ class EmptyNorm(nn.Identity):
 
 
 class EmptyAttention(nn.Module):
-    """Outputs the bias of the old ``proj`` for every token, whatever the input: what an attention without heads does.
+    """Attention without heads. It outputs the bias of the old `proj` for every token and takes no MACs.
 
-    ``proj`` is a linear layer of no inputs, so that the state dict keeps timm's names (``attn.proj.bias``; the
-    weight has shape [C, 0]) and the refit can treat it like any other. No MACs.
+    `proj` is a linear layer without inputs. So the state dict keeps timm's names (`attn.proj.weight` has shape
+    [C, 0]), and the refit treats the layer like any other.
     """
 
     def __init__(self, head_dim: int, proj: nn.Linear) -> None:
@@ -33,29 +36,29 @@ class EmptyAttention(nn.Module):
         self.proj = _bias_alone(proj)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[..., C] -> [..., C]; masks and the like are accepted and have nothing to act on."""
+        """Map [..., C] to [..., C]; masks and other arguments are ignored."""
         return self.proj(x[..., :0])
 
     def set_window_size(self, window_size: Any) -> None:
-        """Swin's attention has a table to resize; without heads there is none."""
+        """Do nothing: without heads there is no table of position biases to resize."""
 
 
 class EmptyMlp(nn.Module):
-    """The same for an MLP without neurons: ``fc2`` has no inputs."""
+    """MLP without neurons. It outputs the bias of the old `fc2`, which has no inputs any more."""
 
     def __init__(self, fc2: nn.Linear) -> None:
         super().__init__()
         self.fc2 = _bias_alone(fc2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., C] -> [..., C]."""
+        """Map [..., C] to [..., C]."""
         return self.fc2(x[..., :0])
 
 
 def _bias_alone(linear: nn.Linear) -> nn.Linear:
-    """A layer with no inputs that gives the bias of ``linear``, or zeros."""
+    """A layer without inputs that outputs the bias of `linear`, or zeros."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # none is what we want
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # zero elements are intended
         like = linear.weight
         alone = nn.utils.skip_init(nn.Linear, 0, linear.out_features, device=like.device, dtype=like.dtype)
     bias = torch.zeros_like(alone.bias) if linear.bias is None else linear.bias.detach().clone()

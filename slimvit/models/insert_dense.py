@@ -12,27 +12,12 @@ from torch import nn
 
 from slimvit.config.choices import DENSE_INITS, DENSE_MIXES
 from slimvit.models.base import AttentionBlock, TimmModule, plain_type
-from slimvit.models.dense.layers import DenseBlocks, MixesValues
+from slimvit.models.dense.layers import DenseBlocks, DenseMixin
 from slimvit.models.dense.mixing import Pair, mix_size, pairs_of
-from slimvit.models.families.beit import DenseBeitAttention, DenseBeitBlock
-from slimvit.models.families.eva import DenseAttentionRope, DenseEvaAttention, DenseEvaBlock
-from slimvit.models.families.swin import DenseSwinBlock, DenseWindowAttention
-from slimvit.models.families.vit import DenseAttention, DenseBlock
 from slimvit.models.plan import SlimPlan
-from slimvit.models.reduced import as_class, without_values
+from slimvit.models.reduced import as_class, class_without_mixing
 from slimvit.models.registry import attention_blocks, family_of, model_name, plan_of
 from slimvit.utils.errors import ModelError
-
-BLOCKS: tuple[Any, ...] = (DenseBlock, DenseSwinBlock, DenseBeitBlock, DenseEvaBlock)
-ATTENTIONS: tuple[Any, ...] = (
-    DenseAttention,
-    DenseWindowAttention,
-    DenseBeitAttention,
-    DenseEvaAttention,
-    DenseAttentionRope,
-)
-DENSE: dict[type, Any] = {dense.plain: dense for dense in (*BLOCKS, *ATTENTIONS)}
-"""timm's blocks and attentions, and what takes their place."""
 
 NOTHING_TO_MIX = "dense attention has nothing to mix: no two blocks of a stage share a head"
 
@@ -75,11 +60,11 @@ def insert_dense_attention(
     slots = _slots(dense)
     if not any(slot.pairs for slot in slots):
         raise ModelError(NOTHING_TO_MIX)
-    generator = torch.Generator().manual_seed(seed)
+    generator, classes = torch.Generator().manual_seed(seed), family_of(dense).dense
     for slot in slots:
         if slot.pairs or slot.feeds:
             weights = _weights(slot, mix == "head", init, generator, mixes)
-            _convert(dense, slot, mix == "head", weights)
+            _convert(dense, slot, classes, mix == "head", weights)
     for path in {slot.view.name.rpartition(".")[0] for slot in slots}:
         plain: Any = dense.get_submodule(path)
         blocks = DenseBlocks(list(plain.children()))
@@ -90,7 +75,7 @@ def insert_dense_attention(
 
 def check_takes_dense(model: nn.Module) -> None:
     """Raise :class:`ModelError` for a model that is not understood, or whose family takes no dense attention."""
-    reason = family_of(model).no_dense(model)
+    reason = family_of(model).why_no_dense(model)
     if reason is not None:
         raise ModelError(f"{model_name(model)} takes no dense attention: {reason}; leave dense out")
 
@@ -99,10 +84,10 @@ def remove_dense_attention(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with timm's own blocks; what the mixes added is lost."""
     plain: TimmModule = copy.deepcopy(model)
     for view in attention_blocks(plain):
-        if isinstance(view.attn, MixesValues):
+        if isinstance(view.attn, DenseMixin):
             for name in ("mix", "pairs", "per_head", "feeds"):
                 delattr(view.attn, name)
-            view.block.attn = as_class(view.attn, without_values(view.attn))
+            view.block.attn = as_class(view.attn, class_without_mixing(view.attn))
             _replace(plain, view.name, as_class(view.block, plain_type(view.block)))
     for path in {view.name.rpartition(".")[0] for view in attention_blocks(plain)}:
         blocks = plain.get_submodule(path)
@@ -120,13 +105,13 @@ def can_mix(plan: SlimPlan) -> bool:
 
 def dense_mix(model: nn.Module) -> str | None:
     """``layer`` or ``head``; None for a model without dense attention."""
-    kinds = {m.per_head for m in model.modules() if isinstance(m, MixesValues)}
+    kinds = {m.per_head for m in model.modules() if isinstance(m, DenseMixin)}
     return None if not kinds else "head" if kinds.pop() else "layer"
 
 
 def mixes_in(model: nn.Module) -> int:
     """Learnable mixes of a model."""
-    return sum(m.mix.numel() for m in model.modules() if isinstance(m, MixesValues) and m.mix is not None)
+    return sum(m.mix.numel() for m in model.modules() if isinstance(m, DenseMixin) and m.mix is not None)
 
 
 def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:
@@ -134,7 +119,7 @@ def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:
     found = {}
     for slot in _slots(model):
         attn = slot.view.attn
-        if not isinstance(attn, MixesValues) or attn.mix is None:
+        if not isinstance(attn, DenseMixin) or attn.mix is None:
             continue
         weights = iter(attn.mix.detach().tolist())
         for pair in attn.pairs:
@@ -170,16 +155,17 @@ def _weights(
     return torch.randn(size, generator=generator) if init == "normal" else torch.zeros(size)
 
 
-def _convert(model: nn.Module, slot: _Slot, per_head: bool, weights: torch.Tensor | None) -> None:
+def _convert(
+    model: nn.Module, slot: _Slot, classes: Mapping[type, Any], per_head: bool, weights: torch.Tensor | None
+) -> None:
     """Put the dense block in the place of the plain one, in a model that is ours to change."""
     view = slot.view
     like = view.attn.proj.weight
     mix = None if weights is None else nn.Parameter(weights.to(like), requires_grad=like.requires_grad)
-    cls = DENSE[plain_type(view.attn)]
-    attn = as_class(view.attn, cls, pairs=slot.pairs, per_head=per_head, feeds=slot.feeds)
+    attn = as_class(view.attn, classes[plain_type(view.attn)], pairs=slot.pairs, per_head=per_head, feeds=slot.feeds)
     attn.register_parameter("mix", mix)
     view.block.attn = attn
-    _replace(model, view.name, as_class(view.block, DENSE[type(view.block)]))
+    _replace(model, view.name, as_class(view.block, classes[type(view.block)]))
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

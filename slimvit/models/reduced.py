@@ -1,5 +1,4 @@
-"""Attentions that lost heads, for those of timm that take their width for that of the stream; and what all of our own
-attentions share."""
+"""Head-pruned attention for timm classes that assume num_heads x head_dim == embed_dim."""
 
 from __future__ import annotations
 
@@ -13,24 +12,26 @@ from slimvit.models.base import plain_type
 
 
 class HeadPruned:
-    """What the narrow form of every family has besides its family's attention, whose ``forward`` it replaces.
+    """Mixin of a family's head-pruned attention, which replaces the `forward` of timm's class.
 
-    ``plain`` is that attention. ``head_ids`` [num_heads]: the places of the heads that are left among the original
-    ones, where a network hands all its blocks something with an entry a head.
+    The subclass adds `attend`, which maps queries, keys and values to the output. The buffer `head_ids` [num_heads]
+    holds the positions of the kept heads among the original ones. It selects from tensors with an entry per head that
+    a network hands to all of its blocks.
     """
 
     plain: type[nn.Module]
+    """The timm class that is replaced."""
     num_heads: int
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [B, N, C] -> queries, keys and values [B, N, k]."""
+        """Map tokens [B, N, C] to queries, keys and values [B, N, k]."""
         attn: Any = self
         if attn.qkv is None:
             return attn.q_proj(x), attn.k_proj(x), attn.v_proj(x)
-        q, k, v = self._fused(x).chunk(3, -1)
+        q, k, v = self._fused_projection(x).chunk(3, -1)
         return q, k, v
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused_projection(self, x: Tensor) -> Tensor:
         """[B, N, 3k]."""
         attn: Any = self
         if getattr(attn, "q_bias", None) is None:
@@ -38,21 +39,38 @@ class HeadPruned:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
         return attn.qkv(x) + bias if attn.qkv_bias_separate else F.linear(x, weight=attn.qkv.weight, bias=bias)
 
-    def by_head(self, t: Tensor) -> Tensor:
-        """[B, N, k] -> [B, H, N, d]."""
+    def split_heads(self, t: Tensor) -> Tensor:
+        """Split the channels [B, N, k] by head: [B, H, N, d]."""
         return t.view(*t.shape[:-1], self.num_heads, -1).transpose(1, 2)
 
-    def of_these_heads(self, shared: Tensor) -> Tensor:
-        """Of what all blocks get, [..., original heads, N, m], the entries of the heads that are left. What has no
-        entry a head is given back as it is."""
+    def select_heads(self, shared: Tensor) -> Tensor:
+        """Select the kept heads from a tensor that all blocks share.
+
+        Args:
+            shared: [..., original heads, N, m]. A tensor without an entry per head is returned unchanged.
+        """
         ids = getattr(self, "head_ids", None)
         if ids is None or shared.ndim < 3 or shared.shape[-3] == 1:
             return shared
         return shared.index_select(-3, ids)
 
 
-def attended(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v on timm's path, fused or not; q, k, v [B, H, N, d] -> [B, H, N, d]."""
+def scaled_attention(
+    attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """Compute softmax(q k^T / sqrt(d)) v as timm does, fused or not.
+
+    Args:
+        attn: The attention, for its scale, its dropout and its `fused_attn`.
+        q: Queries [B, H, N, d].
+        k: Keys [B, H, N, d].
+        v: Values [B, H, N, d].
+        mask: A bias to add to the scores, or True where attention is allowed; broadcast to [B, H, N, N].
+        is_causal: Whether each token attends to itself and earlier tokens only.
+
+    Returns:
+        The weighted values [B, H, N, d].
+    """
     if attn.fused_attn:
         dropout = attn.attn_drop.p if attn.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
@@ -67,13 +85,16 @@ def attended(attn: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = N
     return attn.attn_drop(scores.softmax(dim=-1)) @ v
 
 
-def merged(heads: Tensor) -> Tensor:
-    """[B, H, N, d] -> [B, N, H * d]."""
+def merge_heads(heads: Tensor) -> Tensor:
+    """Join the heads [B, H, N, d] into channels [B, N, H * d]."""
     return heads.transpose(1, 2).flatten(2)
 
 
 def as_class(module: Any, cls: Any, **attributes: Any) -> Any:
-    """A module of ``cls`` with the parameters, children and settings of ``module``, which must not be used any more."""
+    """Return a module of `cls` with the parameters, children and settings of `module`.
+
+    The two share their state, so `module` must not be used any more.
+    """
     other = cls.__new__(cls)
     nn.Module.__init__(other)
     other.__dict__.update(module.__dict__)
@@ -83,20 +104,20 @@ def as_class(module: Any, cls: Any, **attributes: Any) -> Any:
 
 
 def is_head_pruned(attn: nn.Module) -> bool:
-    """Whether an attention has its family's narrow form, dense or not."""
+    """Return whether an attention has its family's head-pruned class, dense or not."""
     return "head_ids" in attn._buffers
 
 
-def as_head_pruned(attn: nn.Module, narrow: type[Any]) -> Any:
-    """``attn``, still with all of its heads, as ``narrow``; itself where it is that already."""
+def as_head_pruned(attn: nn.Module, head_pruned: type[Any]) -> Any:
+    """Return an attention that still has all of its heads as its `head_pruned` class, or itself if it is one."""
     if is_head_pruned(attn):
         return attn
-    other = as_class(attn, narrow)
+    other = as_class(attn, head_pruned)
     ids = torch.arange(other.num_heads, device=other.proj.weight.device)
     other.register_buffer("head_ids", ids, persistent=False)
     return other
 
 
-def without_values(attn: Any) -> type[Any]:
-    """The class that a dense attention has once it is none any more."""
-    return type(attn).narrow if is_head_pruned(attn) else plain_type(attn)
+def class_without_mixing(attn: Any) -> type[Any]:
+    """Return the class of a dense attention once dense attention is removed."""
+    return type(attn).head_pruned if is_head_pruned(attn) else plain_type(attn)

@@ -1,4 +1,4 @@
-"""Which family a model belongs to, and what follows from it: its blocks, its steps, its plan."""
+"""The families of models, and what follows from a model's family: its blocks, its steps, its plan."""
 
 from __future__ import annotations
 
@@ -6,60 +6,89 @@ from typing import Any
 
 from torch import nn
 
-from slimvit.models.base import AttentionBlock, Branch, Family, Step, TimmModule
+from slimvit.models.base import AttentionBlock, Branch, Family, ImageSize, Step, TimmModule
+from slimvit.models.families.beit import BEIT
+from slimvit.models.families.eva import EVA
+from slimvit.models.families.swin import SWIN
+from slimvit.models.families.swin_v2 import SWIN_V2
+from slimvit.models.families.vit import VIT
 from slimvit.models.mlp import hidden_neurons
 from slimvit.models.plan import BlockPlan, SlimPlan
 from slimvit.utils.errors import ModelError
 
-
-def families() -> tuple[Family, ...]:
-    from slimvit.models.families.beit import BEIT
-    from slimvit.models.families.eva import EVA
-    from slimvit.models.families.swin import SWIN
-    from slimvit.models.families.swin_v2 import SWIN_V2
-    from slimvit.models.families.vit import VIT
-
-    return (VIT, SWIN, SWIN_V2, BEIT, EVA)
+FAMILIES: list[Family] = [VIT, SWIN, SWIN_V2, BEIT, EVA]
+"""The first family that owns a model counts."""
 
 
-def model_name(model: TimmModule) -> str:
-    """The timm name of a model, or its class name."""
+def register_family(family: Family) -> Family:
+    """Add a family before the others, in place of one of the same name.
+
+    A model that subclasses timm's then belongs to the family that was registered for it.
+    """
+    FAMILIES[:] = [family, *(f for f in FAMILIES if f.name != family.name)]
+    return family
+
+
+def architecture_of(model: TimmModule) -> str:
+    """Return the name under which timm builds the model, or its class name."""
     cfg = getattr(model, "pretrained_cfg", None) or {}
     return cfg.get("architecture") or type(model).__name__
 
 
+def model_name(model: TimmModule) -> str:
+    """Return the model's own name, such as that of an embedded model, or that of its architecture."""
+    return getattr(model, "slim_name", None) or architecture_of(model)
+
+
 def family_of(model: nn.Module) -> Family:
-    """The adapter of a model; raises :class:`ModelError` for every model that is not understood."""
+    """Return the family of a model.
+
+    Raises:
+        ModelError: The model is of no family, or its family does not support it.
+    """
     found = family_or_reason(model)
     if isinstance(found, Family):
         return found
-    supported = "; ".join(f.supported for f in families())
+    supported = "; ".join(f.supported for f in FAMILIES)
     raise ModelError(f"{model_name(model)}: {found}; supported: {supported}")
 
 
 def family_or_reason(model: nn.Module) -> Family | str:
-    """The adapter of a model, or why there is none."""
-    for family in families():
-        if family.owns(model):
-            return family.check(model) or family
-    return f"{type(model).__module__}.{type(model).__name__} is not a model slimvit can prune"
+    """Return the family that supports a model, or why there is none."""
+    family = _owner(model)
+    if family is None:
+        return f"{type(model).__module__}.{type(model).__name__} is not a model slimvit can prune"
+    return family.check(model) or family
+
+
+def _owner(model: nn.Module) -> Family | None:
+    return next((family for family in FAMILIES if family.owns(model)), None)
 
 
 def arguments_of(model: nn.Module) -> dict[str, Any]:
-    """See :class:`Family`; nothing for a model of no family."""
-    return next((family.arguments(model) for family in families() if family.owns(model)), {})
+    """Return `Family.arguments` of a model; nothing for a model of no family."""
+    family = _owner(model)
+    return {} if family is None else family.arguments(model)
+
+
+def closed_form(model: nn.Module, image_size: ImageSize) -> int | None:
+    """Return the MACs of one image [C, H, W], without norms, from shapes; None where its family has no formula."""
+    family = _owner(model)
+    return None if family is None else family.closed_form(model, image_size)
 
 
 def attention_blocks(model: nn.Module) -> list[AttentionBlock]:
+    """Return the model's transformer blocks in forward order."""
     return family_of(model).attention_blocks(model)
 
 
 def steps(model: nn.Module) -> list[Branch | Step]:
+    """Return the forward pass up to the final norm as a list of steps."""
     return family_of(model).steps(model)
 
 
 def plan_of(model: TimmModule) -> SlimPlan:
-    """The heads and neurons a model keeps, by original id: all of them until it is pruned."""
+    """Return the heads and neurons that a model keeps, by original id: all of them until it is pruned."""
     plan = getattr(model, "slim_plan", None)
     if plan is not None:
         return plan
@@ -69,12 +98,13 @@ def plan_of(model: TimmModule) -> SlimPlan:
 
 
 def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
-    """Whether ``model`` may have come from ``other`` by cutting or inserting dense attention, weights aside."""
+    """Return whether `model` may have come from `other` by pruning or inserting dense attention, weights aside."""
     try:
         mine, theirs = plan_of(model).blocks, plan_of(other).blocks
-    except ModelError:  # of no family that slimvit cuts
+    except ModelError:  # of no supported family
         return False
-    if (model_name(other), other.num_features, len(theirs)) != (model_name(model), model.num_features, len(mine)):
+    built = [(architecture_of(m), m.num_features, len(blocks)) for m, blocks in ((model, mine), (other, theirs))]
+    if built[0] != built[1]:
         return False
     return all(
         (t.heads, t.neurons) == (m.heads, m.neurons)

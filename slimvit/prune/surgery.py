@@ -76,7 +76,7 @@ def _prune_dense(model: nn.Module, plan: SlimPlan, mix: str) -> nn.Module:
 
 def _remove_heads(view: AttentionBlock, positions: list[int]) -> None:
     """Cut heads, by their position among those still there, out of ``proj`` and all that the family names, in place."""
-    attn, d, parts = view.attn, view.head_dim, view.parts
+    attn, d, parts = view.attn, view.head_dim, view.head_parts
     left = attn.num_heads - len(positions)
     if parts.narrow is not None:
         attn = view.block.attn = as_head_pruned(attn, parts.narrow)

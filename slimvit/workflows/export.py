@@ -14,8 +14,8 @@ from torch import Tensor
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
+from slimvit.io.export.exported_model import ExportedModel, exported_model
 from slimvit.io.export.formats import FORMATS, Format
-from slimvit.io.export.parcel import ExportedModel, exported_model
 from slimvit.io.export.parity import BOUNDS, Parity, output_parity
 from slimvit.io.load import saved_folder
 from slimvit.utils.errors import ModelError
@@ -52,15 +52,15 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
     with locked(options.out):
         _check_place(recipe, options, form)
         with open_run(recipe, Options(device="cpu", workers=options.workers)) as state:
-            parcel = _parcel(state, options)
-            form.check(parcel)
+            exported = _parcel(state, options)
+            form.check(exported)
             images = torch.cat([batch for batch, _ in state.in_order(state.data.val)])
         with _place(options, form) as partial:
-            form.write(parcel, partial)
-            found = _checked(parcel, form.load(partial), images, options.out)
-            figures = _figures(state, options, parcel, partial, found)
+            form.write(exported, partial)
+            found = _checked(exported, form.load(partial), images, options.out)
+            figures = _figures(state, options, exported, partial, found)
             if not form.suffix:
-                (partial / EXPORT).write_text(json.dumps(parcel.label | {"checked": figures}, indent=1) + "\n")
+                (partial / EXPORT).write_text(json.dumps(exported.label | {"checked": figures}, indent=1) + "\n")
     return figures
 
 
@@ -92,9 +92,9 @@ def _parcel(state: RunState, options: ExportOptions) -> ExportedModel:
     return exported_model(model, names, options.batch, options.half)
 
 
-def _checked(parcel: ExportedModel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:
-    found = output_parity(parcel.model, call, images, parcel.batch)
-    bound = BOUNDS[parcel.label["precision"]]
+def _checked(exported: ExportedModel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:
+    found = output_parity(exported.model, call, images, exported.batch)
+    bound = BOUNDS[exported.label["precision"]]
     if not found.holds(bound):
         raise ModelError(
             f"{out}: not written, for the file does not compute what the model does: a logit is {found.difference:.1e} "
@@ -104,14 +104,14 @@ def _checked(parcel: ExportedModel, call: Callable[[Tensor], Tensor], images: Te
 
 
 def _figures(
-    state: RunState, options: ExportOptions, parcel: ExportedModel, partial: Path, found: Parity
+    state: RunState, options: ExportOptions, exported: ExportedModel, partial: Path, found: Parity
 ) -> dict[str, Any]:
     files = [partial] if partial.is_file() else list(partial.iterdir())
     written = {
         "file": str(options.out),
         "format": options.format,
-        "precision": parcel.label["precision"],
-        "batch": parcel.batch,
+        "precision": exported.label["precision"],
+        "batch": exported.batch,
         "bytes": sum(file.stat().st_size for file in files),
         "data": state.data.name,
     }

@@ -19,8 +19,8 @@ import slimvit
 from slimvit.data.folder import open_folder
 from slimvit.data.loaders import eval_loader, preprocessing_of
 from slimvit.io.export import onnx_file, timm_folder
+from slimvit.io.export.exported_model import exported_model
 from slimvit.io.export.formats import FORMATS
-from slimvit.io.export.parcel import exported_model
 from slimvit.io.export.parity import MIXED, batches_of, output_parity
 from slimvit.measure.flops.count import count_macs, count_params
 from slimvit.measure.latency import timer
@@ -161,10 +161,10 @@ def test_plain_timm_reads_a_narrower_swin(export: Invoke, work: Path, tmp_path: 
 
 
 def test_plain_timm_reads_a_vit_with_narrower_mlps(built: Callable[..., Any], tmp_path: Path, images: Tensor) -> None:
-    parcel = exported_model(built(VIT, None, [range(71), range(1, 72)]), CLASSES, None)
-    timm_folder.check_plain(parcel)
-    timm_folder.write_timm_folder(parcel, tmp_path)
-    assert output_parity(parcel.model, timm_folder.load_timm_folder(tmp_path), images, None).difference == 0
+    exported = exported_model(built(VIT, None, [range(71), range(1, 72)]), CLASSES, None)
+    timm_folder.check_plain(exported)
+    timm_folder.write_timm_folder(exported, tmp_path)
+    assert output_parity(exported.model, timm_folder.load_timm_folder(tmp_path), images, None).difference == 0
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_file_that_computes_something_else_is_removed(
     slimvit_: Invoke, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Any
 ) -> None:
     """And what was there before stays."""
-    liar = replace(FORMATS["torch-export"], write=lambda parcel, path: path.write_text("new"), load=lambda path: wrong)
+    liar = replace(FORMATS["torch-export"], write=lambda _, path: path.write_text("new"), load=lambda path: wrong)
     monkeypatch.setitem(FORMATS, "torch-export", liar)
     (out := tmp_path / "m.pt2").write_text("old")
     words = ("export", work / "vit", "--format", "torch-export", "--data", work / "data", "--out", out, "--force")
@@ -283,12 +283,12 @@ def test_no_classifier(slimvit_: Invoke, work: Path, tmp_path: Path) -> None:
 
 
 def test_an_onnx_file_ends_at_2_gib(built: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    parcel = exported_model(built(VIT), (), 1)
-    size = sum(4 * p.numel() for p in parcel.model.parameters())
+    exported = exported_model(built(VIT), (), 1)
+    size = sum(4 * p.numel() for p in exported.model.parameters())
     monkeypatch.setattr(onnx_file, "MOST_BYTES", size - 1)
-    onnx_file.check_size(replace(parcel, half=True))
+    onnx_file.check_size(replace(exported, half=True))
     with pytest.raises(ModelError, match="a file holds less than 2; use --fp16, or --format torch-export"):
-        onnx_file.check_size(parcel)
+        onnx_file.check_size(exported)
 
 
 # slimvit bench

@@ -1,4 +1,4 @@
-"""The formats, by name: what each needs, refuses, writes and reads back."""
+"""The export formats, by name: what each needs, refuses, writes and reads back."""
 
 from __future__ import annotations
 
@@ -8,31 +8,51 @@ from pathlib import Path
 
 from torch import Tensor
 
+from slimvit.config.choices import EXPORT_FORMATS
 from slimvit.io.export import onnx_file, program, timm_folder
-from slimvit.io.export.parcel import ExportedModel
+from slimvit.io.export.exported_model import ExportedModel
 
 
 @dataclass(frozen=True)
 class Format:
+    """One form in which a model is written for use without slimvit."""
+
     suffix: str
-    """Of the file; empty where a folder is written."""
-    check_packages: Callable[[], None]
-    """Raises :class:`SlimvitError` where something is missing or too old."""
-    check: Callable[[ExportedModel], None]
-    """Raises :class:`SlimvitError` for a model that cannot be written so."""
+    """The suffix of the file; empty for a format that writes a folder."""
     write: Callable[[ExportedModel, Path], None]
+    """Writes a model to a file, or into an empty folder."""
     load: Callable[[Path], Callable[[Tensor], Tensor]]
-    """Reads a file back: fp32 images [B, C, H, W] -> logits [B, K]."""
+    """Reads it back as a function: fp32 images [B, C, H, W] -> logits [B, K]."""
+    check_packages: Callable[[], None] = lambda: None
+    """Raises `SlimvitError` where a package is missing or too old."""
+    check: Callable[[ExportedModel], None] = lambda exported: None
+    """Raises `SlimvitError` for a model that the format cannot hold."""
+    any_batch: bool = False
+    """Whether what is written always takes any number of images, so that a batch size is no choice."""
 
 
-FORMATS = {
-    "onnx": Format(".onnx", onnx_file.check_packages, onnx_file.check_size, onnx_file.write_onnx, onnx_file.load_onnx),
-    "torch-export": Format(".pt2", lambda: None, lambda parcel: None, program.write_program, program.load_program),
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        suffix=".onnx",
+        write=onnx_file.write_onnx,
+        load=onnx_file.load_onnx,
+        check_packages=onnx_file.check_packages,
+        check=onnx_file.check_size,
+    ),
+    "torch-export": Format(suffix=".pt2", write=program.write_program, load=program.load_program),
     "timm": Format(
-        "",
-        timm_folder.check_version,
-        timm_folder.check_plain,
-        timm_folder.write_timm_folder,
-        timm_folder.load_timm_folder,
+        suffix="",
+        write=timm_folder.write_timm_folder,
+        load=timm_folder.load_timm_folder,
+        check_packages=timm_folder.check_version,
+        check=timm_folder.check_plain,
+        any_batch=True,
     ),
 }
+
+
+def register_format(name: str, form: Format) -> Format:
+    """Add an export format, so that `slimvit export --format NAME` and the Python API know it."""
+    FORMATS[name] = form
+    EXPORT_FORMATS.add(name)
+    return form

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from slimvit.io.export.parcel import INPUT, OUTPUT, ExportedModel
+from slimvit.io.export.exported_model import INPUT, OUTPUT, ExportedModel
 from slimvit.io.export.program import traced
 from slimvit.measure.latency.peak_memory import weight_bytes
 from slimvit.utils.errors import ModelError, SlimvitError
@@ -36,28 +36,28 @@ def check_packages() -> None:
     _need(*PACKAGES)
 
 
-def check_size(parcel: ExportedModel) -> None:
+def check_size(exported: ExportedModel) -> None:
     """Raise :class:`ModelError` for a model that one ONNX file cannot hold."""
-    size = weight_bytes(parcel.model) // (2 if parcel.half else 1)
+    size = weight_bytes(exported.model) // (2 if exported.half else 1)
     if size > MOST_BYTES:
-        way_out = "use --format torch-export" if parcel.half else "use --fp16, or --format torch-export"
+        way_out = "use --format torch-export" if exported.half else "use --fp16, or --format torch-export"
         raise ModelError(f"--format onnx: the weights take {size / 2**30:.1f} GiB, a file holds less than 2; {way_out}")
 
 
-def write_onnx(parcel: ExportedModel, path: Path) -> None:
+def write_onnx(exported: ExportedModel, path: Path) -> None:
     """One file: input ``images``, output ``logits``, weights inside, the label as metadata."""
     import onnx
 
     with _quiet():
         program = torch.onnx.export(
-            traced(parcel), (), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
+            traced(exported), (), dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT],
             verbose=False,
         )  # fmt: skip
     assert program is not None
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
         part.ClearField("metadata_props")  # where each comes from in Python, as large as a small model
-    onnx.helper.set_model_props(proto, parcel.words())
+    onnx.helper.set_model_props(proto, exported.words())
     path.write_bytes(proto.SerializeToString())
 
 

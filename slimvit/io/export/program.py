@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from slimvit.io.export.parcel import ExportedModel
+from slimvit.io.export.exported_model import ExportedModel
 from slimvit.models.base import as_it_is
 from slimvit.models.empty import EmptyAttention, EmptyMlp
 from slimvit.models.registry import attention_blocks
 
 LABEL = "slimvit.json"
-"""The file inside a .pt2 with the parcel's label."""
+"""The file inside a .pt2 with the exported's label."""
 MOST = 2**20
 """Images of a batch at most: torch 2.7 refuses a program for a number without any bound."""
 
@@ -49,17 +49,17 @@ class Constant(nn.Module):
         return self.bias.expand(*x.shape[:-1], -1) if self.whole else self.bias
 
 
-def traced(parcel: ExportedModel) -> ExportedProgram:
+def traced(exported: ExportedModel) -> ExportedProgram:
     """The model's program, for one number of images or any."""
-    model = copy.deepcopy(parcel.model)
+    model = copy.deepcopy(exported.model)
     for view in attention_blocks(model):
         if isinstance(view.attn, EmptyAttention):
             view.block.attn = Constant(view.attn.proj.bias, whole=view.to_stream is not as_it_is)
         if isinstance(view.mlp, EmptyMlp):
             view.block.mlp = Constant(view.mlp.fc2.bias)
-    whole = Exported(model, torch.float16 if parcel.half else torch.float32).eval()
-    images = torch.zeros(parcel.batch or 2, *parcel.input_size)  # of one image the program would be for one alone
-    shapes = None if parcel.batch else ({0: Dim("batch", max=MOST)},)
+    whole = Exported(model, torch.float16 if exported.half else torch.float32).eval()
+    images = torch.zeros(exported.batch or 2, *exported.input_size)  # of one image the program would be for one alone
+    shapes = None if exported.batch else ({0: Dim("batch", max=MOST)},)
     with torch.no_grad():
         program = torch.export.export(whole, (images,), dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
@@ -67,10 +67,10 @@ def traced(parcel: ExportedModel) -> ExportedProgram:
     return program
 
 
-def write_program(parcel: ExportedModel, path: Path) -> None:
+def write_program(exported: ExportedModel, path: Path) -> None:
     """A .pt2 file for torch.export.load, with the label beside the program."""
     buffer = io.BytesIO()  # torch tells of a full disk in words of its own
-    torch.export.save(traced(parcel), buffer, extra_files={LABEL: json.dumps(parcel.label)})
+    torch.export.save(traced(exported), buffer, extra_files={LABEL: json.dumps(exported.label)})
     path.write_bytes(buffer.getbuffer())
 
 

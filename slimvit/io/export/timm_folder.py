@@ -1,7 +1,6 @@
 """A model as a folder that plain timm reads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-timm's constructors build all blocks of a ViT, or of a stage of a Swin, alike. A Swin takes heads and their width a
-stage; a ViT's heads always divide embed_dim, so one that lost heads cannot be said; the width of the MLPs can.
+timm's constructors build all blocks of a stage alike. `Family.timm_arguments` gives the arguments for their widths.
 """
 
 from __future__ import annotations
@@ -13,16 +12,15 @@ from typing import Any
 
 import timm
 from timm.models import save_for_hf
-from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
 from slimvit.io import saved_model
-from slimvit.io.export.parcel import ExportedModel
-from slimvit.models.base import AttentionBlock, TimmModule
+from slimvit.io.export.exported_model import ExportedModel
+from slimvit.models.base import AttentionBlock, BlockWidth, TimmModule
 from slimvit.models.build import check_timm
 from slimvit.models.insert_dense import dense_mix
 from slimvit.models.mlp import hidden_neurons, input_layers
-from slimvit.models.registry import attention_blocks, plan_of
+from slimvit.models.registry import attention_blocks, family_of, plan_of
 from slimvit.utils.errors import ModelError
 
 READS_SAFETENSORS = (1, 0, 26)
@@ -32,24 +30,29 @@ WAY_OUT = "use --format onnx or torch-export, or load the run with slimvit.load"
 
 
 def check_version() -> None:
+    """Raise `ModelError` for a timm that does not read such a folder."""
     check_timm(minimum=READS_SAFETENSORS, needed_by="--format timm")
 
 
-def check_plain(parcel: ExportedModel) -> None:
-    """Raise :class:`ModelError` where timm's constructor cannot build the model."""
-    if (reason := _unsayable(parcel.model)) is not None:
+def check_plain(exported: ExportedModel) -> None:
+    """Raise `ModelError` where timm's constructor cannot build the model."""
+    if (reason := _why_not(exported.model)) is not None:
         raise ModelError(f"--format timm: {reason}; {WAY_OUT}")
 
 
-def write_timm_folder(parcel: ExportedModel, folder: Path) -> None:
-    """config.json and model.safetensors."""
-    model = copy.deepcopy(parcel.model)
-    args = saved_model.description_of(model).args | _widths(model)
-    model.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "tag"} | parcel.label["preprocessing"]
-    names = parcel.label["class_names"]
+def write_timm_folder(exported: ExportedModel, folder: Path) -> None:
+    """Write config.json and model.safetensors."""
+    model = copy.deepcopy(exported.model)
+    widths = _constructor_arguments(model)
+    assert isinstance(widths, dict)  # check_plain has run
+    args = saved_model.description_of(model).args | widths
+    model.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "tag"} | exported.label[
+        "preprocessing"
+    ]
+    names = exported.label["class_names"]
     with saved_model.safetensors_errors():
         save_for_hf(
-            model.half() if parcel.half else model,
+            model.half() if exported.half else model,
             str(folder),
             model_config={"label_names": names} if names else {},
             model_args=args,
@@ -59,6 +62,7 @@ def write_timm_folder(parcel: ExportedModel, folder: Path) -> None:
 
 
 def load_timm_folder(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Build the model of a folder with plain timm: fp32 images [B, C, H, W] -> logits [B, K]."""
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except RuntimeError as error:  # weights that do not fit
@@ -66,51 +70,48 @@ def load_timm_folder(folder: Path) -> Callable[[Tensor], Tensor]:
         raise ModelError(f"--format timm: timm builds another model from its arguments: {line}; {WAY_OUT}") from None
 
 
-def _unsayable(model: TimmModule) -> str | None:
-    """Why timm's constructor cannot build the model, in words."""
+def _why_not(model: TimmModule) -> str | None:
+    """Why timm's constructor cannot build the model."""
     if dense_mix(model) is not None:
         return "plain timm knows no dense attention"
     plan = plan_of(model)
-    for what, number, kept in (("attention", "heads", "kept_heads"), ("MLP", "neurons", "kept_neurons")):
+    for part, number, kept in (("attention", "heads", "kept_heads"), ("MLP", "neurons", "kept_neurons")):
         if gone := [b.name for b in plan.blocks if getattr(b, number) and not getattr(b, kept)]:
-            return f"{_some(gone)} lost the whole {what}, which plain timm gives every block"
-    if plan.removed and not isinstance(model, SwinTransformer):
-        cut = next(b for b in plan.blocks if b.removed_heads)
-        kept = f"{len(cut.kept_heads)} of {cut.heads} heads"
-        return f"{cut.name} keeps {kept}, and the heads of a plain timm ViT share out embed_dim, however few they are"
-    return _uneven(attention_blocks(model))
+            return f"{_some(gone)} lost the whole {part}, which plain timm gives every block"
+    found = _constructor_arguments(model)
+    return found if isinstance(found, str) else _uneven(attention_blocks(model))
 
 
-def _uneven(views: Sequence[AttentionBlock]) -> str | None:
-    for what, count in (("heads", lambda v: v.attn.num_heads), ("neurons", _hidden)):
-        for stage in sorted({v.stage for v in views}):
-            first, *others = [v for v in views if v.stage == stage]
-            if odd := [v.name for v in others if count(v) != count(first)]:
-                told = f"{_some(odd)} and {first.name} differ in their number of {what}"
-                return f"{told}, but plain timm builds the blocks of a stage alike"
+def _uneven(blocks: Sequence[AttentionBlock]) -> str | None:
+    for units, count in (("heads", lambda b: b.attn.num_heads), ("neurons", _hidden_features)):
+        for stage in sorted({b.stage for b in blocks}):
+            first, *others = [b for b in blocks if b.stage == stage]
+            if odd := [b.name for b in others if count(b) != count(first)]:
+                differ = f"{_some(odd)} and {first.name} differ in their number of {units}"
+                return f"{differ}, but plain timm builds the blocks of a stage alike"
     return None
 
 
-def _widths(model: TimmModule) -> dict[str, Any]:
-    """The heads and neurons that are left, as arguments of timm's constructor."""
-    plan, views = plan_of(model), attention_blocks(model)
-    found: dict[str, Any] = {}
-    first = [next(v for v in views if v.stage == stage) for stage in sorted({v.stage for v in views})]
-    if plan.removed:
-        found |= {"num_heads": [v.attn.num_heads for v in first], "head_dim": [v.head_dim for v in first]}
-    if plan.kept_neurons < plan.neurons:
-        ratios = [_ratio(_hidden(v), v.block.norm2.weight.numel()) for v in first]
-        found |= {"mlp_ratio": ratios if isinstance(model, SwinTransformer) else ratios[0]}
-    return found
+def _constructor_arguments(model: TimmModule) -> dict[str, Any] | str:
+    """The heads and neurons that are left, as arguments of timm's constructor, or why it has none."""
+    plan = plan_of(model)
+    neurons_cut = plan.kept_neurons < plan.neurons
+    return family_of(model).timm_arguments(
+        [
+            BlockWidth(b.name, b.stage, b.attn.num_heads, p.heads, b.head_dim, _mlp_ratio(b) if neurons_cut else None)
+            for b, p in zip(attention_blocks(model), plan.blocks, strict=True)
+        ]
+    )
 
 
-def _hidden(view: AttentionBlock) -> int:
-    """timm's hidden_features: what the first layer of the MLP gives; 0 where none of it can be cut."""
-    return input_layers(view.mlp)[0][0].out_features if hidden_neurons(view.mlp) else 0
+def _hidden_features(block: AttentionBlock) -> int:
+    """timm's hidden_features: the outputs of the MLP's first layer; 0 where no neuron can be cut."""
+    return input_layers(block.mlp)[0][0].out_features if hidden_neurons(block.mlp) else 0
 
 
-def _ratio(hidden: int, width: int) -> float:
-    """A ratio of which timm, which cuts decimals off, makes ``hidden`` again."""
+def _mlp_ratio(block: AttentionBlock) -> float:
+    """A ratio that gives the hidden features again, although timm cuts decimals off."""
+    hidden, width = _hidden_features(block), block.block.norm2.weight.numel()
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 
 

@@ -1,11 +1,11 @@
-"""Which part of a transformer a module belongs to, decided by its name; parameters by part."""
+"""The part of a transformer that a module belongs to, by the module's name; parameters by part."""
 
 from __future__ import annotations
 
 from torch import nn
 
 FLOP_PARTS = ("patch_embed", "qkv", "attention", "proj", "mlp", "norm", "head", "other")
-"""The parts every count lists; further ones (``mixes``, ``reduction``) are listed where they occur."""
+"""The parts that every count lists. Further ones (`mixes`, `reduction`) are listed where they occur."""
 
 BLOCK_PARTS = ("qkv", "attention", "proj", "mlp", "norm")
 """The parts that every transformer block lists."""
@@ -28,30 +28,30 @@ PART_OF_MODULE = (
     ("attn", "attention"),
     ("mlp", "mlp"),
 )
-"""Consecutive components of a module's name, and the part they mean. The first match wins."""
+"""Consecutive components of a module's name, and its part. The first match wins."""
 
 
 def part_of(name: str) -> str:
-    """The part of a module or parameter, by name: ``blocks.3.attn.qkv.weight`` -> ``qkv``. Norms are not told here."""
+    """Return the part of a module or parameter by name, norms aside: `blocks.3.attn.qkv.weight` -> `qkv`."""
     dotted = f".{name}."
     return next((part for component, part in PART_OF_MODULE if f".{component}." in dotted), "other")
 
 
 def in_order(counts: dict[str, int], always: tuple[str, ...]) -> dict[str, int]:
-    """``counts`` with the parts of ``always`` first, present even at 0; others only where they are not 0."""
+    """Order `counts`: the parts of `always` first, even at 0, then the other parts that are not 0."""
     extra = {part: n for part, n in counts.items() if part not in always and n}
     return {part: counts.get(part, 0) for part in always} | extra
 
 
 def count_params(model: nn.Module) -> int:
-    """All parameters, frozen ones too; a shared one counts once. Buffers are none."""
+    """Count all parameters, frozen ones too. A shared parameter counts once; buffers do not count."""
     return sum(p.numel() for p in model.parameters())
 
 
 def params_by_part(model: nn.Module) -> dict[str, int]:
-    """Parameters by part (see :data:`PARTS`), adding up to :func:`count_params`.
+    """Count parameters by part (`FLOP_PARTS`), adding up to `count_params`.
 
-    ``other`` holds position embeddings, class and register tokens and LayerScale; a gate belongs to ``qkv``.
+    `other` holds position embeddings, class and register tokens and LayerScale; a gate belongs to `qkv`.
     """
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""The container of a stage's blocks, through which the values of earlier blocks travel to later ones."""
+"""The layers of dense attention that families share, and the container that carries values from block to block."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from slimvit.models.dense.mixing import Pair, mix_values
 from slimvit.utils.errors import ModelError
 
 Values = Sequence[Tensor | None]
-"""The values of the blocks of a stage so far, None where no later block needs them."""
+"""The values [B, ..., k] of the blocks of a stage so far; None where no later block needs them."""
 
 
 class DenseBlocks(nn.ModuleList):
-    """The blocks of one stage, some of them dense. To be called, or walked through, from the first to the last.
+    """The blocks of one stage, some of them dense. Call it, or loop over it from the first block to the last.
 
-    Walking (``for block in blocks: x = block(x)``), as timm does in ``forward_intermediates``, with attention masks and
-    in gradient checkpointing, gives blocks that share the values of this one walk; ``blocks[i]`` is the bare module.
-    ``container`` is the class of timm's own, in whose place it stands.
+    timm loops (`for block in blocks: x = block(x)`) in `forward_intermediates`, with attention masks, and in gradient
+    checkpointing. The blocks of one loop share their values. `blocks[i]` is the bare module.
     """
 
     container: type[nn.Module] = nn.Sequential
+    """The class of timm's own container."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The stream after all blocks; [B, ..., C] -> [B, ..., C]."""
+        """Map the stream [B, ..., C] to the stream after all blocks [B, ..., C]."""
         values: list[Tensor | None] = []
         for block in self._modules.values():
             x, value = _run(block, x, values)
@@ -36,18 +36,19 @@ class DenseBlocks(nn.ModuleList):
         return x
 
     def __iter__(self) -> Iterator[Any]:
+        """Start a loop over the blocks, with values of its own."""
         values: list[Tensor | None] = [None] * len(self)
-        return iter([_Walked(block, i, values) for i, block in enumerate(self._modules.values())])
+        return iter([_BlockInLoop(block, i, values) for i, block in enumerate(self._modules.values())])
 
 
-class _Walked:
-    """A block in one walk: called with the stream alone, it finds and leaves values in the list of its walk."""
+class _BlockInLoop:
+    """A block in one loop. Called with the stream alone, it reads and stores values in the list of its loop."""
 
     def __init__(self, block: Any, position: int, values: list[Tensor | None]) -> None:
         self.__dict__.update(_block=block, _position=position, _values=values)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # what the forward pass looks like inside a reentrant checkpoint: values would lose their gradients
+        # the state of the forward pass inside a reentrant checkpoint, where values would lose their gradients
         if x.requires_grad and not torch.is_grad_enabled() and use_reentrant_ckpt():
             raise ModelError("dense attention needs non-reentrant checkpointing: unset TIMM_REENTRANT_CKPT")
         x, self._values[self._position] = _run(self._block, x, self._values[: self._position], *args, **kwargs)
@@ -66,17 +67,24 @@ def _run(block: Any, x: Tensor, earlier: Values, *args: Any, **kwargs: Any) -> t
     return block(x, *args, **kwargs), None
 
 
-class MixesValues:
-    """What every dense attention has besides its family's attention."""
+class DenseMixin:
+    """Attributes that a dense attention has beside those of its family's attention."""
 
     mix: nn.Parameter | None
+    """The weights of the earlier values: one per pair, or one per pair and head. None where it mixes nothing."""
     pairs: tuple[Pair, ...]
+    """The earlier blocks whose values it mixes into its own."""
     per_head: bool
+    """Whether every head has weights of its own."""
     feeds: bool
-    """Whether a later block needs this one's values."""
+    """Whether a later block needs the values of this one."""
 
     def needed(self, earlier: Values) -> list[Tensor]:
-        """The values of each pair's block; raises :class:`ModelError` when one is missing."""
+        """Return the values [B, ..., k_i] of the block of each pair.
+
+        Raises:
+            ModelError: The values of a block are missing, because the blocks were not called in order.
+        """
         found = []
         for pair in self.pairs:
             values = earlier[pair.earlier] if pair.earlier < len(earlier) else None
@@ -89,33 +97,36 @@ class MixesValues:
         return found
 
 
-def kept(values: Tensor) -> Tensor:
-    """Values to keep until the stage ends: without gradients as a copy, so that queries and keys can be freed."""
+def keep_values(values: Tensor) -> Tensor:
+    """Return values [B, N, k] to keep until the stage ends: without gradients a copy, so that q and k can be freed."""
     return values if values.requires_grad else values.contiguous()
 
 
-class MixesBeforeAttending(MixesValues):
-    """Mixes the values of earlier blocks into its own before they are attended to. ``narrow`` is its plain form where
-    heads are gone."""
+class DenseForward(DenseMixin):
+    """Forward pass of a dense attention with the methods of `HeadPruned`: project, mix the values, attend."""
 
-    narrow: type[Any]
+    head_pruned: type[Any]
+    """The class without dense attention where heads are gone."""
 
     def forward(self, x: Tensor, *args: Any, earlier: Values = (), **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """[B, N, C] -> output [B, N, C] and own unmixed values [B, N, k] (None when no later block needs them)."""
+        """Map tokens [B, N, C] to the output [B, N, C] and the block's own unmixed values [B, N, k].
+
+        The values are None when no later block needs them.
+        """
         attn: Any = self
         q, k, own = attn.project(x)
         v = own
         if self.mix is not None:
             head_dim = own.shape[-1] // attn.num_heads
             v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, head_dim)
-        return attn.attend(x, q, k, v, *args, **kwargs), kept(own) if self.feeds else None
+        return attn.attend(x, q, k, v, *args, **kwargs), keep_values(own) if self.feeds else None
 
 
-class KeepsGamma:
-    """A pre-norm block whose LayerScale is a parameter of its own, around such an attention."""
+class DenseGammaBlock:
+    """Forward pass of a dense pre-norm block whose LayerScale is a parameter of the block."""
 
     def forward(self, x: Tensor, *args: Any, earlier: Values = (), **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """[B, N, C] -> the stream after the block [B, N, C], and the attention's own values for later blocks."""
+        """Map the stream [B, N, C] to the stream after the block [B, N, C] and the values for later blocks."""
         block: Any = self
         branch, values = block.attn(block.norm1(x), *args, earlier=earlier, **kwargs)
         x = x + block.drop_path1(_scaled(block.gamma_1, branch))

@@ -1,4 +1,4 @@
-"""timm's Beit: BEiT and BEiT v2, with a table of position biases a block or one that all blocks share."""
+"""timm's Beit: BEiT and BEiT v2, with position biases per block or shared by all blocks."""
 
 from __future__ import annotations
 
@@ -10,31 +10,45 @@ from timm.models.beit import Attention, Beit, Block
 from torch import Tensor, nn
 
 from slimvit.models.base import AttentionBlock, Branch, Family, State, Step, TimmModule, block_branches, fits_block
-from slimvit.models.dense.layers import KeepsGamma, MixesBeforeAttending
+from slimvit.models.closed_form import vit_macs
+from slimvit.models.dense.layers import DenseForward, DenseGammaBlock
 from slimvit.models.head_parts import HeadParts, Slice, projections, separate_biases
-from slimvit.models.reduced import HeadPruned, attended, merged
+from slimvit.models.reduced import HeadPruned, merge_heads, scaled_attention
 
 
 class HeadPrunedBeitAttention(HeadPruned, Attention):
-    """timm's attention with position biases, with fewer heads."""
+    """Head-pruned attention with position biases."""
 
     plain = Attention
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
+        """Map tokens [B, N, C] to [B, N, C]; `shared_rel_pos_bias` is [original heads, N, N]."""
         return self.attend(x, *self.project(x), shared_rel_pos_bias)
 
     def attend(self, _: Tensor, q: Tensor, k: Tensor, v: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """Queries, keys and values [B, N, k] -> [B, N, C]; the biases that blocks share are [original heads, N, N]."""
+        """Map queries, keys and values [B, N, k] to the output [B, N, C]."""
         bias = None if self.relative_position_bias_table is None else self._get_rel_pos_bias()
         if shared_rel_pos_bias is not None:
-            shared = self.of_these_heads(shared_rel_pos_bias)
+            shared = self.select_heads(shared_rel_pos_bias)
             bias = shared if bias is None else bias + shared
-        found = attended(self, self.by_head(q), self.by_head(k), self.by_head(v), bias)
-        return self.proj_drop(self.proj(merged(found)))
+        found = scaled_attention(self, self.split_heads(q), self.split_heads(k), self.split_heads(v), bias)
+        return self.proj_drop(self.proj(merge_heads(found)))
 
 
-def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
+class DenseBeitAttention(DenseForward, HeadPrunedBeitAttention):  # type: ignore[misc]
+    """BEiT's attention with the values of earlier blocks mixed into its own before it attends."""
+
+    plain = Attention
+    head_pruned = HeadPrunedBeitAttention
+
+
+class DenseBeitBlock(DenseGammaBlock, Block):  # type: ignore[misc]
+    """BEiT's block around a `DenseBeitAttention`."""
+
+    plain = Block
+
+
+def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
     table = () if attn.relative_position_bias_table is None else (Slice("relative_position_bias_table", dim=1),)
     return HeadParts(
         rows=projections(attn, head_dim),
@@ -52,13 +66,13 @@ def _check(model: TimmModule) -> str | None:
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [
-        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _parts)
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _head_parts)
         for i, block in enumerate(model.blocks.children())
     ]
 
 
 def _embed(model: TimmModule, images: Tensor) -> State:
-    """Images [B, C, H, W] -> the stream that enters the first block, [B, N, C], and the biases that blocks share."""
+    """Images [B, C, H, W] -> the stream that enters the first block [B, N, C], and the biases that all blocks share."""
     patches = model.patch_embed(images)
     x = torch.cat((model.cls_token.expand(len(patches), -1, -1), patches), 1)
     return State(
@@ -70,16 +84,16 @@ def _embed(model: TimmModule, images: Tensor) -> State:
 def _steps(model: TimmModule) -> list[Branch | Step]:
     found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks.children()):
-        found += block_branches(f"blocks.{i}", block, block.attn, takes=_takes)
+        found += block_branches(f"blocks.{i}", block, block.attn, shared_arguments=_shared_arguments)
     return found
 
 
-def _takes(shared: Any) -> dict[str, Any]:
+def _shared_arguments(shared: Any) -> dict[str, Any]:
     return {"shared_rel_pos_bias": shared}
 
 
 def _arguments(model: TimmModule) -> dict[str, Any]:
-    """reset_classifier may change the pooling, but leaves the norm where it was; older timms know only one place."""
+    """`reset_classifier` may change the pooling, but leaves the norm at its place; older timms know only one place."""
     after_pooling = not isinstance(model.fc_norm, nn.Identity)
     moved = {} if after_pooling == (model.global_pool == "avg") else {"use_fc_norm": after_pooling}
     return {"global_pool": model.global_pool} | moved
@@ -87,20 +101,13 @@ def _arguments(model: TimmModule) -> dict[str, Any]:
 
 BEIT = Family(
     name="beit",
-    check=_check,
     owns=lambda model: isinstance(model, Beit),
+    timm_modules=("beit",),
+    supported="timm Beits (beit_*, beitv2_*)",
+    check=_check,
     attention_blocks=_attention_blocks,
     steps=_steps,
-    supported="timm Beits (beit_*, beitv2_*)",
     arguments=_arguments,
-    no_dense=lambda model: None,
+    dense={Attention: DenseBeitAttention, Block: DenseBeitBlock},
+    closed_form=vit_macs,
 )
-
-
-class DenseBeitAttention(MixesBeforeAttending, HeadPrunedBeitAttention):  # type: ignore[misc]
-    plain = Attention
-    narrow = HeadPrunedBeitAttention
-
-
-class DenseBeitBlock(KeepsGamma, Block):  # type: ignore[misc]
-    plain = Block

@@ -22,19 +22,26 @@ from slimvit.models.base import (
     fits_post_norm,
     plain_type,
 )
-from slimvit.models.dense.layers import KeepsGamma, MixesBeforeAttending
+from slimvit.models.closed_form import vit_macs
+from slimvit.models.dense.layers import DenseForward, DenseGammaBlock
 from slimvit.models.head_parts import HeadParts, projections, separate_biases
-from slimvit.models.reduced import HeadPruned, attended, merged
+from slimvit.models.reduced import HeadPruned, merge_heads, scaled_attention
 
 
 class _Rotary(HeadPruned):
-    """Both of Eva's attentions, with fewer heads. Positions that differ between the heads are one parameter for all
-    blocks: it stays whole, and each block takes what belongs to its heads."""
+    """Forward pass of both head-pruned attentions of Eva.
+
+    Rotary positions that differ between the heads are one parameter for all blocks. That parameter stays whole, and
+    each block selects the positions of its heads.
+    """
 
     def forward(
         self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """[B, N, C] -> [B, N, C]; ``rope`` [N, 2d] or [original heads, N, 2d], prefix tokens left out."""
+        """Map tokens [B, N, C] to [B, N, C].
+
+        `rope` is [N, 2d] or [original heads, N, 2d], without the prefix tokens.
+        """
         return self.attend(x, *self.project(x), rope, attn_mask, is_causal)
 
     def attend(
@@ -47,39 +54,64 @@ class _Rotary(HeadPruned):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Queries, keys and values [B, N, k] of the tokens x [B, N, C] -> [B, N, C]."""
+        """Map queries, keys and values [B, N, k] of the tokens x [B, N, C] to the output [B, N, C]."""
         attn: Any = self
         gate = getattr(attn, "gate", None)  # timm 1.0.23 has none
-        q, k, v = (self.by_head(t) for t in (q, k, v))
+        q, k, v = (self.split_heads(t) for t in (q, k, v))
         q, k = attn.q_norm(q), attn.k_norm(k)
         if rope is not None:
-            rope = self.of_these_heads(rope)
-            q, k = self._turned(q, rope).type_as(v), self._turned(k, rope).type_as(v)
-        found = attn.norm(merged(attended(self, q, k, v, attn_mask, is_causal)))
+            rope = self.select_heads(rope)
+            q, k = self._rotated(q, rope).type_as(v), self._rotated(k, rope).type_as(v)
+        found = attn.norm(merge_heads(scaled_attention(self, q, k, v, attn_mask, is_causal)))
         if gate is not None:
             found = found * gate(x).sigmoid()
         return attn.proj_drop(attn.proj(found))
 
-    def _turned(self, t: Tensor, rope: Tensor) -> Tensor:
-        """[B, H, N, d], the prefix tokens as they are."""
+    def _rotated(self, t: Tensor, rope: Tensor) -> Tensor:
+        """[B, H, N, d] -> [B, H, N, d]; the prefix tokens are not rotated."""
         attn: Any = self
         prefix = attn.num_prefix_tokens
-        turned = apply_rot_embed_cat(t[:, :, prefix:], rope, half=getattr(attn, "rotate_half", False))
-        return torch.cat([t[:, :, :prefix], turned], 2)
+        rotated = apply_rot_embed_cat(t[:, :, prefix:], rope, half=getattr(attn, "rotate_half", False))
+        return torch.cat([t[:, :, :prefix], rotated], 2)
 
 
 class HeadPrunedEvaAttention(_Rotary, EvaAttention):
+    """Head-pruned attention of EVA and EVA-02."""
+
     plain = EvaAttention
 
 
 class HeadPrunedAttentionRope(_Rotary, AttentionRope):
+    """Head-pruned attention of timm's ViTs with rotary positions."""
+
     plain = AttentionRope
 
 
+class DenseEvaAttention(DenseForward, HeadPrunedEvaAttention):  # type: ignore[misc]
+    """EVA's attention with the values of earlier blocks mixed into its own before it attends."""
+
+    plain = EvaAttention
+    head_pruned = HeadPrunedEvaAttention
+
+
+class DenseAttentionRope(DenseForward, HeadPrunedAttentionRope):  # type: ignore[misc]
+    """timm's rotary attention with the values of earlier blocks mixed into its own before it attends."""
+
+    plain = AttentionRope
+    head_pruned = HeadPrunedAttentionRope
+
+
+class DenseEvaBlock(DenseGammaBlock, EvaBlock):  # type: ignore[misc]
+    """EVA's pre-norm block around a `DenseEvaAttention` or `DenseAttentionRope`."""
+
+    plain = EvaBlock
+
+
 HEAD_PRUNED = {EvaAttention: HeadPrunedEvaAttention, AttentionRope: HeadPrunedAttentionRope}
+"""timm's attentions and their head-pruned classes."""
 
 
-def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
+def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
     sizes = {"num_heads": 1, "num_kv_heads": 1, "attn_dim": head_dim, "kv_dim": head_dim}
     return HeadParts(
         rows=projections(attn, head_dim),
@@ -110,32 +142,32 @@ def _post_norm(block: TimmModule) -> bool:
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [
-        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _parts, post_norm=_post_norm(block))
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _head_parts, post_norm=_post_norm(block))
         for i, block in enumerate(model.blocks.children())
     ]
 
 
 def _embed(model: TimmModule, images: Tensor) -> State:
-    """Images [B, C, H, W] -> the stream that enters the first block, [B, N, C], and the rotary positions."""
+    """Images [B, C, H, W] -> the stream that enters the first block [B, N, C], and the rotary positions."""
     x, rope = model._pos_embed(model.patch_embed(images))
     return State(model.norm_pre(x), shared=rope)
 
 
-def _takes(model: TimmModule, i: int, rope: Any) -> dict[str, Any]:
-    """Mixed rotary positions are a tensor a block."""
+def _shared_arguments(model: TimmModule, i: int, rope: Any) -> dict[str, Any]:
+    """Mixed rotary positions are one tensor per block."""
     return {"rope": rope[i] if rope is not None and getattr(model, "rope_mixed", False) else rope}
 
 
 def _steps(model: TimmModule) -> list[Branch | Step]:
     found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks.children()):
-        takes = partial(_takes, model, i)
-        found += block_branches(f"blocks.{i}", block, block.attn, takes=takes, post_norm=_post_norm(block))
+        shared = partial(_shared_arguments, model, i)
+        found += block_branches(f"blocks.{i}", block, block.attn, shared_arguments=shared, post_norm=_post_norm(block))
     return found
 
 
 def _arguments(model: TimmModule) -> dict[str, Any]:
-    """reset_classifier may change the pooling, but leaves the norm where it was."""
+    """`reset_classifier` may change the pooling, but leaves the norm at its place."""
     return {"global_pool": model.global_pool, "use_fc_norm": not isinstance(model.fc_norm, nn.Identity)}
 
 
@@ -147,25 +179,14 @@ def _no_dense(model: TimmModule) -> str | None:
 
 EVA = Family(
     name="eva",
-    check=_check,
     owns=lambda model: isinstance(model, Eva),
+    timm_modules=("eva",),
+    supported="timm Evas (eva_*, eva02_*, vit_*_dinov3, vit_pe_*, vit_*_rope_*)",
+    check=_check,
     attention_blocks=_attention_blocks,
     steps=_steps,
-    supported="timm Evas (eva_*, eva02_*, vit_*_dinov3, vit_pe_*, vit_*_rope_*)",
     arguments=_arguments,
+    dense={EvaAttention: DenseEvaAttention, AttentionRope: DenseAttentionRope, EvaBlock: DenseEvaBlock},
     no_dense=_no_dense,
+    closed_form=vit_macs,
 )
-
-
-class DenseEvaAttention(MixesBeforeAttending, HeadPrunedEvaAttention):  # type: ignore[misc]
-    plain = EvaAttention
-    narrow = HeadPrunedEvaAttention
-
-
-class DenseAttentionRope(MixesBeforeAttending, HeadPrunedAttentionRope):  # type: ignore[misc]
-    plain = AttentionRope
-    narrow = HeadPrunedAttentionRope
-
-
-class DenseEvaBlock(KeepsGamma, EvaBlock):  # type: ignore[misc]
-    plain = EvaBlock

@@ -9,12 +9,53 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from slimvit.models.base import AttentionBlock, Branch, Family, Step, TimmModule, block_branches, plain_type
-from slimvit.models.dense.layers import MixesValues, Values, kept
+from slimvit.models.base import AttentionBlock, Branch, Family, ImageSize, Step, TimmModule, block_branches, plain_type
+from slimvit.models.closed_form import vit_macs
+from slimvit.models.dense.layers import DenseMixin, Values, keep_values
 from slimvit.models.dense.mixing import mix_values
 from slimvit.models.empty import EmptyAttention
 from slimvit.models.head_parts import HeadParts, projections
-from slimvit.models.reduced import attended
+from slimvit.models.reduced import merge_heads, scaled_attention
+
+
+class DenseAttention(DenseMixin, Attention):
+    """timm's attention with the values of earlier blocks mixed into its own before it attends."""
+
+    plain = Attention
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, earlier: Values = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map tokens [B, N, C] to the output [B, N, C] and the block's own unmixed values [B, N, k].
+
+        The values are None when no later block needs them.
+        """
+        b, n, _ = x.shape
+        gate_layer = getattr(self, "gate", None)  # timm 1.0.23 has none
+        gate = None if gate_layer is None else gate_layer(x).sigmoid()
+        q, k, own = self.qkv(x).split(self.attn_dim, -1)
+        v = own
+        if self.mix is not None:
+            v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, self.head_dim)
+        q, k, v = (t.view(b, n, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        x = self.norm(merge_heads(scaled_attention(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)))
+        if gate is not None:
+            x = x * gate
+        return self.proj_drop(self.proj(x)), keep_values(own) if self.feeds else None
+
+
+class DenseBlock(Block):
+    """timm's block around a `DenseAttention`."""
+
+    plain = Block
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, earlier: Values = ()
+    ) -> tuple[Tensor, Tensor | None]:
+        """Map the stream [B, N, C] to the stream after the block [B, N, C] and the values for later blocks."""
+        branch, values = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, earlier=earlier)
+        x = x + self.drop_path1(self.ls1(branch))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), values
 
 
 def _check(model: TimmModule) -> str | None:
@@ -31,20 +72,20 @@ def _check(model: TimmModule) -> str | None:
     return None
 
 
-def _parts(attn: TimmModule, head_dim: int) -> HeadParts:
+def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
     return HeadParts(projections(attn, head_dim), counts={"num_heads": 1, "attn_dim": head_dim})
 
 
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [
-        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _parts)
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _head_parts)
         for i, block in enumerate(model.blocks.children())
     ]
 
 
 def _embed(model: TimmModule, images: Tensor) -> Tensor:
-    """Images [B, C, H, W] -> the stream that enters the first block, [B, N, C]."""
+    """Images [B, C, H, W] -> the stream that enters the first block [B, N, C]."""
     return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(images))))
 
 
@@ -56,56 +97,26 @@ def _steps(model: TimmModule) -> list[Branch | Step]:
 
 
 def _arguments(model: TimmModule) -> dict[str, Any]:
-    """reset_classifier may change the pooling, but leaves the norm where it was."""
+    """`reset_classifier` may change the pooling, but leaves the norm at its place."""
     return {"global_pool": model.global_pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
+
+
+def _closed_form(model: TimmModule, image_size: ImageSize) -> int | None:
+    """None for blocks of several attentions or of none."""
+    alike = all(hasattr(getattr(block, "attn", None), "proj") for block in model.blocks.children())
+    return vit_macs(model, image_size) if alike else None
 
 
 VIT = Family(
     name="vit",
-    check=_check,
     owns=lambda model: isinstance(model, VisionTransformer),
-    attention_blocks=_attention_blocks,
-    steps=_steps,
+    timm_modules=("vision_transformer", "vision_transformer_hybrid", "deit"),
     supported="timm VisionTransformers with standard blocks (deit_*, deit3_*, deit_*_distilled, vit_*, "
     "vit_*_dinov2, vit_*_clip_*, vit_*_siglip_*, qk_norm and gated attention included)",
+    check=_check,
+    attention_blocks=_attention_blocks,
+    steps=_steps,
     arguments=_arguments,
-    no_dense=lambda model: None,
+    dense={Attention: DenseAttention, Block: DenseBlock},
+    closed_form=_closed_form,
 )
-
-
-class DenseAttention(MixesValues, Attention):
-    """timm's attention, with the values of earlier blocks mixed into its own before they are attended to."""
-
-    plain = Attention
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, earlier: Values = ()
-    ) -> tuple[Tensor, Tensor | None]:
-        """[B, N, C] -> output [B, N, C] and own unmixed values [B, N, k] (None when no later block needs them)."""
-        b, n, _ = x.shape
-        gate_layer = getattr(self, "gate", None)  # timm 1.0.23 has none
-        gate = None if gate_layer is None else gate_layer(x).sigmoid()
-        q, k, own = self.qkv(x).split(self.attn_dim, -1)
-        v = own
-        if self.mix is not None:
-            v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, self.head_dim)
-        q, k, v = (t.view(b, n, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
-        x = attended(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)
-        x = self.norm(x.transpose(1, 2).reshape(b, n, self.attn_dim))
-        if gate is not None:
-            x = x * gate
-        return self.proj_drop(self.proj(x)), kept(own) if self.feeds else None
-
-
-class DenseBlock(Block):
-    """timm's block around a :class:`DenseAttention`."""
-
-    plain = Block
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, earlier: Values = ()
-    ) -> tuple[Tensor, Tensor | None]:
-        """[B, N, C] -> the stream after the block [B, N, C], and the attention's own values for later blocks."""
-        branch, values = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal, earlier=earlier)
-        x = x + self.drop_path1(self.ls1(branch))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), values

@@ -46,7 +46,7 @@ def costs_from(unit: str, total: float, plan: SlimPlan, heads: Sequence[Price], 
 def macs_costs(model: nn.Module, total: int) -> Costs:
     """MACs; ``total``: what the whole model costs."""
     blocks = attention_blocks(model)
-    heads = [_price(head_macs(b), _norm_macs(b.block.norm1, b.mlp_tokens) + b.parts.shared_macs) for b in blocks]
+    heads = [_price(head_macs(b), _norm_macs(b.block.norm1, b.mlp_tokens) + b.head_parts.shared_macs) for b in blocks]
     mlp = [_price(neuron_macs(b), _norm_macs(b.block.norm2, b.mlp_tokens)) for b in blocks]
     return costs_from("MACs", total, plan_of(model), heads, mlp)
 
@@ -61,7 +61,7 @@ def params_costs(model: nn.Module) -> Costs:
 
 def head_macs(block: AttentionBlock) -> int:
     """MACs of one head: its share of qkv, gate and proj, and its two attention products."""
-    inputs = sum(r.weights * (block.tokens if r.positions is None else r.positions) for r in block.parts.rows)
+    inputs = sum(r.weights * (block.tokens if r.positions is None else r.positions) for r in block.head_parts.rows)
     return inputs + block.tokens * block.head_dim * (block.attn.proj.out_features + 2 * block.window)
 
 
@@ -72,7 +72,7 @@ def neuron_macs(block: AttentionBlock) -> int:
 
 def head_params(block: AttentionBlock) -> int:
     """Parameters of one head: its rows of qkv and gate, its columns of proj, and what else the family names."""
-    parts = block.parts
+    parts = block.head_parts
     own = sum(rows.params for rows in parts.rows) + sum(part.params(block.attn) for part in parts.slices)
     return own + block.head_dim * block.attn.proj.out_features
 

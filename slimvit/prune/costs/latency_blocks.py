@@ -65,7 +65,7 @@ def branch_kind(view: AttentionBlock, part: str) -> str:
         return f"mlp: {_types(*layers)}, bias {_biased(mlp.fc2)}, {mlp.fc2.out_features} wide, {view.mlp_tokens} tokens"
     layers = (block.norm1, attn, getattr(block, "ls1", None))
     layout = [getattr(block, name, None) for name in ("input_resolution", "window_size", "shift_size")]
-    inputs = next((rows.layer for rows in view.parts.rows), attn.proj)
+    inputs = next((rows.layer for rows in view.head_parts.rows), attn.proj)
     return (
         f"attention: {_types(*layers)}, bias {_biased(inputs)}, {attn.proj.out_features} "
         f"wide, heads of {view.head_dim}, {view.tokens} tokens of {view.window}, windows {layout}, "

@@ -124,10 +124,10 @@ def _head_norms(block: AttentionBlock) -> Tensor:
     if attn.num_heads == 0:
         return torch.zeros(0)
     squares = attn.proj.weight.detach().square().sum(0).view(attn.num_heads, -1).sum(1)
-    for rows in block.parts.rows:
+    for rows in block.head_parts.rows:
         by_head = rows.layer.weight.detach().square().sum(1).view(rows.copies, attn.num_heads, rows.width)
         squares = squares + by_head.sum((0, 2))
-    for part in block.parts.slices:
+    for part in block.head_parts.slices:
         if not part.name.endswith("_bias"):  # biases of layers count nowhere
             entries = getattr(attn, part.name).detach().square().movedim(part.dim, 0)
             squares = squares + entries.reshape(attn.num_heads, -1).sum(1)

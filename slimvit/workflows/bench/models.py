@@ -21,7 +21,7 @@ from slimvit.io.open import open_model
 from slimvit.measure.flops.count import count_macs, count_params, input_size_of
 from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import dense_mix
-from slimvit.models.registry import attention_blocks, plan_of
+from slimvit.models.registry import attention_blocks, model_name, plan_of
 from slimvit.utils.errors import ModelError, StoreError
 from slimvit.utils.progress import log
 from slimvit.workflows.run_folder import recipe_of
@@ -160,7 +160,7 @@ def _onnx_bench_model(name: str, img_size: int | None) -> BenchModel:
 def _original(cut: BenchModel, taken: Sequence[str]) -> BenchModel:
     source = saved_model.description_of(cut.model)
     recipe = None if cut.folder is None else recipe_of(cut.folder)
-    known_as = source.name if recipe is None or saved_model.is_saved(recipe.model.name) else recipe.model.name
+    known_as = model_name(cut.model) if recipe is None or saved_model.is_saved(recipe.model.name) else recipe.model.name
     name = f"{known_as} (original)"
     if name in taken:
         name = f"{known_as} (original of {cut.name})"

@@ -17,7 +17,7 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub.name import FOLDERS, PREFIX, check_repo, hub_name, is_hub_name, is_revision
 from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import dense_mix
-from slimvit.models.registry import plan_of
+from slimvit.models.registry import model_name, plan_of
 from slimvit.report.compare.collect import measured
 from slimvit.report.model_card import CardFacts, card
 from slimvit.utils.errors import ModelError, StoreError
@@ -128,7 +128,7 @@ def _facts(
     run_ = measured(run, str(run), str(run)) if "report.json" in files else None
     return CardFacts(
         repo=repo,
-        architecture=saved_model.description_of(model).name,
+        architecture=model_name(model),
         num_classes=model.num_classes,
         class_names=getattr(model, "class_names", ()),
         input_size=preprocessing_of(model).input_size,

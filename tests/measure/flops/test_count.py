@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from slimvit.measure.flops import torch_counter
+from slimvit.measure.flops import meta
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
 from slimvit.measure.flops.parts import part_of
 from slimvit.models.empty import EmptyAttention
@@ -188,8 +188,8 @@ def count_macs_on_cpu(model):
 
 
 def test_torch_counter_that_misses_attention_is_not_used(monkeypatch):
-    monkeypatch.setattr(torch_counter, "_sees_attention", torch_counter._sees_attention.__wrapped__)  # asked anew
-    monkeypatch.setattr(torch_counter, "_halved", lambda call: 0)
+    monkeypatch.setattr(meta, "_sees_attention", meta._sees_attention.__wrapped__)  # asked anew
+    monkeypatch.setattr(meta, "_halved", lambda call: 0)
     count = count_macs(small())
     assert count.torch_counter is None and count.agrees
 

@@ -4,9 +4,8 @@ import pytest
 import timm
 import torch
 
-from slimvit.measure.flops.closed_form import closed_form
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
-from slimvit.models.registry import attention_blocks, plan_of
+from slimvit.models.registry import attention_blocks, closed_form, plan_of
 from slimvit.prune.costs.base import head_macs
 from slimvit.prune.surgery import prune_model
 

@@ -184,9 +184,9 @@ def test_a_head_that_does_nothing_goes_first(network, criterion, build, batches)
     with torch.no_grad():
         view.attn.proj.weight[:, : view.head_dim] = 0
         if criterion == "magnitude":  # everything that goes with the head
-            for rows in view.parts.rows:
+            for rows in view.head_parts.rows:
                 rows.layer.weight[rows.of([0])] = 0
-            for part in view.parts.slices:
+            for part in view.head_parts.slices:
                 getattr(view.attn, part.name).movedim(part.dim, 0)[: part.width] = 0
     parts = ("heads", "mlp") if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
     scores = score_parts(model, batches(model, count=1), criterion, parts=parts)
