@@ -26,7 +26,7 @@ CHECK_IMAGES = 256
         type=click.Path(path_type=Path),
         required=True,
         metavar="PATH",
-        help="File to write (.onnx, .pt2), or the folder for timm.",
+        help="File or folder to write.",
     ),
     click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Fixed batch size. [default: 1]"),
     click.option("--dynamic-batch", is_flag=True, help="Accept any batch size."),
@@ -55,19 +55,20 @@ def export_command(
       slimvit export runs/digits --format torch-export --dynamic-batch --out digits.pt2
     """
     from slimvit.config.recipe import Recipe
+    from slimvit.io.export.formats import format_of
     from slimvit.workflows.export import ExportOptions, export_model
     from slimvit.workflows.run_folder import recipe_of
 
     if dynamic_batch and batch is not None:
         raise click.UsageError(f"--batch {batch} and --dynamic-batch contradict each other; give one of them")
-    if form == "timm" and (dynamic_batch or batch is not None):
-        raise click.UsageError("a model for timm takes any number of images; leave --batch and --dynamic-batch out")
+    if format_of(form).any_batch and (dynamic_batch or batch is not None):
+        raise click.UsageError(f"a model for {form} takes any number of images; leave --batch and --dynamic-batch out")
     tree = shared.sections(model, given)
     tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
     shared.need_data({"data": tree["data"].get("name")})
     if given["eval_images"] is None:
         tree["data"]["eval_images"] = min(CHECK_IMAGES, tree["data"].get("eval_images") or CHECK_IMAGES)
-    size = None if dynamic_batch or form == "timm" else batch or 1
+    size = None if dynamic_batch else batch or 1
     options = ExportOptions(form, out, size, fp16, given["force"], given["workers"])
     figures = export_model(Recipe.parse(tree, "command line"), options)
     click.echo(json.dumps(figures, indent=1) if as_json else "\n".join(_lines(figures)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import timm
 from torch import nn
 
 from slimvit.config.recipe import ModelSection, Recipe
@@ -15,6 +14,7 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.load import named, pinned_section, saved_folder
+from slimvit.models.build import is_timm_model
 from slimvit.utils.errors import ModelError
 from slimvit.utils.files import MOST
 from slimvit.utils.output import UNFINISHED
@@ -83,7 +83,7 @@ def teacher_on_hub(name: str) -> ModelSection | None:
         folder = fetch.fetch(found, {RECIPE: MOST})
         with named(name, folder):
             section = Recipe.read(folder / RECIPE).model
-        anywhere = is_hub_name(section.name) or section.name in EMBEDDED or timm.is_model(section.name)
+        anywhere = is_hub_name(section.name) or section.name in EMBEDDED or is_timm_model(section.name)
         if anywhere and section.weights is None and section.pretrained:
             return section
     log(f"{name}: its uncut network is not on the Hub, so there is none to learn from")

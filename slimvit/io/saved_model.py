@@ -22,7 +22,7 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.flops.count import input_size_of
 from slimvit.models.arguments import defects_of_arguments
 from slimvit.models.base import TimmModule
-from slimvit.models.build import ModelSource, check_timm
+from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import arguments_of, plan_of
@@ -234,7 +234,7 @@ def _cut(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
 def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Path | None = None) -> nn.Module:
     """The cut model without weights, on the meta device: names and shapes, no memory."""
     where = f"{folder / DESCRIPTION}: " if folder else ""
-    if not timm.is_model(source.name):  # timm would take hf-hub:... for a model to fetch
+    if not is_timm_model(source.name):  # timm would take hf-hub:... for a model to fetch
         raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
     with torch.device("meta"):
         try:

@@ -15,6 +15,7 @@ from torch import nn
 
 from slimvit.models.base import TimmModule
 from slimvit.utils.errors import ModelError, nearest
+from slimvit.utils.plugins import load_plugins
 
 TIMM_MINIMUM = (1, 0, 23)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
@@ -39,9 +40,16 @@ def check_timm(
         raise ModelError(f"{old}; pip install -U 'timm>={wanted}'")
 
 
+def is_timm_model(name: str) -> bool:
+    """Return whether timm, or an installed plugin that registers models with timm, knows the name."""
+    if not timm.is_model(name):
+        load_plugins()
+    return timm.is_model(name)
+
+
 def check_known(name: str, more: Iterable[str] = ()) -> None:
     """Raise `ModelError` for a name that is no timm model, with the nearest names of timm and of `more`."""
-    if not timm.is_model(name):
+    if not is_timm_model(name):
         close = nearest(name, [*more, *timm.list_models()])
         raise ModelError(f"{name}: no timm model of that name{close}; see `slimvit models`")
 
@@ -105,7 +113,7 @@ def _build(name: str, kwargs: dict[str, Any], **more: Any) -> TimmModule:
 
 
 def _pretrained(name: str, kwargs: dict[str, Any]) -> TimmModule:
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.has_weights:
         raise ModelError(
             f"{name}: timm has no pretrained weights for it; give your own with --weights FILE, or --no-pretrained"
@@ -139,7 +147,7 @@ def _is_network(error: BaseException | None) -> bool:
 def _with_weights(name: str, file: Path, kwargs: dict[str, Any], known: dict[str, Any]) -> TimmModule:
     """The model with a file's weights and the classifier that the file has."""
     state = read_weights(file)
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    cfg = timm.get_pretrained_cfg(name)
     classifiers = (cfg.classifier if cfg else None) or "head"
     names = [classifiers] if isinstance(classifiers, str) else list(classifiers)
     tensors = [f"{n}.weight" for n in (*names, "head", "head.fc")]

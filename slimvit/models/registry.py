@@ -15,6 +15,7 @@ from slimvit.models.families.vit import VIT
 from slimvit.models.mlp import hidden_neurons
 from slimvit.models.plan import BlockPlan, SlimPlan
 from slimvit.utils.errors import ModelError
+from slimvit.utils.plugins import load_plugins
 
 FAMILIES: list[Family] = [VIT, SWIN, SWIN_V2, BEIT, EVA]
 """The first family that owns a model counts."""
@@ -55,6 +56,8 @@ def family_of(model: nn.Module) -> Family:
 
 def family_or_reason(model: nn.Module) -> Family | str:
     """Return the family that supports a model, or why there is none."""
+    if _owner(model) is None:
+        load_plugins()
     family = _owner(model)
     if family is None:
         return f"{type(model).__module__}.{type(model).__name__} is not a model slimvit can prune"

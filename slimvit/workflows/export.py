@@ -1,4 +1,4 @@
-"""A saved model written as a file for others, read back, and run on real images before it takes its place."""
+"""Export: write a saved model for use without slimvit, read it back, and compare both on real images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.io.export.exported_model import ExportedModel, exported_model
-from slimvit.io.export.formats import FORMATS, Format
+from slimvit.io.export.formats import Format, format_of
 from slimvit.io.export.parity import BOUNDS, Parity, output_parity
 from slimvit.io.load import saved_folder
 from slimvit.utils.errors import ModelError
@@ -28,13 +28,13 @@ from slimvit.workflows.state import RunState
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """In what form, and where to."""
+    """The form of an export, and its place."""
 
     format: str
-    """A key of :data:`~slimvit.io.export.formats.FORMATS`."""
+    """A key of `slimvit.io.export.formats.FORMATS`."""
     out: Path
     batch: int | None = 1
-    """Images at a time; None takes any number."""
+    """Images at a time; None takes any number, as does a format that knows no other way."""
     half: bool = False
     """fp16 weights and arithmetic."""
     force: bool = False
@@ -42,17 +42,21 @@ class ExportOptions:
 
 
 def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
-    """Write the recipe's model, and check it on the validation images of the recipe's data.
+    """Write the recipe's model, and compare it with the model on the validation images of the recipe's data.
 
-    Returns what was written and how near it comes. Raises :class:`SlimvitError`, and leaves no file, where the format
-    cannot say the model, a package is missing, the place is taken, or the file does not compute what the model does.
+    Returns:
+        What was written, and how far its logits lie from the model's.
+
+    Raises:
+        SlimvitError: The format cannot hold the model, a package is missing, the place is taken, or the logits differ
+            too much. No file is left then.
     """
-    form = FORMATS[options.format]
+    form = format_of(options.format)
     form.check_packages()
     with locked(options.out):
         _check_place(recipe, options, form)
         with open_run(recipe, Options(device="cpu", workers=options.workers)) as state:
-            exported = _parcel(state, options)
+            exported = _exported(state, options, form)
             form.check(exported)
             images = torch.cat([batch for batch, _ in state.in_order(state.data.val)])
         with _place(options, form) as partial:
@@ -81,7 +85,7 @@ def _place(options: ExportOptions, form: Format) -> Iterator[Path]:
         yield partial
 
 
-def _parcel(state: RunState, options: ExportOptions) -> ExportedModel:
+def _exported(state: RunState, options: ExportOptions, form: Format) -> ExportedModel:
     model = state.model
     if not model.num_classes:
         raise ModelError(
@@ -89,7 +93,7 @@ def _parcel(state: RunState, options: ExportOptions) -> ExportedModel:
             "slimvit prune --adapt-epochs 20"
         )
     names = getattr(model, "class_names", ()) or state.data.class_names
-    return exported_model(model, names, options.batch, options.half)
+    return exported_model(model, names, None if form.any_batch else options.batch, options.half)
 
 
 def _checked(exported: ExportedModel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:

@@ -1,4 +1,4 @@
-"""What is exported: a model, how many images it takes at a time, and what the file says about itself."""
+"""The input of every export format: a model, its batch size, and its metadata."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ INPUT, OUTPUT = "images", "logits"
 
 @dataclass(frozen=True)
 class ExportedModel:
+    """A model to export."""
+
     model: TimmModule
     """In eval mode on the CPU, in fp32."""
     label: dict[str, Any]
+    """Metadata for the file: classes, preprocessing, cost."""
     batch: int | None
     """Images at a time; None takes any number."""
     half: bool = False
@@ -28,19 +31,19 @@ class ExportedModel:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """An image [C, H, W]."""
+        """Channels, height and width of one image."""
         channels, height, width = self.label["preprocessing"]["input_size"]
         return channels, height, width
 
     def words(self) -> dict[str, str]:
-        """The label as strings; what is none is JSON."""
+        """Return the metadata as strings; values that are no strings become JSON."""
         return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in self.label.items()}
 
 
 def exported_model(
     model: TimmModule, class_names: Sequence[str], batch: int | None, half: bool = False
 ) -> ExportedModel:
-    """Classes, preprocessing and cost are the model's own."""
+    """Describe a model for export, with its own preprocessing and cost."""
     label = {
         "slimvit_version": version("slimvit"),
         "model": model_name(model),

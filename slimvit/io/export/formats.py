@@ -11,6 +11,7 @@ from torch import Tensor
 from slimvit.config.choices import EXPORT_FORMATS
 from slimvit.io.export import onnx_file, program, timm_folder
 from slimvit.io.export.exported_model import ExportedModel
+from slimvit.utils.errors import SlimvitError
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,18 @@ FORMATS: dict[str, Format] = {
         any_batch=True,
     ),
 }
+
+
+def format_of(name: str) -> Format:
+    """Return the export format of that name, loading the plugins that may define it.
+
+    Raises:
+        SlimvitError: There is none.
+    """
+    try:
+        return FORMATS[EXPORT_FORMATS.check(name)]
+    except ValueError as error:
+        raise SlimvitError(f"format {name!r} is not known; choose from {error}") from None
 
 
 def register_format(name: str, form: Format) -> Format:

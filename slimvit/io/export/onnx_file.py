@@ -1,4 +1,4 @@
-"""A model as an ONNX file, through torch's exporter. Running one is runtime.py's."""
+"""A model as an ONNX file, through torch's exporter. `runtime.py` runs one."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 OPSET = 18
-"""The operator set that torch's exporter writes without converting."""
+"""The operator set that torch's exporter writes without a conversion."""
 
 MOST_BYTES = 2**31 - 2**26
-"""Of weights in one file: protobuf ends at 2 GiB, and the graph needs a little."""
+"""Bytes of weights in one file: protobuf ends at 2 GiB, and the graph needs a little."""
 
 CHATTER = "onnxscript.optimizer"
-"""Warns of every operator that it does not compute beforehand."""
+"""The logger that warns of every operator that is not folded into a constant."""
 
 
 def check_packages() -> None:
-    """Raise :class:`SlimvitError` where an optional package is missing."""
+    """Raise `SlimvitError` where an optional package is missing."""
     _need(*PACKAGES)
 
 
 def check_size(exported: ExportedModel) -> None:
-    """Raise :class:`ModelError` for a model that one ONNX file cannot hold."""
+    """Raise `ModelError` for a model that one ONNX file cannot hold."""
     size = weight_bytes(exported.model) // (2 if exported.half else 1)
     if size > MOST_BYTES:
-        way_out = "use --format torch-export" if exported.half else "use --fp16, or --format torch-export"
-        raise ModelError(f"--format onnx: the weights take {size / 2**30:.1f} GiB, a file holds less than 2; {way_out}")
+        instead = "use --format torch-export" if exported.half else "use --fp16, or --format torch-export"
+        raise ModelError(f"--format onnx: the weights take {size / 2**30:.1f} GiB, a file holds less than 2; {instead}")
 
 
 def write_onnx(exported: ExportedModel, path: Path) -> None:
-    """One file: input ``images``, output ``logits``, weights inside, the label as metadata."""
+    """Write one file: input `images` [B, C, H, W], output `logits` [B, K], weights inside, the label as metadata."""
     import onnx
 
     with _quiet():
@@ -56,13 +56,17 @@ def write_onnx(exported: ExportedModel, path: Path) -> None:
     assert program is not None
     proto = program.model_proto
     for part in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        part.ClearField("metadata_props")  # where each comes from in Python, as large as a small model
+        part.ClearField("metadata_props")  # Python sources of the nodes, as large as a small model
     onnx.helper.set_model_props(proto, exported.words())
     path.write_bytes(proto.SerializeToString())
 
 
 def load_onnx(path: str | Path) -> OnnxModel:
-    """The file in ONNX Runtime; raises :class:`SlimvitError` where that is not installed or cannot run it."""
+    """Open a file in ONNX Runtime.
+
+    Raises:
+        SlimvitError: ONNX Runtime is not installed, or cannot run the file.
+    """
     _need("onnxruntime")
     from slimvit.io.export.runtime import OnnxModel
 

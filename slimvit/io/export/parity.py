@@ -1,4 +1,4 @@
-"""Whether a written file computes what the model computes: the same images through both, in the batches it takes."""
+"""Parity: the logits of a written file against those of the model, on the same images."""
 
 from __future__ import annotations
 
@@ -10,29 +10,36 @@ import torch
 from torch import Tensor
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2}
-"""Precision -> how far a logit may lie from the fp32 model's, over the largest logit."""
+"""Precision -> largest allowed difference from a logit of the fp32 model, over the largest logit."""
 
 MIXED = (1, 3, 16)
-"""Batches that a file for any number of images is tried with."""
+"""Batch sizes that a file for any number of images is run with."""
 
 
 @dataclass(frozen=True)
 class Parity:
+    """The comparison of a written file with the model."""
+
     images: int
     batches: tuple[int, ...]
-    """Sizes that were run."""
+    """Batch sizes that were run."""
     difference: float
     """Largest difference of a logit over the largest logit; NaN where the file gives none."""
     agreement: float
-    """Images with the same best class, per cent."""
+    """Share of images with the same best class, in per cent."""
 
     def holds(self, bound: float) -> bool:
+        """Return whether the difference lies within `bound`; False for NaN."""
         return self.difference <= bound
 
 
 def batches_of(images: Tensor, batch: int | None) -> list[Tensor]:
-    """Images [n, C, H, W] in batches that a file takes: ``batch`` each, or :data:`MIXED`. Where they do not fill the
-    last one, or one of each, they begin anew."""
+    """Split images into batches that a file takes, repeating them to fill the last batch and one batch of each size.
+
+    Args:
+        images: [n, C, H, W].
+        batch: Images per batch; None takes the sizes `MIXED` in turn.
+    """
     total = max(len(images), 1 if batch else sum(MIXED))
     sizes = cycle((batch,) if batch else MIXED)
     found, start = [], 0
@@ -46,7 +53,14 @@ def batches_of(images: Tensor, batch: int | None) -> list[Tensor]:
 def output_parity(
     wanted: Callable[[Tensor], Tensor], found: Callable[[Tensor], Tensor], images: Tensor, batch: int | None
 ) -> Parity:
-    """Run the model and the file on images [n, C, H, W], in batches that the file takes; both give logits [B, K]."""
+    """Compare the logits of the model and of the file.
+
+    Args:
+        wanted: The model: images [B, C, H, W] -> logits [B, K].
+        found: The file, likewise.
+        images: [n, C, H, W].
+        batch: Images at a time that the file takes; None is any number.
+    """
     batches, n = batches_of(images, batch), len(images)
     with torch.no_grad():
         mine, theirs = (torch.cat([call(batch).float() for batch in batches]) for call in (wanted, found))

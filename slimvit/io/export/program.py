@@ -1,4 +1,4 @@
-"""A model as a torch.export program: what the .pt2 file holds, and what ONNX is made from."""
+"""A model as a torch.export program: the content of a .pt2 file, and the source of an ONNX file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from slimvit.models.empty import EmptyAttention, EmptyMlp
 from slimvit.models.registry import attention_blocks
 
 LABEL = "slimvit.json"
-"""The file inside a .pt2 with the exported's label."""
+"""The file inside a .pt2 that holds the label."""
 MOST = 2**20
 """Images of a batch at most: torch 2.7 refuses a program for a number without any bound."""
 
 
 class Exported(nn.Module):
-    """What a file computes: fp32 images [B, C, H, W] -> fp32 logits [B, K], in between in ``dtype``."""
+    """The function of an exported file: fp32 images [B, C, H, W] -> fp32 logits [B, K], computed in `dtype`."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -33,11 +33,12 @@ class Exported(nn.Module):
         self.dtype = dtype
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map fp32 images [B, C, H, W] to fp32 logits [B, K]."""
         return self.model(images.to(self.dtype)).float()
 
 
 class Constant(nn.Module):
-    """A branch without heads or neurons, as its bias alone: runtimes need not know matrices of no columns."""
+    """A branch without heads or neurons as its bias alone, since runtimes may not know matrices without columns."""
 
     def __init__(self, bias: nn.Parameter, whole: bool = False) -> None:
         super().__init__()
@@ -45,12 +46,12 @@ class Constant(nn.Module):
         self.whole = whole
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """[..., C] -> [C], which is added to every token; ``whole``: [..., C], where windows become an image first."""
+        """Return the bias [C] for the tokens x [..., C]; with `whole` it is [..., C], as windows need."""
         return self.bias.expand(*x.shape[:-1], -1) if self.whole else self.bias
 
 
 def traced(exported: ExportedModel) -> ExportedProgram:
-    """The model's program, for one number of images or any."""
+    """Trace the model's program, for one batch size or any."""
     model = copy.deepcopy(exported.model)
     for view in attention_blocks(model):
         if isinstance(view.attn, EmptyAttention):
@@ -58,7 +59,7 @@ def traced(exported: ExportedModel) -> ExportedProgram:
         if isinstance(view.mlp, EmptyMlp):
             view.block.mlp = Constant(view.mlp.fc2.bias)
     whole = Exported(model, torch.float16 if exported.half else torch.float32).eval()
-    images = torch.zeros(exported.batch or 2, *exported.input_size)  # of one image the program would be for one alone
+    images = torch.zeros(exported.batch or 2, *exported.input_size)  # with one image the program would take one only
     shapes = None if exported.batch else ({0: Dim("batch", max=MOST)},)
     with torch.no_grad():
         program = torch.export.export(whole, (images,), dynamic_shapes=shapes, strict=False)
@@ -68,11 +69,12 @@ def traced(exported: ExportedModel) -> ExportedProgram:
 
 
 def write_program(exported: ExportedModel, path: Path) -> None:
-    """A .pt2 file for torch.export.load, with the label beside the program."""
-    buffer = io.BytesIO()  # torch tells of a full disk in words of its own
+    """Write a .pt2 file for torch.export.load, with the label beside the program."""
+    buffer = io.BytesIO()  # torch hides that a disk is full
     torch.export.save(traced(exported), buffer, extra_files={LABEL: json.dumps(exported.label)})
     path.write_bytes(buffer.getbuffer())
 
 
 def load_program(path: Path) -> Callable[[Tensor], Tensor]:
+    """Read a .pt2 file: fp32 images [B, C, H, W] -> logits [B, K]."""
     return torch.export.load(path).module()

@@ -1,4 +1,4 @@
-"""An ONNX file, run by ONNX Runtime on the CPU. The one importer of onnxruntime, which is an optional package."""
+"""An ONNX file as a module, run by ONNX Runtime on the CPU. onnxruntime is optional and imported nowhere else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torch import Tensor, nn
 from slimvit.utils.errors import ModelError
 
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
-"""What an input may hold."""
+"""Types of input, and their dtypes."""
 
 
 class OnnxModel(nn.Module):
-    """A file as a module: images [B, C, H, W] -> its first output. Uses the threads that torch has when it is made.
+    """An ONNX file as a module: images [B, C, H, W] -> its first output.
 
-    A file for one image at a time runs once an image. Raises :class:`ModelError` for a file that cannot be read, or
-    that takes anything but one batch of images of a fixed size.
+    It uses as many threads as torch has when it is created. A file for one image at a time runs once per image.
+
+    Raises:
+        ModelError: The file cannot be read, or takes anything but one batch of images of a fixed size.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -27,8 +29,8 @@ class OnnxModel(nn.Module):
         inputs = self.session.get_inputs()
         shape = inputs[0].shape if inputs else []
         if len(inputs) != 1 or len(shape) != 4 or not all(isinstance(n, int) for n in shape[1:]):
-            told = ", ".join(f"{i.name} {i.shape}" for i in inputs)
-            raise ModelError(f"{path}: takes {told or 'nothing'}, but must take images [batch, C, H, W] of one size")
+            taken = ", ".join(f"{i.name} {i.shape}" for i in inputs)
+            raise ModelError(f"{path}: takes {taken or 'nothing'}, but must take images [batch, C, H, W] of one size")
         if inputs[0].type not in DTYPES:
             raise ModelError(f"{path}: takes {inputs[0].type}, but images must be {' or '.join(DTYPES)}")
         self.input, self.dtype = inputs[0].name, DTYPES[inputs[0].type]
@@ -36,10 +38,11 @@ class OnnxModel(nn.Module):
         self.batch: int | None = shape[0] if isinstance(shape[0], int) else None
         """Images at a time; None takes any number."""
         self.label: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        """What a file that slimvit wrote says about itself."""
+        """The metadata of a file that slimvit wrote."""
         self.versions = {"onnxruntime": onnxruntime.__version__}
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to the first output [B, ...]."""
         parts = images.split(1) if self.batch == 1 else (images,)
         return torch.cat([self._run(part) for part in parts]) if len(parts) > 1 else self._run(parts[0])
 
