@@ -58,9 +58,18 @@ class MyViT(nn.Module):
         """Map images [B, C, H, W] to the stream [B, N, C] that enters the first block."""
         return self.stem(images).flatten(2).transpose(1, 2) + self.position
 
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Map images [B, C, H, W] to the normed stream [B, N, C]."""
+        return self.norm(self.encoder(self.embed(images)))
+
+    def forward_head(self, stream: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map the normed stream [B, N, C] to logits [B, K], or to what the classifier sees [B, C]."""
+        pooled = stream.mean(1)
+        return pooled if pre_logits else self.head(pooled)
+
     def forward(self, images: Tensor) -> Tensor:
         """Map images [B, C, H, W] to logits [B, K]."""
-        return self.head(self.norm(self.encoder(self.embed(images))).mean(1))
+        return self.forward_head(self.forward_features(images))
 
 
 @register_model
