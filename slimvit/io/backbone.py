@@ -1,4 +1,4 @@
-"""A model as the backbone of a detector or a segmenter: feature maps instead of classes."""
+"""A model as the backbone of a detector or segmenter: it returns feature maps instead of classes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,25 @@ from slimvit.models.registry import attention_blocks, model_name
 from slimvit.utils.errors import ModelError
 
 FROM_ONE_STAGE = 4
-"""Maps, evenly spread, of a network whose blocks all have the same resolution."""
+"""Number of maps, evenly spread, of a network whose blocks all have the same resolution."""
 
 
 def backbone(
     model: nn.Module | str | Path, out_indices: int | Sequence[int] | None = None, *, norm: bool = False
 ) -> nn.Module:
-    """A copy of ``model`` (or of that in a run folder or on the Hub) that gives a list of feature maps [B, C, H, W].
+    """Copy a model so that it maps images [B, C, H, W] to a list of feature maps [B, C_i, H_i, W_i].
 
-    ``out_indices``: which maps, from 0 or, negative, from the end; there is one a block, in Swins one a stage. A number
-    n means the last n, None all stages of a Swin and four maps of any other. ``norm`` puts the network's last norm
-    behind them. What comes after the last map is left out. ``feature_info`` has ``channels()`` and ``reduction()``, as
-    timm's own ``features_only`` models.
+    `feature_info` of the copy has `channels()` and `reduction()`, like timm's `features_only` models. Layers after the
+    last map are removed.
 
-    Raises :class:`ModelError` for a model of no known family, or maps that are not there.
+    Args:
+        model: A model, a run folder, or a model on the Hub.
+        out_indices: Which maps, from 0, or from the end where negative. There is one per block, in Swins one per
+            stage. A number n means the last n; None means all stages of a Swin, and four maps of other networks.
+        norm: Whether to apply the network's last norm to the maps.
+
+    Raises:
+        ModelError: The model is of no supported family, or a map does not exist.
     """
     net: TimmModule = load(model) if isinstance(model, str | Path) else copy.deepcopy(model)
     stages = len({block.stage for block in attention_blocks(net)})
@@ -37,7 +42,7 @@ def backbone(
 
 
 def _maps(name: str, count: int, stages: int, wanted: int | Sequence[int] | None) -> list[int]:
-    """Numbers of maps, in the order in which the network makes them."""
+    """Indices of the maps, in the order in which the network computes them."""
     every = list(range(count))
     if wanted is None:
         spread = {(i + 1) * count // FROM_ONE_STAGE - 1 for i in range(FROM_ONE_STAGE)}

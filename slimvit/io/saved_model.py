@@ -1,4 +1,4 @@
-"""The saved model: slim.json says what it is, model.safetensors holds the weights under timm's names. No pickle."""
+"""Saved models: slim.json describes the model, model.safetensors holds the weights under timm's names. No pickle."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from slimvit.utils.output import new_folder
 FORMAT_VERSION = 1
 DESCRIPTION, WEIGHTS = "slim.json", "model.safetensors"
 TABLES = 2**28
-"""Entries at most that a saved model's buffers may have, such as the positions of windows."""
+"""Most entries that a saved model's buffers may have, such as tables of positions."""
 HEADER, LINE = 2**16, 256
-"""Bytes that a safetensors file's header may have, and those of a tensor in it besides its name."""
+"""Bytes allowed for the header of a safetensors file, and per tensor in it besides its name."""
 
 
 class SlimFile(BaseModel):
-    """slim.json: everything needed to build the model again, apart from the weights."""
+    """The content of slim.json: everything needed to build the model again, apart from the weights."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
@@ -54,9 +54,9 @@ class SlimFile(BaseModel):
     num_classes: int
     plan: dict[str, Any]
     dense: DenseMix | None = None
-    """How earlier values are mixed in; None without dense attention."""
+    """The kind of dense attention; None without."""
     preprocessing: dict[str, Any] = {}
-    """What timm's resolve_model_data_config gives: input size, mean, std, interpolation, crop."""
+    """The result of timm's resolve_model_data_config: input size, mean, std, interpolation, crop."""
     class_names: list[str] = []
     weights_sha256: str
 
@@ -76,24 +76,30 @@ def save(
     class_names: tuple[str, ...] | list[str] = (),
     force: bool = False,
 ) -> None:
-    """Write a timm model, pruned or not, as a folder that :func:`load` reads back bit for bit.
+    """Write a timm model, pruned or not, as a folder that `slimvit.load` reads back bit for bit.
 
-    Raises :class:`StoreError` when the folder is in use, the disk is full, or the model was not built by timm in a
-    way that can be repeated.
+    Args:
+        model: The model.
+        folder: Where to write.
+        class_names: Names of the classes, in the order of the logits.
+        force: Whether to replace an earlier model or run.
+
+    Raises:
+        StoreError: The folder is in use, the disk is full, or timm cannot build the model again.
     """
     with new_folder(Path(folder), force) as partial:
         write_model(model, partial, class_names)
 
 
 def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
-    """slim.json and model.safetensors, into an existing folder."""
+    """Write slim.json and model.safetensors into an existing folder."""
     source = description_of(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     try:
         skeleton = _skeleton(source, plan_of(model), dense_mix(model))
         if differences := _differences(_shapes(skeleton), _shapes(model)) or _replaced(skeleton, model):
-            told = "this model was changed after timm built it, so it could not be loaded again"
-            raise StoreError(f"{source.name}: {told}: {differences}")
+            changed = "this model was changed after timm built it, so it could not be loaded again"
+            raise StoreError(f"{source.name}: {changed}: {differences}")
     except StoreError:
         if hasattr(model, "slim_source") or hasattr(model, "_model_args"):
             raise
@@ -122,7 +128,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
 
 @contextmanager
 def safetensors_errors() -> Iterator[None]:
-    """Tells of a full disk as an OSError, which safetensors does not."""
+    """Turn safetensors' error about a full disk into an OSError."""
     try:
         yield
     except SafetensorError as error:
@@ -132,7 +138,7 @@ def safetensors_errors() -> Iterator[None]:
 
 
 def description_of(model: TimmModule) -> ModelSource:
-    """The timm name and the arguments that build this model's uncut form as it is now."""
+    """Return the timm name and the arguments that build the unpruned form of this model."""
     source = getattr(model, "slim_source", None)
     if source is None:
         cfg = getattr(model, "pretrained_cfg", None) or {}
@@ -157,10 +163,12 @@ def description_of(model: TimmModule) -> ModelSource:
 
 
 def load_folder(folder: str | Path) -> nn.Module:
-    """The model of a run folder, in eval mode on the CPU: a timm model, only narrower.
+    """Load the model of a folder in eval mode on the CPU: a timm model, only narrower.
 
-    Everything is checked before anything is built: format version, names, bounds, tensor shapes, checksum. Raises
-    :class:`StoreError` with all differences in one line.
+    Format version, names, bounds, tensor shapes and checksum are checked before anything is built.
+
+    Raises:
+        StoreError: The folder holds no model, or a damaged one; all differences in one line.
     """
     folder = Path(folder)
     check_timm()
@@ -170,7 +178,7 @@ def load_folder(folder: str | Path) -> nn.Module:
     whole: TimmModule = timm.create_model(source.name, pretrained=False, **source.args)
     whole.slim_name = info.name
     model = _cut(whole, plan, info.dense)
-    # copies, since in the file tensors begin anywhere, and matrix products round by where theirs begin
+    # copies, since tensors of a file have any alignment, and matrix products round by alignment
     state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
     model.load_state_dict(state, strict=True, assign=True)
     model.slim_source = source
@@ -180,7 +188,7 @@ def load_folder(folder: str | Path) -> nn.Module:
 
 
 def _described(info: SlimFile, folder: Path) -> tuple[ModelSource, SlimPlan, nn.Module]:
-    """What a description says: the uncut model, what is left of it, and that without weights."""
+    """The unpruned model's source, the plan, and the pruned model on the meta device."""
     source = ModelSource(info.model, info.model_args)
     try:
         plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
@@ -190,23 +198,27 @@ def _described(info: SlimFile, folder: Path) -> tuple[ModelSource, SlimPlan, nn.
 
 
 def largest_weights(folder: Path) -> int:
-    """Bytes that the weights of a folder with a description can have at most."""
+    """Return the most bytes that the weights of a folder with a description can have."""
     check_timm()
     return largest_file(_described(read_description(folder), folder)[2])
 
 
 def largest_file(model: nn.Module) -> int:
-    """Bytes at most of a safetensors file with a model's weights: 8 a number, and a line of the header a tensor."""
+    """Return the most bytes of a model's safetensors file: 8 per number, and a line of the header per tensor."""
     return HEADER + sum(8 * v.numel() + len(k) + LINE for k, v in model.state_dict().items())
 
 
 def is_saved(folder: str | Path) -> bool:
-    """Whether this is a folder with a saved model."""
+    """Return whether a folder holds a saved model."""
     return (Path(folder) / DESCRIPTION).is_file()
 
 
 def read_description(folder: Path) -> SlimFile:
-    """slim.json, checked."""
+    """Read and check slim.json.
+
+    Raises:
+        StoreError: It is missing, damaged, or of another format version.
+    """
     path = folder / DESCRIPTION
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder{nearest(str(folder), EMBEDDED)}")
@@ -232,14 +244,14 @@ def _cut(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
 
 
 def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Path | None = None) -> nn.Module:
-    """The cut model without weights, on the meta device: names and shapes, no memory."""
+    """The pruned model on the meta device: names and shapes, no memory."""
     where = f"{folder / DESCRIPTION}: " if folder else ""
     if not is_timm_model(source.name):  # timm would take hf-hub:... for a model to fetch
         raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
     with torch.device("meta"):
         try:
             model = timm.create_model(source.name, pretrained=False, **source.args)
-        except Exception as error:  # arguments out of a file: whatever a constructor makes of them
+        except Exception as error:  # the arguments come from a file, so any error is possible
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
         try:
@@ -251,9 +263,9 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
 
 
 def check_tables(built: nn.Module) -> None:
-    """Raise :class:`StoreError` for a model that computes larger tables from its arguments than any that is known.
+    """Raise `StoreError` for a model whose buffers would be larger than those of any known model.
 
-    Weights are in the file, so their size is known to be real; tables are made while the model is built.
+    The file's size bounds the weights, but buffers are computed from the arguments while the model is built.
     """
     entries = sum(b.numel() for b in built.buffers())
     if entries > TABLES:
@@ -265,12 +277,12 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _replaced(expected: nn.Module, found: nn.Module) -> str:
-    """The first modules that are not what timm builds, in one line; drop-path, which training sets, is let pass."""
+    """The first modules that timm builds otherwise, in one line; drop-path, which training sets, does not count."""
     wanted = {k: type(m) for k, m in expected.named_modules()}
     now = {k: type(m) for k, m in found.named_modules()}
     names = [k for k in wanted | now if wanted.get(k) is not now.get(k) and "drop_path" not in k]
-    told = [f"{k} is {getattr(now.get(k), '__name__', 'missing')}" for k in names]
-    return "; ".join(told[:8])
+    clauses = [f"{k} is {getattr(now.get(k), '__name__', 'missing')}" for k in names]
+    return "; ".join(clauses[:8])
 
 
 def _check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
@@ -310,7 +322,7 @@ def _sha256(path: Path) -> str:
 
 
 def _preprocessing(model: TimmModule) -> dict[str, Any]:
-    """What timm's transforms need to know, with the input size the model has now."""
+    """The configuration of timm's transforms, with the input size that the model has now."""
     config = timm.data.resolve_model_data_config(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size is not None:
@@ -324,7 +336,7 @@ def timm_config(preprocessing: dict[str, Any]) -> dict[str, Any]:
 
 
 def embedded_models(pattern: str = "*") -> list[dict[str, str]]:
-    """Name and description of every shipped model matching ``pattern``."""
+    """List name and description of every embedded model matching `pattern`."""
     rows = []
     for name, folder in EMBEDDED.items():
         if not fnmatch(name, pattern):

@@ -1,4 +1,4 @@
-"""How an output folder stands: whole, unfinished, being written, or left by a process that was killed. No torch."""
+"""The status of an output folder: whole, unfinished, being written, or left by a killed process. No torch."""
 
 from __future__ import annotations
 
@@ -16,24 +16,30 @@ MODEL, REPORT, HISTORY = "slim.json", "report.json", "history.csv"
 
 @dataclass(frozen=True)
 class FolderStatus:
+    """The status of one output folder."""
+
     state: str
-    """`whole`, `unfinished`, `sweep`, or `nothing`, where only what a killed process left is there."""
+    """`whole`, `unfinished`, `sweep`, or `nothing` where a killed process left only temporary files."""
     told: str
     """The same in a sentence."""
     go_on: str | None = None
-    """The command that goes on with it."""
+    """The command that continues it."""
     writer: str | None = None
-    """Who is writing to it just now."""
+    """The process that is writing to it now."""
     points: tuple[int, int] | None = None
-    """Of a sweep: how many are done, and how many there are to be."""
+    """For a sweep: points done, and points in all."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
         return asdict(self)
 
 
 def folder_status(folder: Path) -> FolderStatus | None:
-    """How ``folder`` stands; None where nothing of slimvit's is or was about to be. Raises :class:`StoreError` for the
-    contents of a sweep that are damaged."""
+    """Return the status of a folder; None where slimvit has not written and is not writing.
+
+    Raises:
+        StoreError: The contents of a sweep are damaged.
+    """
     busy = lock_owner(folder)
     found = _sweep(folder) if is_sweep_folder(folder) else _run(folder)
     if busy is not None:
@@ -45,7 +51,7 @@ def folder_status(folder: Path) -> FolderStatus | None:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether there is a model to be shown, beside what else the folder holds."""
+    """Return whether the folder holds a model."""
     return (folder / MODEL).is_file()
 
 
@@ -70,7 +76,7 @@ def _run(folder: Path) -> FolderStatus | None:
 
 
 def _epochs(folder: Path) -> str:
-    """`2 epochs`, by the rows of the training under way."""
+    """`2 epochs`, from the history of the unfinished training."""
     path = folder / UNFINISHED / HISTORY
     count = max(0, len(path.read_text(errors="replace").splitlines()) - 1) if path.is_file() else 0
     return f"{count} epoch{'s' * (count != 1)}"

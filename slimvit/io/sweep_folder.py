@@ -1,4 +1,4 @@
-"""The folder of a sweep: points/ID/ is a run folder each, points.json tells which they are."""
+"""The folder of a sweep: points/ID/ holds a run each, points.json lists them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CONTENTS, POINTS, SWEEP = "points.json", "points", "sweep.yaml"
 
 
 class Entry(BaseModel):
-    """One point, carried out, failed or still to come."""
+    """One point of a sweep: done, failed or still to come."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$")
-    """Its run folder is points/ID."""
+    """The name of its run folder in points/."""
     name: str
-    """For people; alike for points that differ in nothing but the seed."""
+    """The name in tables, the same for points that differ only in the seed."""
     error: str | None = None
-    """Why it failed, in one line; the whole story is in failed/ID.txt."""
+    """Why it failed, in one line; failed/ID.txt holds the traceback."""
 
 
 class Contents(BaseModel):
-    """points.json."""
+    """The content of points.json."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -38,26 +38,31 @@ class Contents(BaseModel):
     points: list[Entry]
     claims: list[PublishedFigure] = Field(default_factory=list)
     commits: dict[str, str] = Field(default_factory=dict)
-    """Models on the Hub that the sweep names without a commit -> the name with the commit that they had when it was
-    first called."""
+    """Names of models on the Hub without a commit -> the names with the commit of the sweep's first call."""
 
 
 def is_sweep_folder(folder: Path) -> bool:
+    """Return whether a folder holds a sweep."""
     return (folder / CONTENTS).is_file()
 
 
 def point_folder(sweep: Path, id: str) -> Path:
+    """Return the run folder of a point."""
     return sweep / POINTS / id
 
 
 def read_contents(folder: Path) -> Contents:
-    """Raises :class:`StoreError` for a folder that is no sweep of this format."""
+    """Read points.json.
+
+    Raises:
+        StoreError: The folder holds no sweep of this format.
+    """
     path = folder / CONTENTS
     try:
         data: Any = read_json(path)
         if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
-            told = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
-            raise StoreError(f"{path}: {told}; use the slimvit that wrote it, or sweep again")
+            version = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
+            raise StoreError(f"{path}: {version}; use the slimvit that wrote it, or sweep again")
         return Contents.model_validate(data)
     except FileNotFoundError:
         raise StoreError(f"{folder}: holds no sweep; give the folder that `slimvit sweep` wrote") from None
@@ -66,4 +71,5 @@ def read_contents(folder: Path) -> Contents:
 
 
 def write_contents(folder: Path, contents: Contents) -> None:
+    """Write points.json in one step."""
     write_whole(folder / CONTENTS, json.dumps(contents.model_dump(mode="json"), indent=1) + "\n")

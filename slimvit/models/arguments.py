@@ -1,4 +1,4 @@
-"""Arguments of timm's create_model that come out of a file: bounded, and none that reads or fetches other files."""
+"""Checks of create_model arguments that come from a file: bounded, and none that reads or fetches other files."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ REFUSED = frozenset(
         "weights_only",
     }
 )
-"""What timm takes besides the arguments of a network: where weights come from, and what is made of it."""
+"""Arguments of `timm.create_model` that are no arguments of a network: sources of weights, and wrappers."""
 LARGEST = {"depth": 1_000, "depths": 1_000, "img_size": 1_000_000, "window_size": 10_000}
-"""What is built piece by piece, or squared while it is built; other numbers at most :data:`NUMBER`."""
+"""Bounds of arguments that are built piece by piece or squared; other numbers are bounded by `NUMBER`."""
 NUMBER = 10_000_000
 
 
 def defects_of_arguments(args: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with a network's arguments, a clause each."""
+    """Return one clause for every defect of a network's arguments."""
     found = [f"model_args.{name} is no argument of a network" for name in sorted(args.keys() & REFUSED)]
     for name, value in args.items():
         largest = LARGEST.get(name, NUMBER)

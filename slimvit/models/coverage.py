@@ -1,4 +1,4 @@
-"""Which models there are: embedded ones, and timm's that a family understands."""
+"""Which of timm's models slimvit supports, and why not the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slimvit.utils.progress import track
 
 
 def prunable_models(pattern: str) -> list[dict[str, str]]:
-    """Every timm model matching ``pattern`` that is understood, with its heads; built without memory or weights."""
+    """List the supported timm models matching `pattern` with their heads. They are built without memory."""
     rows = []
     names = sorted({m for f in FAMILIES for mod in f.timm_modules for m in timm.list_models(pattern, module=mod)})
     for name in track(names, "looking at models"):
@@ -36,7 +36,7 @@ def prunable_models(pattern: str) -> list[dict[str, str]]:
 
 @dataclass(frozen=True)
 class Support:
-    """What slimvit can do with models of one timm module that are alike in this."""
+    """The support for models of one timm module, all of which have the same."""
 
     module: str
     models: tuple[str, ...]
@@ -44,11 +44,11 @@ class Support:
     mlp: bool
     dense: bool
     reason: str
-    """Why not all of it, in the words with which such a model is refused; empty where all of it."""
+    """Why something is not supported, as error messages say it; empty where everything is."""
 
 
 def support(pattern: str = "*") -> list[Support]:
-    """Every timm model with attention matching ``pattern``, put together by timm module and verdict."""
+    """List all timm models with attention matching `pattern`, grouped by timm module and support."""
     alike: dict[tuple[str, Verdict], list[str]] = {}
     names = [(module, m) for module in timm.list_modules() for m in timm.list_models(pattern, module=module)]
     for module, name in track(names, "looking at models"):
@@ -61,11 +61,11 @@ def support(pattern: str = "*") -> list[Support]:
 
 
 Verdict: TypeAlias = tuple[bool, bool, bool, str]
-"""Heads, MLP neurons, dense attention, and why not."""
+"""Whether heads, MLP neurons and dense attention are supported, and why not."""
 
 
 def verdict(model: nn.Module) -> Verdict:
-    """What slimvit can do with a model."""
+    """Return which features of slimvit a model supports."""
     found = family_or_reason(model)
     if not isinstance(found, Family):
         return False, False, False, found
@@ -79,7 +79,7 @@ def _why_neurons_stay(blocks: Iterable[AttentionBlock]) -> str | None:
 
 
 def _shape_of(name: str) -> nn.Module | str:
-    """The model without memory or weights, or why timm cannot build it like that."""
+    """The model on the meta device, or why timm cannot build it there."""
     try:
         with torch.device("meta"):
             return timm.create_model(name)
@@ -88,7 +88,7 @@ def _shape_of(name: str) -> nn.Module | str:
 
 
 def coverage_table(rows: Iterable[Support]) -> str:
-    """The page that ``slimvit models --table`` prints."""
+    """Write the page that `slimvit models --table` prints."""
     lines = [
         "# What can be done with timm's models",
         "",

@@ -1,4 +1,4 @@
-"""Inserting dense attention into a model, and taking it out again: model in, new model out."""
+"""Insert dense attention into a model, and remove it: model in, new model out."""
 
 from __future__ import annotations
 
@@ -22,33 +22,41 @@ from slimvit.utils.errors import ModelError
 NOTHING_TO_MIX = "dense attention has nothing to mix: no two blocks of a stage share a head"
 
 Mixes: TypeAlias = Mapping[tuple[str, str, int], float]
-"""The weight with which a block (by name) adds the values of an earlier one to its own, by original head id."""
+"""(block, earlier block, original head id) -> weight of the earlier block's values."""
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where one block's mixes come from."""
+    """A block with the earlier blocks that it mixes with."""
 
     view: AttentionBlock
     pairs: tuple[Pair, ...]
     feeds: bool
     names: tuple[str, ...]
-    """Names of the stage's blocks."""
+    """Names of the blocks of the stage."""
 
 
 def insert_dense_attention(
     model: nn.Module, mix: str = "layer", init: str = "zero", *, seed: int = 0, mixes: Mixes | None = None
 ) -> nn.Module:
-    """A copy of ``model`` in which every attention block also attends over the values of the earlier blocks of its
-    stage (Li, Chen, Zhao: Dense Attention, IJCNN 2023).
+    """Copy a model and let every attention block also attend to the values of the earlier blocks of its stage.
 
-    ``mix``: one learnable scalar a pair of blocks (``layer``, the paper's), or one a pair and head (``head``). A
-    head's values meet those of the head with the same original id, so a pair that shares no head has no scalar.
-    ``init``: ``zero`` leaves the function of the model as it is, bit for bit; ``normal`` draws from N(0, 1), the
-    paper's way when training from scratch. ``mixes`` sets known weights instead.
+    Values are mixed between heads of the same original id, so two blocks that share no head have no weight. The
+    method is that of Li, Chen, Zhao: Dense Attention, IJCNN 2023.
 
-    Raises :class:`ModelError` for a model whose family takes none or that has dense attention already, or in which no
-    two blocks share a head.
+    Args:
+        model: A supported model without dense attention.
+        mix: `layer` for one learnable weight per pair of blocks, as in the paper; `head` for one per pair and head.
+        init: `zero` leaves the function of the model unchanged, bit for bit; `normal` draws from N(0, 1), as the paper
+            does to train from scratch.
+        seed: Seed of `normal`.
+        mixes: Known weights, instead of `init`.
+
+    Returns:
+        A new model.
+
+    Raises:
+        ModelError: The family has no dense attention, the model has it already, or no two blocks share a head.
     """
     for name, value, known in (("mix", mix, DENSE_MIXES), ("init", init, DENSE_INITS)):
         if value not in known:
@@ -74,14 +82,14 @@ def insert_dense_attention(
 
 
 def check_takes_dense(model: nn.Module) -> None:
-    """Raise :class:`ModelError` for a model that is not understood, or whose family takes no dense attention."""
+    """Raise `ModelError` for a model that is not supported, or not with dense attention."""
     reason = family_of(model).why_no_dense(model)
     if reason is not None:
         raise ModelError(f"{model_name(model)} takes no dense attention: {reason}; leave dense out")
 
 
 def remove_dense_attention(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` with timm's own blocks; what the mixes added is lost."""
+    """Copy a model and put timm's own blocks back; the contribution of earlier values is lost."""
     plain: TimmModule = copy.deepcopy(model)
     for view in attention_blocks(plain):
         if isinstance(view.attn, DenseMixin):
@@ -98,24 +106,24 @@ def remove_dense_attention(model: nn.Module) -> nn.Module:
 
 
 def can_mix(plan: SlimPlan) -> bool:
-    """Whether any two blocks of a stage share a head."""
+    """Return whether any two blocks of a stage share a head."""
     stages = [[b.kept_heads for b in plan.blocks if b.stage == stage] for stage in {b.stage for b in plan.blocks}]
     return any(pairs for kept in stages for pairs in pairs_of(kept))
 
 
 def dense_mix(model: nn.Module) -> str | None:
-    """``layer`` or ``head``; None for a model without dense attention."""
+    """Return `layer` or `head`; None for a model without dense attention."""
     kinds = {m.per_head for m in model.modules() if isinstance(m, DenseMixin)}
     return None if not kinds else "head" if kinds.pop() else "layer"
 
 
 def mixes_in(model: nn.Module) -> int:
-    """Learnable mixes of a model."""
+    """Count the learnable weights of earlier values."""
     return sum(m.mix.numel() for m in model.modules() if isinstance(m, DenseMixin) and m.mix is not None)
 
 
 def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:
-    """All mixes by (block, earlier block, original head id); with ``layer`` the heads of a pair have the same."""
+    """Return all weights of earlier values; with `layer` the heads of a pair have the same one."""
     found = {}
     for slot in _slots(model):
         attn = slot.view.attn
@@ -130,7 +138,7 @@ def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:
 
 
 def _slots(model: nn.Module) -> list[_Slot]:
-    """Every attention block with its pairs, stage by stage."""
+    """Every block with its pairs, stage by stage."""
     plan, views = plan_of(model), attention_blocks(model)
     found = []
     for stage in sorted({v.stage for v in views}):
@@ -158,7 +166,7 @@ def _weights(
 def _convert(
     model: nn.Module, slot: _Slot, classes: Mapping[type, Any], per_head: bool, weights: torch.Tensor | None
 ) -> None:
-    """Put the dense block in the place of the plain one, in a model that is ours to change."""
+    """Replace a plain block by its dense class, in place."""
     view = slot.view
     like = view.attn.proj.weight
     mix = None if weights is None else nn.Parameter(weights.to(like), requires_grad=like.requires_grad)

@@ -1,4 +1,4 @@
-"""Run a model in eval mode, and leave it as it was found."""
+"""Eval mode for a while, and the device of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """``model`` in eval mode and without gradients; afterwards every submodule has its own training flag back."""
+    """Run `model` in eval mode and without gradients, then give every submodule its training flag back."""
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:
@@ -23,5 +23,5 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives."""
+    """Return the device of the model's first parameter."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

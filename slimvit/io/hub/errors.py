@@ -1,4 +1,4 @@
-"""What huggingface_hub raises, as one line for a user; and its progress bars, where somebody watches. No torch."""
+"""Errors of huggingface_hub as one line each, and its progress bars only on a terminal. No torch."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from slimvit.utils.errors import ModelError
 
 LOGIN = "hf auth login, or set HF_TOKEN"
 NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2")
-"""Packages whose errors mean that the Hub cannot be reached: the first of each pair under huggingface_hub 1."""
+"""Packages whose errors mean that the Hub cannot be reached."""
 
 
 class Unreachable(ModelError):
-    """The Hub cannot be asked: no network, or offline mode."""
+    """The Hub cannot be reached: no network, offline mode, or trouble of its own."""
 
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line about ``name``; what is a bug of ours passes."""
+    """Turn errors of huggingface_hub into one line about the repository `name`; other errors pass through."""
     from huggingface_hub import errors
 
     try:
@@ -29,10 +29,8 @@ def hub_errors(name: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise ModelError(f"{name}: the repository has no such branch, tag or commit") from None
     except errors.RepositoryNotFoundError:
-        way_out = f"check the name, or log in: {LOGIN}"
-        raise ModelError(
-            f"{name}: the Hub has no such model, or a private one that you may not see; {way_out}"
-        ) from None
+        hint = f"check the name, or log in: {LOGIN}"
+        raise ModelError(f"{name}: the Hub has no such model, or a private one that you may not see; {hint}") from None
     except errors.OfflineModeIsEnabled:
         raise Unreachable(
             f"{name}: the Hub is not asked in offline mode (HF_HUB_OFFLINE=1); unset that to ask it"
@@ -52,7 +50,7 @@ def hub_errors(name: str) -> Iterator[None]:
 
 
 def _refused(name: str, error: Exception) -> ModelError:
-    """What an answer of the Hub means that is no success."""
+    """The error for an answer of the Hub that is no success."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status == 401:
@@ -67,20 +65,20 @@ def _refused(name: str, error: Exception) -> ModelError:
 
 
 def line_of(error: Exception) -> str:
-    """The error's first line of substance."""
+    """Return the first line of an error that is not blank."""
     lines = [" ".join(text.split()) for text in str(error).splitlines() if text.strip()]
     return (lines or [type(error).__name__])[0][:300]
 
 
 def _behind(error: BaseException | None, kind: type[Exception]) -> Exception | None:
-    """The first error of a kind that led to this one."""
+    """The first error of a kind among the causes of this one."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _network_error(error: BaseException | None) -> str | None:
-    """The name of the network's error that is this one or behind it."""
+    """The name of the network error that is this one or among its causes."""
     from huggingface_hub import errors
 
     while error is not None:
@@ -94,7 +92,7 @@ def _network_error(error: BaseException | None) -> str | None:
 
 @contextmanager
 def bars() -> Iterator[None]:
-    """No progress bars of huggingface_hub where nobody watches."""
+    """Switch the progress bars of huggingface_hub off unless stderr is a terminal."""
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

@@ -1,7 +1,7 @@
-"""What a repository on the Hugging Face Hub holds, and named files of it fetched within bounds. No torch.
+"""List repositories on the Hugging Face Hub, and fetch named files of bounded size. No torch.
 
-Files come through huggingface_hub into its own cache, by exact names alone, after their sizes were looked at. A commit
-never changes, so what the cache has of one is taken without asking the Hub again.
+huggingface_hub fetches files by their exact names into its own cache, after their sizes are checked. A commit never
+changes, so its files in the cache are used without asking the Hub again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from slimvit.utils.errors import ModelError
 from slimvit.utils.progress import log
 
 TIMEOUT = 30
-"""Seconds that the Hub has for an answer about a repository."""
+"""Seconds to wait for an answer about a repository."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,24 @@ class Listing:
     """A repository at one commit."""
 
     name: HubName
-    """With the commit as its revision."""
+    """The repository's name with the commit as revision."""
     sizes: Mapping[str, int | None] | None
     """Path in the repository -> bytes; None where the Hub was not asked."""
 
     def has(self, file: str) -> bool:
-        """Whether a file lies in the model's folder, as far as is known."""
+        """Return whether a file lies in the model's folder, as far as is known."""
         if self.sizes is None:
             return cached(self.name, file) is not None
         return self.name.path(file) in self.sizes
 
 
 def listing(name: HubName) -> Listing:
-    """What the Hub says of a repository now. Raises :class:`ModelError`, :class:`Unreachable` without a network."""
+    """Ask the Hub for the files of a repository.
+
+    Raises:
+        ModelError: There is no such repository, or it may not be read.
+        Unreachable: The Hub cannot be reached.
+    """
     from huggingface_hub import HfApi
 
     with hub_errors(str(name)):
@@ -48,7 +53,7 @@ def listing(name: HubName) -> Listing:
 
 
 def cached(name: HubName, file: str) -> Path | None:
-    """Where the cache has a file of the name's revision; None where it has not."""
+    """Return a file of the name's revision in the cache; None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name.repo, name.path(file), revision=name.revision)
@@ -56,10 +61,12 @@ def cached(name: HubName, file: str) -> Path | None:
 
 
 def find(name: HubName, files: Sequence[str]) -> tuple[Listing, str]:
-    """The repository at the commit that the name means now, and the first of ``files`` that lies in it.
+    """Find the commit that a name means now, and the first of `files` in it.
 
-    Where the Hub cannot be asked, what was fetched under this name before has to do, and that is said. Raises
-    :class:`ModelError` where there is none of the files.
+    Without a network, the commit that was fetched under this name before is used, with a line on stderr.
+
+    Raises:
+        ModelError: The repository holds none of the files.
     """
     if name.is_pinned and cached(name, files[0]) is not None:
         return Listing(name, None), files[0]
@@ -79,10 +86,18 @@ def find(name: HubName, files: Sequence[str]) -> tuple[Listing, str]:
 
 
 def fetch(found: Listing, files: Mapping[str, int], revision: str | None = None) -> Path:
-    """The folder with ``files`` (name -> bytes at most) of the model: a snapshot of links into the cache.
+    """Fetch files of a model into the cache.
 
-    ``revision``: the branch or tag that led to the commit, which the cache then remembers for times without a network.
-    Raises :class:`ModelError` before anything is fetched where one is missing or larger.
+    Args:
+        found: The repository at one commit.
+        files: File name -> most bytes it may have.
+        revision: The branch or tag that led to the commit, which the cache stores for use without a network.
+
+    Returns:
+        The folder with the files, a snapshot of links into the cache.
+
+    Raises:
+        ModelError: A file is missing or too large; nothing is fetched then.
     """
     name = found.name
     there = {file: cached(name, file) for file in files}
@@ -108,8 +123,8 @@ def _check_sizes(name: HubName, files: Mapping[str, int], sizes: Mapping[str, in
             raise ModelError(f"{name}: holds no {file}")
         size = sizes[name.path(file)]
         if size is None or size > most:
-            told = "an unknown number of" if size is None else f"{size:,}"
-            raise ModelError(f"{name}: {file} has {told} bytes, at most {most:,} are taken; nothing was fetched")
+            count = "an unknown number of" if size is None else f"{size:,}"
+            raise ModelError(f"{name}: {file} has {count} bytes, at most {most:,} are taken; nothing was fetched")
 
 
 def _download(name: HubName, files: Sequence[str], revision: str | None) -> None:
@@ -119,10 +134,10 @@ def _download(name: HubName, files: Sequence[str], revision: str | None) -> None
     try:
         with hub_errors(str(name)), bars():
             snapshot_download(name.repo, revision=revision or name.revision, allow_patterns=patterns)
-    except (RuntimeError, ValueError) as error:  # how its transfer of large files fails
+    except (RuntimeError, ValueError) as error:  # raised when the transfer of large files fails
         raise ModelError(f"{name}: could not be fetched: {line_of(error)}; try again") from None
 
 
 def _commit(path: Path, name: HubName, file: str) -> str:
-    """The commit that a cached file is of: its snapshot's name."""
+    """The commit of a cached file, which is the name of its snapshot."""
     return path.parents[name.path(file).count("/")].name

@@ -1,4 +1,4 @@
-"""`hf-hub:user/name@revision`: how a model on the Hugging Face Hub is named. No torch, no network."""
+"""Names of models on the Hugging Face Hub, `hf-hub:user/name@revision`. No torch, no network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from slimvit.utils.errors import ModelError
 
 PREFIX = "hf-hub:"
 FOLDERS = ("best", "original")
-"""Folders of a repository that hold further models: what `slimvit push --include` takes along."""
+"""Folders of a repository with further models, which `slimvit push --include` uploads."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class HubName:
-    """A model repository, a folder in it (empty: its top), and a branch, tag or commit (None: its main branch)."""
+    """A model repository, a folder in it (empty for its top), and a revision (None for the main branch)."""
 
     repo: str
     folder: str = ""
@@ -29,28 +29,34 @@ class HubName:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether it names a commit, and so will always mean the same."""
+        """Whether the revision is a commit, so that the name always means the same model."""
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
     @property
     def branch(self) -> str | None:
-        """What the cache is to remember its commit under: None for a name that is a commit."""
+        """The branch or tag under which the cache stores the commit; None where the revision is a commit."""
         return None if self.is_pinned else self.revision or "main"
 
     def at(self, revision: str) -> HubName:
+        """Return the same place at another revision."""
         return replace(self, revision=revision)
 
     def path(self, file: str) -> str:
-        """Where a file of the model lies in the repository."""
+        """Return the path of one of the model's files in the repository."""
         return f"{self.folder}/{file}" if self.folder else file
 
 
 def is_hub_name(name: str | Path) -> bool:
+    """Return whether a name begins with `hf-hub:`."""
     return str(name).startswith(PREFIX)
 
 
 def hub_name(name: str | Path) -> HubName:
-    """What a name that begins with `hf-hub:` says. Raises :class:`ModelError` for one that names nothing."""
+    """Parse a name that begins with `hf-hub:`.
+
+    Raises:
+        ModelError: The name does not have the form `hf-hub:user/name[@revision]`.
+    """
     place, at, revision = str(name).removeprefix(PREFIX).partition("@")
     parts = place.split("/")
     folder = parts.pop() if len(parts) == 3 and parts[-1] in FOLDERS else ""
@@ -64,12 +70,12 @@ def hub_name(name: str | Path) -> HubName:
 
 
 def is_revision(text: str) -> bool:
-    """Whether a branch, tag or commit can be called so."""
+    """Return whether the text can be the name of a branch, tag or commit."""
     return REVISION.fullmatch(text) is not None and ".." not in text
 
 
 def check_repo(repo: str) -> None:
-    """Raise :class:`ValueError`, with the reason, for what cannot be a repository's name."""
+    """Raise `ValueError`, with the reason, for a text that cannot be the name of a repository."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if repo.count("/") != 1 or not all(repo.split("/")):

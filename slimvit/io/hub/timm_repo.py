@@ -1,6 +1,6 @@
-"""A timm model's own repository on the Hub: config.json says which network it is, model.safetensors holds the weights.
+"""A timm model's own repository on the Hub: config.json describes the network, model.safetensors holds the weights.
 
-What it says is taken over entry by entry: nothing in it makes timm read or fetch another file, and no pickle is read.
+The description is checked entry by entry: nothing in it makes timm read or fetch another file. No pickle is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIG = "config.json"
 
 
 class HubPreprocessing(BaseModel):
-    """Entries of timm's pretrained_cfg that say how images become input; others are left alone."""
+    """Entries of timm's pretrained_cfg for preprocessing; other entries are ignored."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -38,52 +38,57 @@ class HubPreprocessing(BaseModel):
 
 @dataclass(frozen=True)
 class TimmRepo:
-    """What a repository says of its model."""
+    """A repository's description of its model."""
 
     architecture: str
     args: dict[str, Any]
-    """Of timm's constructor."""
+    """Arguments of timm's constructor."""
     cfg: dict[str, Any]
     """Entries of timm's pretrained_cfg."""
     num_classes: int | None
     class_names: tuple[str, ...]
     weights: Path | None
-    """None where they were not asked for."""
+    """The weight file; None where it was not asked for."""
 
 
 def timm_repo(name: str, weights: bool) -> TimmRepo:
-    """The timm model of `hf-hub:user/name`, with its weights fetched if they are wanted.
+    """Read the description of a timm model on the Hub, and fetch its weights if wanted.
 
-    Raises :class:`ModelError` for a repository that holds no model of timm's, or none as safetensors.
+    Args:
+        name: `hf-hub:user/name[@revision]`.
+        weights: Whether to fetch the weights.
+
+    Raises:
+        ModelError: The repository holds no timm model, or its weights are not safetensors.
     """
     found, file = fetch.find(hub_name(name), (saved_model.DESCRIPTION, CONFIG))
     if file != CONFIG:
         raise ModelError(f"{name}: holds a model saved by slimvit; load it with slimvit.load")
     folder = fetch.fetch(found, {CONFIG: MOST}, hub_name(name).branch)
-    told = _read(name, folder / CONFIG)
+    repo = _read(name, folder / CONFIG)
     if not weights:
-        return told
+        return repo
     if not found.has(saved_model.WEIGHTS):
         raise ModelError(
             f"{name}: brings no {saved_model.WEIGHTS}, and weights in another form are not read; give your own with "
             "--weights FILE, or --no-pretrained"
         )
-    fetched = fetch.fetch(found, {saved_model.WEIGHTS: _largest(name, told)})
-    return TimmRepo(**(vars(told) | {"weights": fetched / saved_model.WEIGHTS}))
+    fetched = fetch.fetch(found, {saved_model.WEIGHTS: _largest(name, repo)})
+    return TimmRepo(**(vars(repo) | {"weights": fetched / saved_model.WEIGHTS}))
 
 
 def _read(name: str, path: Path) -> TimmRepo:
-    """config.json, of the form that timm writes now or wrote before."""
+    """Read config.json in timm's present form or an earlier one."""
     try:
         config: Any = read_json(path)
     except Unreadable as error:
         raise ModelError(f"{name}: {CONFIG} is damaged: {error}") from None
     architecture = config.get("architecture") if isinstance(config, dict) else None
     if not isinstance(architecture, str) or not timm.is_model(architecture):
-        told = f"names the architecture {str(architecture)[:60]!r}" if architecture else "names no architecture"
+        named = f"names the architecture {str(architecture)[:60]!r}" if architecture else "names no architecture"
         raise ModelError(
             f"{name}: is neither a model of slimvit ({saved_model.DESCRIPTION}) nor one of timm {timm.__version__}: "
-            f"its {CONFIG} {told}"
+            f"its {CONFIG} {named}"
         )
     known, args = config.get("pretrained_cfg", config), config.get("model_args") or {}
     if not isinstance(known, dict) or not isinstance(args, dict):
@@ -106,16 +111,16 @@ def _read(name: str, path: Path) -> TimmRepo:
     return TimmRepo(architecture, args, cfg, classes, tuple(names) if alike else (), None)
 
 
-def _largest(name: str, told: TimmRepo) -> int:
-    """Bytes of the weights at most, from a network without memory."""
-    classes = {} if told.num_classes is None else {"num_classes": told.num_classes}
+def _largest(name: str, repo: TimmRepo) -> int:
+    """Most bytes that the weights can have, from the network on the meta device."""
+    classes = {} if repo.num_classes is None else {"num_classes": repo.num_classes}
     try:
         with torch.device("meta"):
-            model = timm.create_model(told.architecture, pretrained_cfg_overlay=told.cfg, **(told.args | classes))
+            model = timm.create_model(repo.architecture, pretrained_cfg_overlay=repo.cfg, **(repo.args | classes))
         saved_model.check_tables(model)
     except SlimvitError as error:
         raise ModelError(f"{name}: {error}") from None
     except Exception as error:  # arguments out of a file: whatever a constructor makes of them
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{name}: timm cannot build {told.architecture} with {told.args}: {reason}") from None
+        raise ModelError(f"{name}: timm cannot build {repo.architecture} with {repo.args}: {reason}") from None
     return saved_model.largest_file(model)

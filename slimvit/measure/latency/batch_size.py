@@ -1,4 +1,4 @@
-"""The batch that fills a machine: grown until no model makes more images a second."""
+"""The batch size that fills a machine: doubled until no model gains images per second."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from math import log
 from slimvit.measure.latency.timer import by_round, interleaved, passes_for
 
 GAIN = 1.03
-"""A batch is worth it while some model makes this many times as many images a second as at its best before."""
+"""A larger batch pays while some model reaches this many times its best images per second so far."""
 
 PATIENCE = 2
-"""Batches in a row that are not worth it, before the growth ends: one may have met other work on the machine."""
+"""Batches in a row that do not pay before the search ends; one alone may be noise."""
 
 LARGEST = 1024
-"""Images at most."""
+"""Largest batch that is tried."""
 
 SLOWEST = 2.0
-"""Seconds that a pass of the slowest model may take; larger batches would take hours."""
+"""Seconds that a pass of the slowest model may take."""
 
 ROUNDS = 3
-"""Rounds in which a batch is tried."""
+"""Rounds per batch size."""
 
 
 @dataclass
 class Growth:
-    """The batches that were tried, in order."""
+    """The batch sizes that were tried, in order."""
 
     speeds: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Batch -> model -> images/s."""
+    """Batch size -> model -> images per second."""
     ended: str = ""
-    """Why no larger batch was tried, in words."""
+    """Why no larger batch was tried."""
 
     @property
     def best(self) -> int:
-        """The batch at which all models together are fastest, by the geometric mean of their images/s."""
+        """The batch size with the largest geometric mean of the models' images per second."""
         return max(self.speeds, key=lambda batch: sum(map(log, self.speeds[batch].values())))
 
 
@@ -47,10 +47,12 @@ class OutOfMemory(Exception):
 def find_batch_size(
     calls_for: Callable[[int], Mapping[str, Callable[[], float]]], batches: Sequence[int] = ()
 ) -> Growth:
-    """Try 1, 2, 4, ... images (or all of ``batches``) on all models alike, until it does not pay any more.
+    """Try 1, 2, 4, ... images on all models alike until a larger batch does not pay any more.
 
-    ``calls_for``: from a batch to what times one pass of each model, warmed up. It, and they, may raise
-    :class:`OutOfMemory`, which ends the growth.
+    Args:
+        calls_for: Maps a batch size to a call for each model, warmed up, that returns the seconds of one pass.
+            `OutOfMemory`, raised by it or by a call, ends the search.
+        batches: Batch sizes to try instead, all of them.
     """
     growth = Growth()
     for batch in sorted(batches) or _doubling():
@@ -74,7 +76,7 @@ def _doubling() -> Iterable[int]:
 
 
 def _enough(growth: Growth, batch: int, slowest: float) -> str:
-    """Why growing ends here; nothing while it goes on."""
+    """Why the search ends here; empty while it goes on."""
     speeds = list(growth.speeds.values())
     if len(speeds) > PATIENCE and not any(map(_worth_it, [speeds[: n + 1] for n in _last(speeds)])):
         return f"{batch} images a batch gain no model {GAIN - 1:.0%}, nor did half as many"
@@ -88,6 +90,6 @@ def _last(speeds: Sequence[object]) -> range:
 
 
 def _worth_it(speeds: Sequence[dict[str, float]]) -> bool:
-    """Whether the last batch gained some model enough over its best before."""
+    """Whether some model gained enough at the last batch over its best so far."""
     *before, now = speeds
     return any(speed >= GAIN * max(b[name] for b in before) for name, speed in now.items())

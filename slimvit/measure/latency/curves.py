@@ -1,4 +1,4 @@
-"""Times by width as a curve that never falls, and what it says between the widths that were measured."""
+"""Time as a function of width: a curve that never falls, interpolated between the measured widths."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import TypeAlias
 import numpy as np
 
 Curve: TypeAlias = list[tuple[int, float]]
-"""Width, milliseconds; widths rise and begin with 0, where the branch is gone and costs nothing."""
+"""Pairs of width and milliseconds. The widths rise from 0, where the branch is gone and costs nothing."""
 
 
 def spread_widths(most: int, unit: int, points: int) -> list[int]:
-    """About so many widths from ``unit`` to ``most``, evenly, in whole units but for the last."""
+    """Choose about `points` even widths from `unit` to `most`: multiples of `unit`, and `most` itself."""
     even = (round(most * i / points / unit) * unit for i in range(1, points + 1))
     return sorted({min(unit, most), most, *(width for width in even if 0 < width < most)})
 
 
 def rising(times: Sequence[float]) -> list[float]:
-    """The nearest sequence that never falls: neighbours in the wrong order meet at their mean, and so do those that
-    are then in the wrong order. Noise must not make less work look dearer."""
+    """Return the nearest sequence that never falls (isotonic regression by pooling adjacent violators).
+
+    Without it noise could make less work look more expensive.
+    """
     pools: list[list[float]] = []
     for time in times:
         pools.append([time])
@@ -29,13 +31,13 @@ def rising(times: Sequence[float]) -> list[float]:
 
 
 def curve_of(widths: Sequence[int], times: Sequence[float]) -> Curve:
-    """What each width, from 0 on, costs beyond the width 0."""
+    """Return the cost of each width beyond that of the first, which is 0."""
     smooth = rising(times)
     return [(width, time - smooth[0]) for width, time in zip(widths, smooth, strict=True)]
 
 
 def read_off(curve: Curve) -> Callable[[int], float]:
-    """Width -> milliseconds, on straight lines between the points."""
+    """Return the function width -> milliseconds, linear between the points of a curve."""
     widths, times = zip(*curve, strict=True)
     return lambda width: float(np.interp(width, widths, times))
 

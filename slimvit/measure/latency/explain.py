@@ -1,4 +1,4 @@
-"""Why a slim model's time falls less than its MACs: measured facts in words, and no guesses."""
+"""Why the time of a pruned model falls less than its MACs, in words, from measurements only."""
 
 from __future__ import annotations
 
@@ -9,49 +9,52 @@ from slimvit.measure.latency.ratios import Ratio
 from slimvit.utils.allocator import AS_ENVIRONMENT
 
 FOLLOWS = 0.8
-"""Share of the promised gain from which on the time is said to follow the MACs."""
+"""The time follows the MACs from this share of the promised gain on."""
 
 FEW = 4
-"""Images that take hardly longer than one where starting the operators takes the time."""
+"""Images that take hardly longer than one image where the launch of operators dominates."""
 
 HARDLY = 1.5
-"""Times as long as one image: what `hardly` means."""
+"""Largest time of `FEW` images over that of one image that counts as hardly longer."""
 
 MUCH = 0.03
-"""Share of the time that the system takes from which on it is worth a word."""
+"""The system's share of the time is mentioned from this value on."""
 
 NEAR = 0.03
-"""Two speed-ups this close (relative) are alike."""
+"""Relative difference up to which two speed-ups are alike."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was measured of one slim model beside its original. What was not is None."""
+    """Measurements of a pruned model beside its original. None was not measured."""
 
     promised: float
-    """Speed-up by MACs; times as many MACs has the original."""
+    """The speed-up that the MACs promise: the original's MACs over the pruned model's."""
     params: float
-    """Times as many parameters has the original."""
+    """The original's parameters over the pruned model's."""
     batch: int
-    """That fills the machine."""
+    """The batch size that fills the machine."""
     latency: Ratio
     """Speed-up at one image."""
     throughput: Ratio
-    """Speed-up at ``batch``."""
+    """Speed-up at `batch` images."""
     few_over_one: float | None = None
-    """Time of the original for :data:`FEW` images over that for one."""
+    """Time of the original for `FEW` images over that for one."""
     shares: dict[str, float] | None = None
-    """Share of the original's time (0-1) by kind of operator, at ``batch``."""
+    """Share of the original's time (0-1) by kind of operator, at `batch` images."""
     system: float | None = None
-    """Share of the original's time (0-1) that the system takes to hand out memory, at ``batch``, on a CPU."""
+    """Share of the original's time (0-1) that the system takes to hand out memory, at `batch` images, on a CPU."""
     widths: tuple[int, ...] = ()
     """attn_dim of the slim model's blocks."""
     original_widths: tuple[int, ...] = ()
 
 
 def remark(found: Evidence) -> str | None:
-    """One line that says where the time does not follow the MACs, and what was measured that bears on it; None where
-    it follows."""
+    """Say in one line where the time does not follow the MACs, and which measurements explain it.
+
+    Returns:
+        The line, or None where the time follows.
+    """
     said = [_behind(found, found.latency, 1), _behind(found, found.throughput, found.batch)]
     if found.batch == 1:
         said = said[1:]
@@ -63,12 +66,12 @@ def remark(found: Evidence) -> str | None:
 
 
 def follows(speedup: Ratio, promised: float) -> bool:
-    """Whether at least :data:`FOLLOWS` of the promised gain was reached."""
+    """Return whether at least the share `FOLLOWS` of the promised gain was reached."""
     return promised <= 1 or speedup.of_the_gain(promised).middle >= FOLLOWS
 
 
 def _behind(found: Evidence, speedup: Ratio, batch: int) -> str | None:
-    """That the model is slower, or gained less than promised, at this batch."""
+    """A clause where the model is slower, or gained less than promised, at this batch size."""
     at = f"at batch {batch}"
     if speedup.high < 1:
         return f"{at} it is slower than the original: {speedup} times its speed"
@@ -88,7 +91,7 @@ def _few(found: Evidence) -> str | None:
 
 
 def _params(found: Evidence) -> str | None:
-    """Where the weights are what is waited for, the time goes with their number."""
+    """Where reading the weights takes the time, it goes with the number of parameters."""
     near = abs(found.latency.middle / found.params - 1) <= NEAR
     if not near or abs(found.params / found.promised - 1) <= NEAR:
         return None
@@ -96,7 +99,7 @@ def _params(found: Evidence) -> str | None:
 
 
 def _shares(found: Evidence) -> str | None:
-    """What Amdahl's law allows."""
+    """The speed-up that Amdahl's law allows."""
     if not found.shares:
         return None
     matrix = found.shares.get(MATRIX, 0.0)
@@ -119,14 +122,14 @@ def _system(found: Evidence) -> str | None:
 
 
 def _sizes(found: Evidence) -> str | None:
-    """Widths that matrix kernels do not divide evenly, where the original had fewer of them."""
+    """Widths that matrix kernels do not divide evenly, where the original had fewer such widths."""
     for multiple in (16, 64):  # the coarser remark only where the finer one says nothing
         odd = [w for w in found.widths if w % multiple]
         before = sum(w % multiple > 0 for w in found.original_widths)
         if len(odd) > before:
-            told = ", ".join(map(str, sorted(set(odd))))
+            shown = ", ".join(map(str, sorted(set(odd))))
             return (
-                f"the attn_dim of {len(odd)} of {len(found.widths)} blocks is no multiple of {multiple} ({told}), in "
+                f"the attn_dim of {len(odd)} of {len(found.widths)} blocks is no multiple of {multiple} ({shown}), in "
                 f"the original that of {before}"
             )
     return None

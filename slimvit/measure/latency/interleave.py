@@ -1,4 +1,4 @@
-"""Several models timed side by side in one setting: one machine, one precision, compiled or not."""
+"""Several models timed side by side on one machine, in one precision, compiled or not."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from slimvit.utils.progress import track
 
 Size = tuple[int, int, int]
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
-"""What torch says on a GPU, a CPU and a Mac's."""
+"""Words of torch's errors on a GPU, a CPU and an Apple GPU."""
 
 
 @dataclass(frozen=True)
 class InterleavedTimer:
-    """The models live on the device, in the dtype of the setting, and in eval mode."""
+    """Models to be timed in turns. All are on the device already, in the dtype of the setting, and in eval mode."""
 
     models: Mapping[str, nn.Module]
     sizes: Mapping[str, Size]
-    """An image [C, H, W] of each."""
+    """Channels, height and width of an image of each model."""
     compiled: bool = False
 
     def calls(self, batch: int) -> dict[str, Callable[[], float]]:
-        """What times one pass of ``batch`` images of each model, warmed up. Raises :class:`OutOfMemory`, as they do,
-        and :class:`ModelError` for a model that cannot be compiled."""
+        """Return a call for each model that times one pass of `batch` images, warmed up.
+
+        Raises:
+            OutOfMemory: The device has no room for the batch; the calls may raise it too.
+            ModelError: A model cannot be compiled.
+        """
         found: dict[str, Callable[[], float]] = {}
         for name, model in self.models.items():
             call, images = self.callable_of(name), partial(images_for, model, self.sizes[name], batch)
@@ -44,12 +48,12 @@ class InterleavedTimer:
         return found
 
     def callable_of(self, name: str) -> Callable[[Tensor], Any]:
-        """The model as it is timed; compiled once, for each shape of its input."""
+        """Return the function that is timed: the model, or its compilation for each shape of its input."""
         model = self.models[name]
         return torch.compile(model, dynamic=False) if self.compiled else model
 
     def times(self, batch: int, rounds: int) -> Times:
-        """Interleaved turns at this batch, all models with the same number of passes."""
+        """Time all models at this batch size, with the same number of passes per turn."""
         with torch.inference_mode():
             calls = self.calls(batch)
             passes = passes_for(max(call() for call in calls.values()))
@@ -67,8 +71,10 @@ class InterleavedTimer:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """Every model and shape is compiled for itself: by default torch gives up after a few of the same class, and would
-    run the rest uncompiled without a word."""
+    """Let torch compile every model and shape.
+
+    By default it gives up after a few models of the same class and silently runs the others uncompiled.
+    """
     config: Any = torch._dynamo.config
     name = next(n for n in ("recompile_limit", "cache_size_limit") if hasattr(config, n))
     try:
@@ -79,7 +85,7 @@ def compiling() -> Iterator[None]:
 
 
 def compile_defect(device: torch.device) -> str | None:
-    """Why torch.compile does not work here, in one line; None where it does."""
+    """Return why torch.compile does not work on a device, in one line; None where it does."""
     layer = torch.compile(nn.Linear(8, 8).to(device))
     try:
         with torch.inference_mode():
@@ -92,6 +98,7 @@ def compile_defect(device: torch.device) -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether an error of torch says that the device's memory is full."""
     return any(words in str(error).lower() for words in NO_MEMORY)
 
 
@@ -102,7 +109,7 @@ def _pass(call: Callable[[Tensor], Any], images: Tensor) -> float:
 
 @contextmanager
 def _memory() -> Iterator[None]:
-    """Tells a device without room from other failures."""
+    """Turn torch's errors about full memory into `OutOfMemory`."""
     try:
         yield
     except RuntimeError as error:
@@ -114,6 +121,6 @@ def _memory() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """The error's first line of substance."""
+    """The first line of the error that says something."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)[:300]

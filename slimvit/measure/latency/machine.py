@@ -1,4 +1,4 @@
-"""The machine that a measurement ran on, in words, and the threads it used."""
+"""The machine of a measurement in words, the versions of its packages, and the threads it used."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 PACKAGES = ("slimvit", "torch", "timm")
-"""Whose versions belong to a timing."""
+"""Packages whose versions are recorded with a timing."""
 
 
 def device_words(device: torch.device) -> str:
-    """``NVIDIA H100 80GB HBM3``, or the CPU's name with torch's threads."""
+    """Name the device: `NVIDIA H100 80GB HBM3`, or the CPU with the number of torch's threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -26,13 +26,13 @@ def device_words(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Package -> version, Python's included."""
+    """Return the version of each package, and of Python."""
     return {name: version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """torch computes with this many threads on a CPU, afterwards with as many as before; None changes nothing."""
+    """Let torch use this many CPU threads inside the block; None changes nothing."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -42,7 +42,7 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 def _cpu() -> str:
-    """What Linux calls the processor, elsewhere its architecture."""
+    """The processor's name on Linux, elsewhere its architecture."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
     return " ".join(found[1].split()) if found else platform.machine()

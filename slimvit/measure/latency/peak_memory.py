@@ -1,4 +1,4 @@
-"""Peak memory of a forward pass: what torch allocated on a GPU, what a process of its own held on a CPU."""
+"""Peak memory of a forward pass: torch's allocations on a GPU, a process of its own on a CPU."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def process_peak() -> int | None:
-    """Bytes that this process held at most, so far; None where the system does not tell.
+    """Return the most bytes that this process has held so far; None where the system does not say.
 
-    Linux's VmHWM; ``ru_maxrss`` there would begin with what the process that started this one held.
+    On Linux this is VmHWM, since `ru_maxrss` starts with the memory of the parent process.
     """
     if sys.platform == "darwin":
         import resource
@@ -33,7 +33,14 @@ def process_peak() -> int | None:
 
 
 def peak_on_gpu(model: nn.Module, call: Callable[[Tensor], Any], input_size: tuple[int, int, int], batch: int) -> int:
-    """Bytes of ``model``'s weights and of what one pass of ``call`` (the model, or what it was compiled to) needs."""
+    """Measure the bytes of a model's weights and of one forward pass on a GPU.
+
+    Args:
+        model: The model, on the GPU.
+        call: The model, or its compilation.
+        input_size: Channels, height and width of one image.
+        batch: Images per batch.
+    """
     held = torch.cuda.memory_allocated()  # other models may be there too
     torch.cuda.reset_peak_memory_stats()
     with torch.inference_mode():
@@ -45,21 +52,28 @@ def peak_on_gpu(model: nn.Module, call: Callable[[Tensor], Any], input_size: tup
 def peak_on_cpu(
     build: Callable[[], nn.Module], input_size: tuple[int, int, int], batch: int, dtype: torch.dtype
 ) -> int | None:
-    """Bytes that a fresh process holds at most while it builds a model and runs one batch, less what Python and torch
-    held before. None where that is not told, or where the process ends early.
+    """Measure the most bytes that a fresh process needs to build a model and run one batch.
 
-    ``build`` is sent to that process, so it must be picklable.
+    Args:
+        build: Builds the model in that process, so it must be picklable.
+        input_size: Channels, height and width of one image.
+        batch: Images per batch.
+        dtype: Type of weights and images.
+
+    Returns:
+        The bytes beyond those that Python and torch held before; None where the system does not say, or where the
+        process was killed.
     """
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(_peak_here, build, input_size, batch, dtype, threads).result()
-        except BrokenProcessPool:  # killed, most likely for want of memory
+        except BrokenProcessPool:  # killed, most likely because memory ran out
             return None
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters and buffers."""
+    """Return the bytes of the parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
@@ -76,7 +90,7 @@ def _peak_here(
 
 
 def _forget_peak() -> int | None:
-    """Begin the process's peak anew where the system lets one; bytes that it is at now."""
+    """Reset the process's peak where the system allows it, and return the bytes it holds now."""
     try:
         CLEAR.write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""Where the time of a forward pass goes, by kind of operator, as torch's profiler sees it."""
+"""The time of a forward pass by kind of operator, from torch's profiler."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 PASSES = 3
-"""That are profiled, after one that is not."""
+"""Passes that are profiled, after one that is not."""
 
 MATRIX = "matrix products"
-"""What multiply-accumulates count: linear layers, attention (its softmax included where it is fused), convolutions."""
+"""The work that MACs count: linear layers, attention (with its softmax where that is fused), convolutions."""
 
 KINDS = (
     (MATRIX, ("addmm", "baddbmm", "bmm", "::mm", "linear", "conv", "scaled_dot_product", "flash_attention",
@@ -26,14 +26,21 @@ KINDS = (
     ("arithmetic", ("::add", "::mul", "::sub", "::div", "mean", "sum")),
     ("copies", ("copy", "clone", "cat", "roll", "pad", "index", "contiguous", "fill", "zero", "stack", "::to")),
 )  # fmt: skip
-"""Kind -> parts of the names of its operators. The first match wins; what matches none is `other`."""
+"""Kinds, and parts of the names of their operators. The first match wins; other operators are `other`."""
 
 
 def time_shares(call: Callable[[Tensor], Any], images: Tensor) -> dict[str, float]:
-    """Kind of operator -> its share (0-1) of the time of a pass; the largest first.
+    """Measure each kind of operator's share of the time of a forward pass.
 
-    On a GPU the time of the kernels, on a CPU that of the operators themselves. The shares are those of an uncompiled
-    model: a compiled one merges operators of several kinds.
+    A GPU counts the time of kernels, a CPU that of operators. The model must not be compiled, since compilation merges
+    operators of several kinds.
+
+    Args:
+        call: The model.
+        images: One batch [B, C, H, W].
+
+    Returns:
+        Kind -> share of the time (0-1), the largest first.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler reports every start and stop as an error
     cuda = images.is_cuda
@@ -53,7 +60,7 @@ def time_shares(call: Callable[[Tensor], Any], images: Tensor) -> dict[str, floa
 
 
 def system_share(call: Callable[[Tensor], Any], images: Tensor) -> float:
-    """The share (0-1) of a pass's processor time that the system takes: on a CPU, to hand out memory."""
+    """Measure the system's share (0-1) of the processor time of a pass on images [B, C, H, W]; it hands out memory."""
     with torch.inference_mode():
         call(images)
         before = os.times()
@@ -65,10 +72,10 @@ def system_share(call: Callable[[Tensor], Any], images: Tensor) -> float:
 
 
 def operator_kind(operator: str) -> str:
-    """``aten::addmm`` -> ``matrix products``."""
+    """Return the kind of an operator: `aten::addmm` -> `matrix products`."""
     return next((kind for kind, parts in KINDS if any(part in operator for part in parts)), "other")
 
 
 def amdahl(share: float, speedup: float) -> float:
-    """How much faster the whole becomes when this share of its time (0-1) becomes ``speedup`` times faster."""
+    """Return the speed-up of the whole when a share of its time (0-1) becomes `speedup` times faster."""
     return 1 / (1 - share + share / speedup)

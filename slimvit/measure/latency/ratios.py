@@ -1,4 +1,4 @@
-"""Ratios of times taken in the same rounds: their median, and how far chance may have moved it."""
+"""Ratios of times of the same rounds: the median and its 95 % interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Ratio:
-    """A median over rounds, and its 95 % interval."""
+    """A median over rounds with its 95 % interval."""
 
     middle: float
     low: float
@@ -23,13 +23,13 @@ class Ratio:
         return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
 
     def of_the_gain(self, promised: float) -> Ratio:
-        """The share of a ``promised`` speed-up's gain that this speed-up reached: (this - 1) / (promised - 1)."""
+        """Return the share of the gain that a `promised` speed-up means: (this - 1) / (promised - 1)."""
         low, high = sorted((bound - 1) / (promised - 1) for bound in (self.low, self.high))
         return Ratio((self.middle - 1) / (promised - 1), low, high)
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float], seed: int = 0) -> Ratio:
-    """The median of ``above[i] / below[i]`` over the rounds i, with the bootstrap's 95 % interval of the median."""
+    """Return the median of `above[i] / below[i]` over the rounds i, with its 95 % bootstrap interval."""
     ratios = np.array(above, dtype=float) / np.array(below, dtype=float)
     draws = np.random.default_rng(seed).choice(ratios, (DRAWS, len(ratios)))
     low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))

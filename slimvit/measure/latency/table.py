@@ -1,4 +1,4 @@
-"""A table of measured times, kept in the user's cache folder under a hash of everything it depends on."""
+"""A table of measured times, stored in the user's cache folder under a hash of everything it depends on."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ FORMAT_VERSION = 1
 
 
 class LatencyTable(BaseModel):
-    """What the parts of a model cost on one device at one batch, milliseconds a batch."""
+    """Milliseconds per batch of the parts of a model, on one device at one batch size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     measured: str
-    """When, as `2026-01-31 12:00`."""
+    """The time of the measurement, as `2026-01-31 12:00`."""
     full: float
     """The whole model."""
     rest: float
-    """The whole model when every branch that can go is gone."""
+    """The whole model without any branch that can be removed."""
     curves: dict[str, list[tuple[int, float]]]
-    """Kind of branch -> width -> what it adds to ``rest``."""
+    """Kind of branch -> pairs of width and milliseconds beyond `rest`."""
 
     @field_validator("curves")
     @classmethod
@@ -40,12 +40,12 @@ class LatencyTable(BaseModel):
 
 
 def place_of(facts: dict[str, Any]) -> Path:
-    """Where the table lies, or would lie, that depends on ``facts``."""
+    """Return the file of the table that depends on `facts`, whether it exists or not."""
     return cache_folder() / f"{fingerprint({'format_version': FORMAT_VERSION} | facts)}.json"
 
 
 def cache_folder() -> Path:
-    """The XDG convention: ``$XDG_CACHE_HOME``, which must be absolute to count, or ``~/.cache``."""
+    """Return the folder of the tables, in an absolute `$XDG_CACHE_HOME` or `~/.cache`."""
     given = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
         return (given if given.is_absolute() else Path.home() / ".cache") / "slimvit" / "latency"
@@ -54,7 +54,7 @@ def cache_folder() -> Path:
 
 
 def read_table(path: Path, kinds: Collection[str]) -> LatencyTable | None:
-    """The table in a file; None where there is none, or it is damaged or lacks one of the ``kinds``."""
+    """Read a table; None where it is missing, damaged, or lacks one of the `kinds`."""
     try:
         table = LatencyTable.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
@@ -63,7 +63,7 @@ def read_table(path: Path, kinds: Collection[str]) -> LatencyTable | None:
 
 
 def write_table(table: LatencyTable, path: Path) -> bool:
-    """Whether it could be kept; whole or not at all, as another run may read it meanwhile."""
+    """Write a table in one step, as another run may read it meanwhile, and return whether that succeeded."""
     partial: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

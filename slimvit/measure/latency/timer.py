@@ -1,4 +1,4 @@
-"""How long a batch takes. All timing goes through :func:`timed`, and where models are compared, :func:`interleaved`."""
+"""Timing: `timed` times one pass, `interleaved` several models in turns, `latency` one model alone."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ from torch import Tensor, nn
 from slimvit.models.modes import device_of, evaluating
 
 WARM_UP = 3
-"""Batches that are run and not counted."""
+"""Batches that are run before timing starts."""
 
 AT_LEAST = 5
-"""Batches that are timed however long they take."""
+"""Batches that are timed in any case."""
 
 TURN = 0.15
-"""Seconds that a model's turn in a round is to last, in as many passes as it takes: the first of many short ones still
-finds the caches full of the model before it."""
+"""Seconds that a model's turn in a round should last. The first passes of a turn find the caches full of the previous
+model, so short passes are repeated."""
 
 PASSES = (1, 50)
-"""Passes of a turn, at least and at most."""
+"""Fewest and most passes of a turn."""
 
 Times = dict[str, list[list[float]]]
-"""Name -> one list a round -> seconds of every pass of that turn."""
+"""Name -> one list per round -> seconds of every pass of that turn."""
 
 
 def latency(
     model: nn.Module, input_size: tuple[int, int, int], batch: int = 1, seconds: float = 1.0
 ) -> dict[str, float]:
-    """Time ``model`` where it lives, in its own dtype, on ``batch`` images [C, H, W] = ``input_size``.
+    """Time a model on its device and in its dtype.
 
-    Runs for about ``seconds``. Returns ``latency_ms`` (median milliseconds a batch) and ``throughput`` (images/s at
-    that median).
+    Args:
+        model: The model.
+        input_size: Channels, height and width of one image.
+        batch: Images per batch.
+        seconds: About how long to run.
+
+    Returns:
+        `latency_ms`, the median milliseconds per batch, and `throughput`, images per second at that median.
     """
     images = images_for(model, input_size, batch)
     with evaluating(model):
@@ -51,13 +57,13 @@ def latency(
 
 
 def images_for(model: nn.Module, input_size: tuple[int, int, int], batch: int) -> Tensor:
-    """Random images [batch, C, H, W] where the model lives, in its dtype."""
+    """Draw random images [batch, C, H, W] on the model's device and in its dtype."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return torch.randn(batch, *input_size, device=device_of(model), dtype=dtype)
 
 
 def timed(call: Callable[..., Any], images: Tensor, **more: Any) -> float:
-    """Seconds of one forward pass, waiting for the device to finish before and after; ``more`` is for the call."""
+    """Time one forward pass in seconds, waiting for the device before and after; `more` goes to the call."""
     wait = _WAIT.get(images.device.type, lambda: None)
     wait()
     start = time.perf_counter()
@@ -67,15 +73,17 @@ def timed(call: Callable[..., Any], images: Tensor, **more: Any) -> float:
 
 
 def warm_up(call: Callable[[], float]) -> float:
-    """Calls that do not count, and the seconds that the last one gave."""
+    """Call a few times without counting, and return the seconds of the last call."""
     return [call() for _ in range(WARM_UP)][-1]
 
 
 def interleaved(calls: Mapping[str, Callable[[], float]], rounds: Iterable[int], passes: int = 1) -> Times:
-    """Every call in every round, ``passes`` times in a row; each next round goes through them the other way round.
+    """Time several calls in turns, so that other work on the machine and the caches affect all of them alike.
 
-    A call gives its seconds. What else the machine does, and what one model leaves in the caches for the next, then
-    meets all alike.
+    Args:
+        calls: Name -> a call that returns its seconds.
+        rounds: Numbers of the rounds. Every second round goes through the calls in reverse.
+        passes: Times that a call runs in a row.
     """
     times: Times = {name: [] for name in calls}
     for number in rounds:
@@ -85,15 +93,15 @@ def interleaved(calls: Mapping[str, Callable[[], float]], rounds: Iterable[int],
 
 
 def passes_for(seconds: float) -> int:
-    """Passes in a turn of a model whose pass takes this long."""
+    """Return the passes in a turn of a model whose pass takes this many seconds."""
     low, high = PASSES
     return min(high, max(low, math.ceil(TURN / max(seconds, 1e-9))))
 
 
 def by_round(times: list[list[float]]) -> list[float]:
-    """Seconds of one pass, a figure a round."""
+    """Return the median seconds of one pass for every round."""
     return [median(turn) for turn in times]
 
 
 _WAIT: dict[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
-"""What waits for a device; a CPU is done when a call returns."""
+"""Device -> a function that waits for it. A CPU has finished when a call returns."""

@@ -18,26 +18,26 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK = 1 << 18
-"""Numbers of one block's values that are mixed at a time on a CPU, so that the sum stays in the cache."""
+"""Elements of one block's values that are mixed at a time on a CPU, so that the sum stays in the cache."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An earlier block of the stage, and the heads that it shares with the block that mixes."""
+    """An earlier block of the stage and the heads that it shares with the mixing block."""
 
     earlier: int
     """Position of the earlier block in its stage."""
     heads: tuple[int, ...]
     """Original ids of the shared heads."""
     here: tuple[int, ...]
-    """Their positions in the block that mixes."""
+    """Their positions in the mixing block."""
     there: tuple[int, ...]
     """Their positions in the earlier block."""
 
     whole: bool = False
-    """Whether that is all heads of both, so that their values add up as they are."""
+    """Whether the shared heads are all heads of both blocks, so that no channels need to be selected."""
     runs: tuple[tuple[int, int, int], ...] = field(init=False, repr=False)
-    """(position here, position there, number of heads) of each run of heads that lie side by side in both."""
+    """(position here, position there, number of heads) of each run of heads that are adjacent in both blocks."""
 
     def __post_init__(self) -> None:
         found: list[tuple[int, int, int]] = []
@@ -50,7 +50,7 @@ class Pair:
 
 
 def pairs_of(kept: Sequence[Sequence[int]]) -> list[tuple[Pair, ...]]:
-    """For each block of a stage, its pairs with earlier blocks; ``kept``: the original head ids each block has."""
+    """Return the pairs of each block of a stage with earlier blocks; `kept` holds each block's original head ids."""
     return [
         tuple(
             Pair(
@@ -68,22 +68,30 @@ def pairs_of(kept: Sequence[Sequence[int]]) -> list[tuple[Pair, ...]]:
 
 
 def mix_size(pairs: Sequence[Pair], per_head: bool) -> int:
-    """Learnable scalars of one block: one a pair, or one a pair and shared head."""
+    """Count the learnable weights of one block: one per pair, or one per pair and shared head."""
     return sum(len(p.heads) for p in pairs) if per_head else len(pairs)
 
 
 def mix_values(
     own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], mix: Tensor, per_head: bool, head_dim: int
 ) -> Tensor:
-    """``own`` + sum of the weighted values of earlier blocks.
+    """Add the weighted values of earlier blocks to a block's own values.
 
-    ``own`` [..., k], ``earlier``: one tensor [..., k_i] a pair, in the order of ``pairs``; channels are heads of
-    ``head_dim``. ``mix``: one scalar a pair, or with ``per_head`` one a pair and shared head, pair after pair.
+    Args:
+        own: The block's own values [..., k], whose channels are heads of `head_dim`.
+        earlier: The values [..., k_i] of each pair's block, in the order of `pairs`.
+        pairs: The earlier blocks and the shared heads.
+        mix: Weights [pairs], or with `per_head` [pairs x shared heads], pair after pair.
+        per_head: Whether every shared head has a weight of its own.
+        head_dim: Channels of one head.
+
+    Returns:
+        The mixed values [..., k].
     """
     weights = mix.to(own.dtype)
     if per_head:
         weights = weights.repeat_interleave(head_dim)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compilers fuse the plain form better than we can
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # compilers fuse the plain form better
         return _plain_sum(own, earlier, pairs, _by_pair(weights, pairs, head_dim), head_dim)
     if not torch.is_grad_enabled():
         return _sum(own, earlier, pairs, weights, head_dim)
@@ -91,15 +99,18 @@ def mix_values(
 
 
 def _by_pair(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[Tensor]:
-    """Each pair's part of ``weights``: a scalar [1], or [channels of the shared heads]."""
+    """Each pair's part of the weights: a scalar [1], or [channels of the shared heads]."""
     if len(weights) == len(pairs):
         return weights.split(1)
     return weights.split([len(p.heads) * head_dim for p in pairs])
 
 
 def _factors(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[Tensor | float]:
-    """The same, with plain numbers for scalars where reading them does not have to wait for a GPU: adding a multiple
-    is much faster than adding a product with a tensor of one element."""
+    """The same, with Python numbers for scalars on a CPU.
+
+    Adding a multiple is much faster than adding a product with a tensor of one element, but on a GPU reading the
+    number would wait for the device.
+    """
     if weights.device.type == "cpu" and len(weights) == len(pairs) and type(weights) in (Tensor, nn.Parameter):
         return [float(w) for w in weights.tolist()]
     return _by_pair(weights, pairs, head_dim)
@@ -108,7 +119,7 @@ def _factors(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[
 def _sum(own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], weights: Tensor, head_dim: int) -> Tensor:
     out = own.clone(memory_format=torch.contiguous_format)
     factors = _factors(weights, pairs, head_dim)
-    if out.numel() <= CHUNK:  # of one image Python costs as much as the sums
+    if out.numel() <= CHUNK:  # for one image Python costs as much as the sums
         _add(out, earlier, pairs, factors, head_dim)
         return out
     for mine, *theirs in _chunks(out, *earlier):
@@ -119,7 +130,7 @@ def _sum(own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], weights:
 def _plain_sum(
     own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], factors: Sequence[Tensor], head_dim: int
 ) -> Tensor:
-    """The sum in whole tensors: what is written to a part of one, exported files scatter, which is slow."""
+    """The sum in whole tensors: exported files turn writes to a part of a tensor into scatters, which are slow."""
     out, width = own, own.shape[-1]
     for values, pair, factor in zip(earlier, pairs, factors, strict=True):
         done = 0
@@ -136,7 +147,7 @@ def _plain_sum(
 def _add(
     out: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], factors: Sequence[Tensor | float], head_dim: int
 ) -> None:
-    """In place: the weighted channels of each earlier block onto theirs in ``out``."""
+    """Add the weighted channels of each earlier block to those of the same heads in `out`, in place."""
     for values, pair, factor in zip(earlier, pairs, factors, strict=True):
         if pair.whole and isinstance(factor, float):
             out.add_(values, alpha=factor)
@@ -152,7 +163,7 @@ def _add(
 
 
 def _heads(tensor: Tensor, start: int, n: int, head_dim: int) -> Tensor:
-    """The channels of ``n`` heads; the tensor itself where that is all of it, since a view costs as much as a sum."""
+    """The channels of `n` heads; the tensor itself where that is all of it, since a view costs as much as a sum."""
     wanted = n * head_dim
     return tensor if wanted == tensor.shape[-1] else tensor.narrow(-1, start * head_dim, wanted)
 
@@ -163,8 +174,7 @@ def _part(weight: Tensor, start: int, n: int, head_dim: int) -> Tensor:
 
 
 class _Mix(torch.autograd.Function):
-    """The sum with a backward of its own: nothing is kept but the values themselves, and both directions walk through
-    chunks that fit the cache."""
+    """The sum with a backward pass that keeps only the values and works in cache-sized chunks too."""
 
     @staticmethod
     def forward(
@@ -203,7 +213,7 @@ def _value_grad(grad: Tensor, values: Tensor, pair: Pair, factor: Tensor | float
 def _add_weight_grads(
     grad: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], into: Sequence[Tensor], head_dim: int
 ) -> None:
-    """In place: the gradients of the weights onto ``into``."""
+    """Add the gradients of the weights to `into`, in place."""
     for values, pair, weight_grad in zip(earlier, pairs, into, strict=True):
         done, scalar = 0, len(weight_grad) == 1
         for here, there, n in pair.runs:
@@ -214,7 +224,7 @@ def _add_weight_grads(
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows (tokens) of all tensors, as many as fit the cache; all at once where there is none to mind."""
+    """The same rows (tokens) of all tensors, as many as fit the CPU's cache; all at once on other devices."""
     rows = [t.reshape(-1, t.shape[-1]) for t in tensors]
     step = max(1, CHUNK // max(1, rows[0].shape[1]))
     if tensors[0].device.type != "cpu" or len(rows[0]) <= step:
