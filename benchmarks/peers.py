@@ -93,7 +93,7 @@ def rows_of(base: str, part: str, file: Sweep, folder: Path) -> Iterator[dict[st
             yield {
                 "base": base, "method": method, "ratio": round(section.ratio or 0, 3), "seed": point.recipe.seed,
                 "refit": refit, "epochs": point.recipe.finetune.epochs if part == "trained" else 0,
-                "heads": stage.heads, "macs": stage.macs, "original_macs": report.reference.macs,
+                "heads": stage.units["heads"], "macs": stage.macs, "original_macs": report.reference.macs,
                 "original": report.reference.top1, "images": report.images,
                 **{name: getattr(stage, name) for name in FIGURES},
             }  # fmt: skip

@@ -79,26 +79,28 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-PICTURES = ("head_map", "stage_accuracy", "curves", "mix_map")
+PICTURES = {"head_map": ("head_map",), "plots": ("stage_accuracy", "curves", "mix_map")}
+"""Drawing functions by module of `slimvit.report.run`."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def drawing() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Drawing takes a quarter of a small run, so runs leave empty pictures; inside `with drawing():` they draw."""
-    from slimvit.report.run import plots
+    from slimvit.report.run import head_map, plots
 
-    real = {name: getattr(plots, name) for name in PICTURES}
+    modules = {"head_map": head_map, "plots": plots}
+    real = {(modules[m], name): getattr(modules[m], name) for m, names in PICTURES.items() for name in names}
 
     @contextmanager
     def drawn() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
-            for name, draw in real.items():
-                patch.setattr(plots, name, draw)
+            for (module, name), draw in real.items():
+                patch.setattr(module, name, draw)
             yield
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in PICTURES:
-            patch.setattr(plots, name, lambda *args: args[-1].touch())
+        for module, name in real:
+            patch.setattr(module, name, lambda *args: args[-1].touch())
         yield drawn
 
 

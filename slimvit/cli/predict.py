@@ -66,7 +66,7 @@ def predict_command(
 
 
 def _show(answers: dict[str, Answers], files: list[str]) -> None:
-    from slimvit.report.terminal import print_cells
+    from slimvit.report.text import print_cells
 
     readable = [f for f in files if all(f in found.guesses for found in answers.values())]
     told = {f: [", ".join(f"{c} {p:.1%}" for c, p in found.guesses[f]) for found in answers.values()] for f in readable}

@@ -132,7 +132,8 @@ def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
-    from slimvit.workflows.dry_run import estimate, estimate_text
+    from slimvit.report.run.plan_text import estimate_text
+    from slimvit.workflows.dry_run import estimate
     from slimvit.workflows.run import dry_run
 
     state, plan = dry_run(recipe, shared.run_options(given))

@@ -108,7 +108,7 @@ def check_apart(gathered: CollectedRuns, out: Path | None) -> None:
 
 
 def write_report(comparison: Comparison, out: Path, force: bool) -> None:
-    from slimvit.report.compare.write import write_comparison
+    from slimvit.report.compare.formats import write_comparison
     from slimvit.utils.output import new_folder
 
     with new_folder(out, force) as folder:
@@ -124,6 +124,6 @@ def show_comparison(comparison: Comparison, as_json: bool) -> None:
 
         click.echo(json.dumps(to_json(comparison), indent=1))
         return
-    from slimvit.report.compare.terminal import print_comparison
+    from slimvit.report.compare.cells import print_comparison
 
     print_comparison(comparison)

@@ -1,9 +1,9 @@
-"""Accuracy, and how close a slimmed model stays to its original: same predictions, same features."""
+"""Accuracy of a model, and its closeness to the original: same predictions, same features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,24 +15,27 @@ from slimvit.utils.errors import DataError, ModelError
 from slimvit.utils.progress import track
 
 AT_ONCE = 1_000
-"""Images whose rows are compared at once, in float64: those of all of them would take a multiple of what is kept."""
+"""Number of images compared at once in float64, which bounds the memory of a comparison."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model gave for every image of a loader, on the CPU."""
+    """The outputs of a model for every image of a loader, on the CPU."""
 
     logits: Tensor | None
     """[n, K] float32; None for a model without classifier."""
     features: Tensor
-    """[n, F] float32, what the classifier sees."""
+    """[n, F] float32, the classifier's input."""
     labels: Tensor | None
     """[n] int64; None when the images have no labels."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A figure that was not, or cannot be, measured is None, never 0."""
+    """Accuracy figures of a model. A figure that was not, or cannot be, measured is None, never 0.
+
+    A new figure is a field here, or a function in `FIGURES`, and a `Metric` in `slimvit.report.columns`.
+    """
 
     images: int
     top1: float | None = None
@@ -47,6 +50,17 @@ class Accuracy:
     """Squared distance to the original's features over their variance: 0 is equal, 1 as bad as their mean."""
     feature_cosine: float | None = None
     """Mean cosine similarity to the original's features."""
+    added: dict[str, float | None] = field(default_factory=dict)
+    """The figures of `FIGURES`, by key."""
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """All figures by key."""
+        return {key: value for key, value in vars(self).items() if key not in ("images", "added")} | self.added
+
+
+FIGURES: dict[str, Callable[[Outputs, Outputs | None], float | None]] = {}
+"""Figures added by `slimvit.report.columns.register_metric`: from the outputs of a model and of its original."""
 
 
 def outputs_of(
@@ -55,12 +69,17 @@ def outputs_of(
     device: torch.device | str | None = None,
     gather: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> Outputs:
-    """Run ``model`` in eval mode on every (images [B, C, H, W], labels [B]; -1 = none) of ``loader``.
+    """Run a model in eval mode on every batch and restore its training flags.
 
-    ``device`` is where the model lives (default: where its first parameter does). The training flags are given back.
-    ``gather``: where several processes share the images out, what puts their rows together.
-    Raises :class:`DataError` for no images, a label outside the classes, or labels on some images only;
-    :class:`ModelError` when the outputs are not finite, or not one row of class scores an image.
+    Args:
+        model: A timm model.
+        loader: Batches (images [B, C, H, W], labels [B]); label -1 means none.
+        device: Where the model lives. Default: where its first parameter does.
+        gather: Puts the rows of several processes together, where those share the images.
+
+    Raises:
+        DataError: For no images, a label outside the classes, or labels on some images only.
+        ModelError: If the outputs are not finite, or not one row of class scores an image.
     """
     net: Any = model
     target = torch.device(device) if device is not None else device_of(model)
@@ -81,8 +100,10 @@ def outputs_of(
 
 
 class _Rows:
-    """Rows of many batches in one tensor on the CPU, made when the first comes: what is kept of a batch is neither a
-    view of something larger nor lies between what is freed after it."""
+    """Rows of many batches in one CPU tensor, allocated with the first batch.
+
+    One allocation neither keeps a batch's larger tensors alive nor fragments the memory.
+    """
 
     def __init__(self, batches: int | None) -> None:
         self.batches = batches or 1
@@ -91,7 +112,7 @@ class _Rows:
 
     def add(self, rows: Tensor) -> None:
         needed = self.count + len(rows)
-        with torch.inference_mode(False):  # what is made inside cannot be learnt from afterwards
+        with torch.inference_mode(False):  # inference tensors could not be trained on afterwards
             if self.count == 0:
                 self.room = torch.empty(self.batches * needed, *rows.shape[1:], dtype=rows.dtype)
             elif needed > len(self.room):
@@ -104,9 +125,18 @@ class _Rows:
 
 
 def compare(outputs: Outputs, original: Outputs | None = None) -> Accuracy:
-    """Measure ``outputs``, against those the ``original`` gave for the same images in the same order if given."""
-    images = len(outputs.features)
-    return Accuracy(images, **_scores(outputs), **(_closeness(outputs, original) if original is not None else {}))
+    """Measure the outputs of a model.
+
+    Args:
+        outputs: The outputs of the model.
+        original: The outputs of its original for the same images in the same order.
+
+    Raises:
+        DataError: If the features of both differ in shape.
+    """
+    closeness = {} if original is None else _closeness(outputs, original)
+    added = {key: figure(outputs, original) for key, figure in FIGURES.items()}
+    return Accuracy(len(outputs.features), **_scores(outputs), **closeness, added=added)
 
 
 def evaluate(
@@ -115,7 +145,14 @@ def evaluate(
     original: Outputs | None = None,
     device: torch.device | str | None = None,
 ) -> Accuracy:
-    """:func:`outputs_of`, then :func:`compare`."""
+    """Run a model on every batch and measure its outputs: `outputs_of`, then `compare`.
+
+    Args:
+        model: A timm model.
+        loader: Batches (images [B, C, H, W], labels [B]); label -1 means none.
+        original: The outputs of its original for the same images in the same order.
+        device: Where the model lives. Default: where its first parameter does.
+    """
     return compare(outputs_of(model, loader, device), original)
 
 
@@ -138,7 +175,7 @@ def _check_labels(labels: Tensor, classes: int | None) -> None:
 
 
 def _known(labels: Tensor) -> Tensor | None:
-    """The labels, or None when there are none."""
+    """Return the labels, or None where no image has one."""
     missing = int((labels == -1).sum())
     if 0 < missing < len(labels):
         raise DataError(f"{missing} of {len(labels)} images have no label (-1); label all images or none")
@@ -185,17 +222,17 @@ def _closeness(outputs: Outputs, original: Outputs) -> dict[str, float | None]:
         variance += (theirs - mean).square().sum().item()
         distance += (mine - theirs).square().sum().item()
         cosine += F.cosine_similarity(mine, theirs, dim=1).sum().item()
-    found: dict[str, float | None] = {
+    figures: dict[str, float | None] = {
         "feature_error": distance / variance if variance > 0 else None,
         "feature_cosine": cosine / images,
     }
     if outputs.logits is not None and original.logits is not None and outputs.logits.shape == original.logits.shape:
-        found["agreement"] = _per_cent(outputs.logits.argmax(dim=1) == original.logits.argmax(dim=1))
-    return found
+        figures["agreement"] = _per_cent(outputs.logits.argmax(dim=1) == original.logits.argmax(dim=1))
+    return figures
 
 
 def _by_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of all ``tensors``, as many as are looked at at once."""
+    """Return the same rows of all tensors, `AT_ONCE` at a time."""
     return zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
 
 

@@ -1,88 +1,190 @@
-"""The figures of a stage, and the columns of every table: what each is called and how it is written."""
+"""The columns of every table: heading, format and legend of each figure, and the registry of accuracy figures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS
 from slimvit.report.record import Stage
+
+if TYPE_CHECKING:
+    from slimvit.measure.accuracy import Outputs
 
 NOT_MEASURED = "-"
 """In every table for people; null in JSON, an empty field in CSV."""
 
-LEGEND = {
-    "FLOPs (G)": "FLOPs (G): 1 multiply-add = 1, one image, layer norms included",
-    "top-1": "top-1, top-5: per cent of the images",
-    "agreement": "agreement: per cent of the images predicted as the {reference} model predicts them",
-    "feature error": "feature error: squared distance to the features of the {reference} model before the "
-    "classifier, over their variance",
-    "feature cosine": "feature cosine: mean cosine similarity to the features of the {reference} model",
-    "change": "change: top-1 points against the {reference} model",
-    "time (s)": "time (s): what the stage took",
-}
-"""Column -> what it says; a column that is left out of the table is left out of the legend."""
-
 Figures = dict[str, float | None]
-"""Name -> figure in the units of report.json; None where it was not measured."""
+"""Figures by key, in the units of report.json; None where not measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
-    """How one figure is written: divided by ``unit``, in ``style``."""
+    """How one figure is shown."""
 
-    name: str
     key: str
-    """Its name in :data:`Figures`."""
-    style: str
+    """The figure's name in `Figures`, report.json and CSV."""
+    header: str
+    format: str
+    """A format specification, such as `.1f`."""
     unit: float = 1
+    """The figure is divided by it."""
+    legend: str = ""
+    """Line below a written table; `{reference}` stands for the name of the original model."""
     in_terminal: bool = True
+    fixed: bool = False
+    """Whether plan or recipe set it: its spread over seeds is shown only where some row has one."""
 
     def text(self, value: float | None) -> str:
-        return NOT_MEASURED if value is None else format(value / self.unit, self.style)
+        """Return the figure as shown in tables."""
+        return NOT_MEASURED if value is None else format(value / self.unit, self.format)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric(Column):
+    """An accuracy figure of `slimvit.measure.accuracy`."""
+
+    axis: str = ""
+    """Its label in pictures; the heading where empty."""
+    higher_is_better: bool = True
+    against_original: bool = False
+    """Whether it compares a model with its original, which says nothing where that has random weights."""
+    only_without_top1: bool = False
+    """Whether tables leave it out where top-1 is measured, so that they stay narrow."""
+
+    @property
+    def label(self) -> str:
+        """Its label in pictures."""
+        return self.axis or self.header
+
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric(
+            key="top1",
+            header="top-1",
+            format=".1f",
+            axis="top-1 (%)",
+            legend="top-1, top-5: per cent of the images",
+        ),
+        Metric(key="top5", header="top-5", format=".1f", axis="top-5 (%)"),
+        Metric(
+            key="agreement",
+            header="agreement",
+            format=".1f",
+            axis="same prediction as the original (%)",
+            legend="agreement: per cent of the images predicted as the {reference} model predicts them",
+            against_original=True,
+        ),
+        Metric(
+            key="feature_error",
+            header="feature error",
+            format=".3f",
+            legend="feature error: squared distance to the features of the {reference} model before the classifier, "
+            "over their variance",
+            higher_is_better=False,
+            against_original=True,
+        ),
+        Metric(
+            key="feature_cosine",
+            header="feature cosine",
+            format=".4f",
+            legend="feature cosine: mean cosine similarity to the features of the {reference} model",
+            against_original=True,
+            only_without_top1=True,
+        ),
+    )
+}
+"""By key, in the order of tables."""
+
+
+def register_metric(
+    metric: Metric, function: Callable[[Outputs, Outputs | None], float | None] | None = None
+) -> Metric:
+    """Add an accuracy figure to every measurement, table, picture and file.
+
+    Args:
+        metric: Its key, heading, format and legend.
+        function: Computes it from the outputs of a model and those of its original for the same images (None where
+            there is nothing to compare with); returns None where it cannot be measured. Not needed for a figure that
+            `slimvit.measure.accuracy` measures itself.
+    """
+    if function is not None:
+        from slimvit.measure.accuracy import FIGURES
+
+        FIGURES[metric.key] = function
+    METRICS[metric.key] = metric
+    return metric
+
+
+PARAMS = Column(key="params", header="params (M)", format=".2f", unit=1e6, fixed=True)
+MACS = Column(
+    key="macs",
+    header="FLOPs (G)",
+    format=".3f",
+    unit=1e9,
+    fixed=True,
+    legend="FLOPs (G): 1 multiply-add = 1, one image, layer norms included",
+)
+CHANGE = Column(
+    key="change",
+    header="change",
+    format="+.1f",
+    legend="change: top-1 points against the {reference} model",
+)
+LATENCY = Column(key="latency_ms", header="latency (ms)", format=".2f")
+THROUGHPUT = Column(key="throughput", header="images/s", format=".0f", in_terminal=False)
+SECONDS = Column(key="seconds", header="time (s)", format=".1f", legend="time (s): duration of the stage")
+
+
+def units_column(part: Part) -> Column:
+    """Return the column of a part's units."""
+    return Column(key=part.units, header=part.units, format=",.0f", fixed=True)
+
+
+def size_and_accuracy(parts: Sequence[Part]) -> list[Column]:
+    """Return the columns that all tables share, with the units of `parts`."""
+    return [*map(units_column, parts), PARAMS, MACS, *METRICS.values(), CHANGE]
+
+
+def parts_shown(is_cut: Callable[[Part], bool]) -> list[Part]:
+    """Return the parts that a table speaks of: the first one, and those of which something was removed."""
+    first, *others = PARTS.values()
+    return [first, *filter(is_cut, others)]
+
+
+def parts_of_stages(stages: Sequence[Stage]) -> list[Part]:
+    """Return the parts that a table of stages speaks of."""
+    return parts_shown(lambda part: _is_cut(part.units, stages))
+
+
+def _is_cut(units: str, stages: Sequence[Stage]) -> bool:
+    counts = [stage.figure(units) for stage in stages]
+    first = counts[0]
+    return first is not None and any(count is not None and count < first for count in counts)
 
 
 def figures_of(stage: Stage, reference: Stage) -> Figures:
-    """What was measured of a stage, and its change against ``reference``.
-
-    The feature cosine is left out beside a top-1: it would crowd the table (report.json always has it).
-    """
-    found: Figures = stage.model_dump(exclude={"stage", "macs_by_part", "loss"})
-    found["change"] = difference(stage.top1, reference.top1)
-    if reference.top1 is not None:
-        found["feature_cosine"] = None
-    return found
+    """Return the figures of a stage that tables show, and its change against `reference`."""
+    figures = stage.figures() | {"change": difference(stage.figure("top1"), reference.figure("top1"))}
+    if reference.figure("top1") is not None:
+        figures |= {metric.key: None for metric in METRICS.values() if metric.only_without_top1}
+    return figures
 
 
 def difference(after: float | None, before: float | None) -> float | None:
+    """Return `after - before`, or None where one is not measured."""
     return None if after is None or before is None else after - before
 
 
-def neurons_gone(stages: Sequence[Stage]) -> bool:
-    """Whether a stage has fewer neurons than the first: only then do tables speak of them."""
-    first = stages[0].neurons
-    return first is not None and any(s.neurons is not None and s.neurons < first for s in stages)
+def legend_of(columns: Sequence[Column], reference: str) -> list[str]:
+    """Return the legend's lines for the columns of a table.
 
-
-NEURONS = Column("neurons", "neurons", ",.0f")
-SIZE = (
-    Column("heads", "heads", ".0f"),
-    NEURONS,
-    Column("params (M)", "params", ".2f", 1e6),
-    Column("FLOPs (G)", "macs", ".3f", 1e9),
-)
-ACCURACY = (
-    Column("top-1", "top1", ".1f"),
-    Column("top-5", "top5", ".1f"),
-    Column("agreement", "agreement", ".1f"),
-    Column("feature error", "feature_error", ".3f"),
-    Column("feature cosine", "feature_cosine", ".4f"),
-    Column("change", "change", "+.1f"),
-)
-COLUMNS = (
-    *SIZE,
-    *ACCURACY,
-    Column("latency (ms)", "latency_ms", ".2f", in_terminal=False),
-    Column("images/s", "throughput", ".0f", in_terminal=False),
-    Column("time (s)", "seconds", ".1f"),
-)
-"""Of the table of one run, stage by stage."""
+    Args:
+        columns: The columns shown.
+        reference: Name of the original model.
+    """
+    return [column.legend.replace("{reference}", reference) for column in columns if column.legend]

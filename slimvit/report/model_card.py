@@ -1,7 +1,6 @@
-"""The model card of a slim model on the Hugging Face Hub: README.md with metadata in front, from what a run measured.
+"""The model card of a pruned model on the Hugging Face Hub: README.md with metadata in front.
 
-Names come out of files and may hold anything: the metadata is written as YAML by its own library, and what stands in
-the text means nothing to Markdown.
+Names come out of files and may hold anything: metadata is written by a YAML library, and names in the text are escaped.
 """
 
 from __future__ import annotations
@@ -11,31 +10,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slimvit.report.columns import COLUMNS, LEGEND, NEURONS, NOT_MEASURED, neurons_gone
+from slimvit.models.parts.registry import PARTS
+from slimvit.report.columns import METRICS, NOT_MEASURED, Column, legend_of, parts_of_stages, size_and_accuracy
 from slimvit.report.record import Report, Stage
-from slimvit.report.text import in_markdown, markdown_table
+from slimvit.report.text import in_markdown, markdown_table, printable
 
 TAGS = ("slimvit", "timm", "pruning", "vision-transformer")
-SHOWN = ("heads", "neurons", "params", "macs", "top1", "top5")
-"""Figures of the table: keys of the columns."""
 CLASSES = 20
-"""Of more classes, this many are named."""
+"""Number of classes that are named, at most."""
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card says."""
+    """The content of a card."""
 
     repo: str
     architecture: str
-    """timm name of the network that was cut."""
+    """timm name of the original network."""
     num_classes: int
     class_names: Sequence[str]
     input_size: Sequence[int]
     """[C, H, W]."""
-    heads: tuple[int, int]
-    """Before and left; so are the neurons."""
-    neurons: tuple[int, int]
+    units: dict[str, tuple[int, int]]
+    """(Units of the original, units kept) by part."""
     dense: str | None
     revision: str | None = None
     """Branch; None is the main one."""
@@ -47,7 +44,7 @@ class CardFacts:
     dataset: str | None = None
     """On the Hub."""
     report: Report | None = None
-    """None for a model that no run measured."""
+    """None for a model without one."""
     before: Stage | None = None
     after: Stage | None = None
     recipe: str | None = None
@@ -57,15 +54,15 @@ class CardFacts:
 
 
 def card(facts: CardFacts) -> str:
-    """README.md."""
+    """Return README.md."""
     parts = [_front(facts), f"# {facts.repo.split('/')[1]}", _about(facts), *_figures(facts), *_classes(facts)]
     parts += [*_use(facts), *_made(facts), "## Limits", _bullets(_limits(facts))]
     return "\n\n".join(parts) + "\n"
 
 
 def metadata(facts: CardFacts) -> dict[str, Any]:
-    """What the Hub reads of a card; what is not known is left out."""
-    found = {
+    """Return the metadata that the Hub reads, without unknown facts."""
+    known = {
         "library_name": "slimvit",
         "license": facts.license,
         "base_model": facts.base_model,
@@ -73,7 +70,7 @@ def metadata(facts: CardFacts) -> dict[str, Any]:
         "datasets": None if facts.dataset is None else [facts.dataset],
         "tags": [*TAGS, *(["dense-attention"] if facts.dense else [])],
     }
-    return {k: v for k, v in found.items() if v is not None}
+    return {k: v for k, v in known.items() if v is not None}
 
 
 def _front(facts: CardFacts) -> str:
@@ -83,37 +80,40 @@ def _front(facts: CardFacts) -> str:
 
 
 def _about(facts: CardFacts) -> str:
-    told = [f"{kept:,} of {total:,} {what}" for what, (total, kept) in _parts(facts) if kept < total]
+    counts = {PARTS[name].units: pair for name, pair in facts.units.items()}
+    kept = [f"{left:,} of {total:,} {units}" for units, (total, left) in counts.items() if left < total]
     base = f", cut from [{facts.base_model}](https://huggingface.co/{facts.base_model})" if facts.base_model else ""
     dense = f", with dense attention (one mix a pair of blocks{' and head' * (facts.dense == 'head')})"
     size = "x".join(map(str, facts.input_size))
     return (
-        f"`{facts.architecture}`{base}: "
-        + (f"slimvit left {' and '.join(told)} in it" if told else "slimvit left all heads and neurons in it")
+        f"`{facts.architecture}`{base}: it keeps {' and '.join(kept or [f'all {units}' for units in counts])}"
         + f"{dense if facts.dense else ''}. It takes images of {size} and "
         + (f"knows {facts.num_classes:,} classes." if facts.num_classes else "gives features, no classes.")
     )
 
 
-def _parts(facts: CardFacts) -> list[tuple[str, tuple[int, int]]]:
-    return [("attention heads", facts.heads), ("MLP neurons", facts.neurons)]
-
-
 def _figures(facts: CardFacts) -> list[str]:
+    """The table before and after with its legend, and links to the run's files."""
     if facts.report is None or facts.before is None or facts.after is None:
         return []
-    pair = [facts.before, facts.after]
-    columns = [c for c in COLUMNS if c.key in SHOWN and (c is not NEURONS or neurons_gone(pair))]
-    columns = [c for c in columns if any(getattr(s, c.key) is not None for s in pair)]
-    rows = [[c.name, *(c.text(getattr(s, c.key)) for s in pair)] for c in columns]
-    said = [LEGEND["FLOPs (G)"]] * any(c.name == "FLOPs (G)" for c in columns)
-    said += [f"`{NOT_MEASURED}`: not measured"] * any(NOT_MEASURED in row for row in rows)
-    agreement = facts.after.agreement
-    said += [] if agreement is None else [f"{agreement:.1f} % of the images are predicted as before"]
-    measured = _measured_on(facts.report)
-    more = ["Every step: [report.md](report.md)."] if "report.md" in facts.files else []
-    more += ["![Heads that are left](head_map.png)"] if "head_map.png" in facts.files else []
-    return [f"Measured on {measured}:", markdown_table(["", "before", "after"], rows), _bullets(said), *more]
+    columns = _columns(facts.before, facts.after)
+    rows = [[c.header, *(c.text(stage.figure(c.key)) for stage in (facts.before, facts.after))] for c in columns]
+    notes = legend_of([c for c in columns if c.key not in METRICS], facts.before.stage)
+    notes += [f"`{NOT_MEASURED}`: not measured"] * any(NOT_MEASURED in row for row in rows)
+    agreement = facts.after.figure("agreement")
+    notes += [] if agreement is None else [f"{agreement:.1f} % of the images are predicted as before"]
+    files = ["Every step: [report.md](report.md)."] if "report.md" in facts.files else []
+    files += ["![Units that are left](head_map.png)"] if "head_map.png" in facts.files else []
+    table = markdown_table(["", "before", "after"], rows)
+    return [f"Measured on {_measured_on(facts.report)}:", table, _bullets(notes), *files]
+
+
+def _columns(before: Stage, after: Stage) -> list[Column]:
+    """Size and accuracy, without comparisons with the original."""
+    stages = (before, after)
+    columns = size_and_accuracy(parts_of_stages(stages))
+    alone = [c for c in columns if c.key not in METRICS or not METRICS[c.key].against_original]
+    return [c for c in alone if any(stage.figure(c.key) is not None for stage in stages)]
 
 
 def _measured_on(report: Report) -> str:
@@ -122,7 +122,7 @@ def _measured_on(report: Report) -> str:
 
 
 def _without_path(name: str) -> str:
-    """A data set's name; of a folder of whoever measured, the last part alone."""
+    """The name of a data set, or the last part of a private path."""
     return name.rstrip("/").rpartition("/")[2] if re.match(r"[/~.]|[A-Za-z]:\\", name) or name.endswith("/") else name
 
 
@@ -135,9 +135,8 @@ def _classes(facts: CardFacts) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """On one line, and nothing to Markdown; what a terminal takes for orders, or turns text round, is a question
-    mark."""
-    return in_markdown("".join(c if c.isprintable() or c.isspace() else "?" for c in text))
+    """The text on one line, escaped for Markdown, with control and direction characters as question marks."""
+    return in_markdown(printable(" ".join(text.split())))
 
 
 def _use(facts: CardFacts) -> list[str]:
@@ -169,17 +168,17 @@ def _made(facts: CardFacts) -> list[str]:
 
 
 def _limits(facts: CardFacts) -> list[str]:
-    found = ["It is loaded by slimvit; `slimvit export` writes it for use without."]
+    limits = ["It needs slimvit to load; `slimvit export` writes it for use without."]
     if facts.report is None:
-        found.append("Nobody measured it: there is no report beside it.")
+        limits.append("Nobody measured it: there is no report beside it.")
     else:
-        found.append(f"The figures hold for {_measured_on(facts.report)}; nothing was measured on others.")
-        found += [] if facts.trained else ["It was not trained after the cut, only repaired in closed form."]
-        found += [_plain(note) for note in facts.report.notes]
+        limits.append(f"The figures hold for {_measured_on(facts.report)}; nothing was measured on others.")
+        limits += [] if facts.trained else ["It was not trained after the cut, only repaired in closed form."]
+        limits += [_plain(note) for note in facts.report.notes]
     if facts.num_classes and not facts.class_names:
-        found.append("Its classes have no names, only numbers.")
-    found += ["Its license was not stated."] * (facts.license is None)
-    return found
+        limits.append("Its classes have no names, only numbers.")
+    limits += ["Its license was not stated."] * (facts.license is None)
+    return limits
 
 
 def _bullets(lines: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
-"""How every picture looks and is saved. No global matplotlib state is touched."""
+"""The look of every picture, its labels and its file. Matplotlib's global state stays untouched."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,21 @@ from slimvit.utils.errors import StoreError
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 BLUE, ORANGE, RED = "#2f6db5", "#e08a2e", "#c0392b"
 PALE, EDGE = "#eef1f4", "#cbd2d9"
-"""Of what is empty, and the lines around it."""
+"""Fill and outline of what is empty."""
 SERIES = (BLUE, ORANGE, "#3a9a6e", "#b5485d", "#7a5fb0", "#8c6d46")
+LINE, CHARACTER = 12.0, 5.0
+"""Height of a line and width of a character of a label, points."""
+FLOPS_AXIS = "FLOPs (G), 1 multiply-add = 1"
 TITLE: dict[str, Any] = {"color": INK, "fontsize": 11, "fontweight": "bold", "loc": "left"}
 
 
 def plain_axes(fig: Figure, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
-    """White, light horizontal lines, no frame but the lower edge. ``place``: rows, columns, which (from 1)."""
+    """Add axes with light grid lines and no frame but the lower edge.
+
+    Args:
+        fig: The figure.
+        place: Number of rows and columns, and which of them (from 1).
+    """
     axes = fig.add_subplot(*place)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(MUTED)
@@ -32,16 +41,68 @@ def plain_axes(fig: Figure, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
 
 
 def short(name: str, longest: int) -> str:
-    """At most ``longest`` characters; the end tells points of a sweep apart, so the beginning goes.
+    """Return the end of a name, which tells the points of a sweep apart, safe for Matplotlib.
 
-    Matplotlib takes dollars for formulas, and leaves what begins with an underscore out of a legend.
+    Matplotlib reads dollars as formulas, and drops a label that begins with an underscore from a legend.
+
+    Args:
+        name: Any text.
+        longest: Number of characters at most.
     """
     text = name if len(name) <= longest else "…" + name[1 - longest :]
     return (" " * text.startswith("_") + text).replace("$", r"\$")
 
 
+def spread_labels(fig: Figure, axes: Axes, labels: Sequence[tuple[float, float, str]], **style: Any) -> None:
+    """Write labels beside their points, moved up until none covers another; a moved label gets a thin line.
+
+    A label stands on the right of its point, or on the left in the right half of the axes.
+
+    Args:
+        fig: The figure.
+        axes: Its axes, with final limits.
+        labels: (x, y, text) of each point.
+        **style: Text properties.
+    """
+    fig.draw_without_rendering()
+    to_points = 72.0 / fig.dpi
+    left, right = axes.get_xlim()
+    taken: list[tuple[float, float, float]] = []
+    for x, y, text in sorted(labels, key=lambda label: label[1]):
+        before = x > (left + right) / 2
+        px, py = axes.transData.transform((x, y)) * to_points
+        start = px - 9 - CHARACTER * len(text) if before else px + 9
+        height = _free_height(py, start, start + CHARACTER * len(text), taken)
+        taken.append((start, start + CHARACTER * len(text), height))
+        moved = abs(height - py) > LINE / 2
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(-9 if before else 9, height - py),
+            textcoords="offset points",
+            ha="right" if before else "left",
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.7} if moved else None,
+            **style,
+        )
+
+
+def _free_height(wanted: float, start: float, end: float, taken: list[tuple[float, float, float]]) -> float:
+    """The lowest height from `wanted` up at which [start, end] touches no label (start, end, height)."""
+    beside = sorted(height for s, e, height in taken if s < end and start < e)
+    height = wanted
+    for other in beside:
+        if abs(other - height) < LINE:
+            height = other + LINE
+    return height
+
+
 def save_figure(fig: Figure, path: Path) -> None:
-    """As .svg or .png by the suffix; the same figure gives the same bytes."""
+    """Save a figure by the file's suffix; the same figure gives the same bytes.
+
+    Raises:
+        StoreError: For a suffix other than .svg and .png.
+    """
     if path.suffix not in (".svg", ".png"):
         raise StoreError(f"{path}: a picture is saved as .svg or .png, not as {path.suffix or 'a file without suffix'}")
     metadata = {"Date": None} if path.suffix == ".svg" else None

@@ -1,60 +1,98 @@
-"""report.json: what a run measured after each stage. A figure that was not measured is null, never 0."""
+"""report.json: the figures of a run after each of its stages. A figure that was not measured is null, never 0."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
+from slimvit.models.parts.registry import PARTS
+from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import StoreError
 from slimvit.utils.files import Unreadable, read_json
 
 FORMAT_VERSION = 3
-"""2 added `macs_by_part` and `input_size`, 3 `neurons`."""
+"""2 added `macs_by_part` and `input_size`, 3 the units of every part."""
 READS = (1, 2, 3)
 
 STAGES = ("original", "pruned", "refit", "dense", "finetuned")
-"""In the order a run goes through them; a run leaves out those it was not asked for."""
+"""In the order of a run, which leaves out the stages that were not asked for."""
 
 
 class Record(BaseModel):
-    """Immutable; unknown keys and NaN are errors."""
+    """Base of everything that is read from JSON: immutable, strict about unknown keys and NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Stage(Record):
-    """The model after one stage of the run."""
+    """The model after one stage of a run.
+
+    In JSON the units of a part stand under the part's word for them (`heads`, `neurons`), and every accuracy figure
+    stands under its own key (`top1`, `agreement`, ...) beside the other fields.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    __pydantic_extra__: dict[str, float | None]
+    """The accuracy figures, by key."""
 
     stage: str
-    """One of :data:`STAGES`."""
-    heads: int | None = None
-    neurons: int | None = None
-    """Hidden neurons of all MLPs."""
+    """One of `STAGES`."""
+    units: dict[str, int] = Field(default_factory=dict)
+    """Units left in all blocks, by part."""
     params: int | None = None
     macs: int | None = None
     """Multiply-accumulates of one image, norms included."""
     macs_by_part: dict[str, int] | None = None
     """The same by part of the network (qkv, attention, proj, mlp, norm, ...)."""
-    top1: float | None = None
-    """Per cent, as top5 and agreement are."""
-    top5: float | None = None
-    loss: float | None = None
-    agreement: float | None = None
-    """Images predicted as the original predicts them, per cent."""
-    feature_error: float | None = None
-    feature_cosine: float | None = None
     seconds: float | None = None
-    """Time the stage took."""
+    """Duration of the stage."""
     latency_ms: float | None = None
     throughput: float | None = None
     """Images/s."""
 
+    @property
+    def accuracy(self) -> dict[str, float | None]:
+        """The accuracy figures, by key."""
+        return self.__pydantic_extra__
+
+    def figure(self, key: str) -> float | None:
+        """Return a number of the stage, or None where it was not measured.
+
+        Args:
+            key: A field's name, the key of an accuracy figure, or a part's word for its units.
+        """
+        return self.figures().get(key)
+
+    def figures(self) -> dict[str, float | None]:
+        """Return every number of the stage by key, with units under their part's word."""
+        sizes = {PARTS[name].units: count for name, count in self.units.items() if name in PARTS}
+        costs = {key: getattr(self, key) for key in ("params", "macs", "seconds", "latency_ms", "throughput")}
+        return sizes | costs | self.accuracy
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_units(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        words = {part.units: name for name, part in PARTS.items()}
+        units = {words[key]: count for key, count in data.items() if key in words and count is not None}
+        rest = {key: value for key, value in data.items() if key not in words}
+        return rest | {"units": units | rest.get("units", {})} if units else rest
+
+    @model_serializer(mode="wrap")
+    def _spread_units(self, inner: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = inner(self)
+        units = {part.units: fields["units"].get(name) for name, part in PARTS.items()}
+        return {"stage": fields.pop("stage")} | units | {k: v for k, v in fields.items() if k != "units"}
+
 
 class Report(Record):
-    """One run, stage by stage."""
+    """The stages of one run."""
 
     format_version: int = FORMAT_VERSION
     model: str
@@ -65,32 +103,38 @@ class Report(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     """Package name -> version."""
     images: int | None = None
-    """Images evaluated on."""
+    """Number of evaluation images."""
     input_size: list[int] | None = None
-    """[channels, height, width] that the model was given."""
+    """[channels, height, width] of an image."""
     calibration_images: int | None = None
     ratio_asked: float | None = None
     """Fraction of the heads to remove, 0-1; so is ratio_reached."""
     ratio_reached: float | None = None
     notes: list[str] = Field(default_factory=list)
-    """What a reader must know before the figures, such as counters that disagree."""
+    """Remarks to read before the figures, such as MAC counters that disagree."""
     stages: list[Stage] = Field(min_length=1)
 
     @property
     def reference(self) -> Stage:
-        """What changes are measured against: the original."""
+        """The original model, which changes are measured against."""
         return self.stages[0]
 
     @property
     def last(self) -> Stage:
+        """The final model."""
         return self.stages[-1]
 
     def to_json(self) -> dict[str, Any]:
+        """Return the content of report.json."""
         return self.model_dump(mode="json")
 
     @classmethod
     def from_json(cls, data: Any, source: str = "report") -> Report:
-        """Read what :meth:`to_json` wrote; raises :class:`StoreError` with one line that names every bad field."""
+        """Read the content of report.json.
+
+        Raises:
+            StoreError: For another format or wrong fields, all of which are named in one line.
+        """
         if isinstance(data, dict) and data.get("format_version") not in READS:
             reads = f"{READS[0]} to {READS[-1]}"
             raise StoreError(
@@ -104,7 +148,11 @@ class Report(Record):
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Raises :class:`StoreError` when the file is missing, no JSON, or no report."""
+        """Read report.json.
+
+        Raises:
+            StoreError: If the file is missing, not JSON, or not a report.
+        """
         try:
             data = read_json(path)
         except FileNotFoundError:
@@ -114,11 +162,21 @@ class Report(Record):
         return cls.from_json(data, str(path))
 
     def write(self, path: Path) -> None:
+        """Write report.json."""
         path.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def units_of(plan: SlimPlan) -> dict[str, tuple[int, int]]:
+    """Return (units of the original, units kept) of a plan by part, for the parts that could be cut."""
+    counts = {}
+    for name, part in PARTS.items():
+        if total := sum(getattr(block, part.units) for block in plan.blocks):
+            counts[name] = total, sum(len(getattr(block, f"kept_{part.units}")) for block in plan.blocks)
+    return counts
+
+
 def _defect(error: Any) -> str:
-    """``stages[1].top1: expected ..., found 'x'`` from one pydantic error."""
+    """Return `stages[1].top1: expected ..., found 'x'` for one pydantic error."""
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
-    found = "" if error["type"] == "missing" else f", found {repr(error['input'])[:40]}"
-    return f"{place or 'top level'}: {error['msg'][0].lower()}{error['msg'][1:]}{found}"
+    value = "" if error["type"] == "missing" else f", found {repr(error['input'])[:40]}"
+    return f"{place or 'top level'}: {error['msg'][0].lower()}{error['msg'][1:]}{value}"

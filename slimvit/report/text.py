@@ -1,31 +1,39 @@
-"""Names in a list, text that means nothing to Markdown and LaTeX, and tables in Markdown."""
+"""Tables and names as text: Markdown, LaTeX, terminal."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*[]<|"}
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"}
 
-
 NAMED = 3
-"""Of a longer list, this many are named."""
+"""Number of names that a longer list shows."""
+SPLIT = {"agreement": "agree-\nment"}
+"""Headings that a terminal shows in two lines; others break at spaces."""
 
 
 def listed(names: Sequence[str]) -> str:
+    """Return `a, b, c and 4 more`."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
 
 
 def in_markdown(text: str) -> str:
-    """On one line; an underscore inside a word means nothing there and stays as it is."""
+    """Return the text on one line with Markdown's signs escaped; an underscore inside a word needs no escape."""
     return _replaced(text, MARKDOWN)
 
 
 def in_latex(text: str) -> str:
-    """Text, or a figure, whose minus becomes one."""
+    """Return the text on one line with LaTeX's signs escaped and a leading minus as a minus sign."""
     return re.sub(r"^-(?=\d)", "$-$", _replaced(text, LATEX))
 
 
@@ -34,7 +42,13 @@ def _replaced(text: str, signs: dict[str, str]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
-    """A table whose columns also line up as plain text; all but the first ``texts`` columns are aligned right."""
+    """Return a Markdown table whose columns also line up as plain text.
+
+    Args:
+        header: Headings.
+        rows: Cells, escaped here.
+        texts: Number of columns aligned left; the rest is aligned right.
+    """
     lines = [list(header), *([in_markdown(cell) for cell in row] for row in rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * w if i < texts else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
@@ -43,3 +57,42 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: 
         for line in lines
     ]
     return "\n".join("| " + " | ".join(line) + " |" for line in [aligned[0], rule, *aligned[1:]])
+
+
+def printable(text: str) -> str:
+    """Return the text with terminal control characters as question marks; names come out of files too."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def print_cells(
+    header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, file: TextIO | None = None, gap: int = 2
+) -> None:
+    """Print a table that is never cut, plain ASCII in a file or a pipe.
+
+    Args:
+        header: Headings; a line break in one starts a second line.
+        rows: Cells.
+        texts: Number of columns aligned left; the rest is aligned right.
+        file: Default: stdout.
+        gap: Spaces between two columns.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=file or sys.stdout, highlight=False)
+    table = _empty_table(console, gap)
+    for i, name in enumerate(header):
+        head = SPLIT.get(name, name if "\n" in name else name.replace(" ", "\n"))
+        table.add_column(head, justify="left" if i < texts else "right", no_wrap=True, vertical="bottom")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
+    console.print(table, crop=False)
+
+
+def _empty_table(console: Console, gap: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    style = box.SIMPLE_HEAD if console.is_terminal else box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
+    return Table(box=style, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)

@@ -1,4 +1,4 @@
-"""timings.json in a run folder: how fast its model is on some machine, beside the model it was cut from."""
+"""timings.json in a run folder: times of its model and speed-ups against its original, by machine and setting."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ FILE = "timings.json"
 
 
 class Timing(Record):
-    """One model under one setting of one machine. What was not measured is null."""
+    """One model under one setting of one machine; null where not measured."""
 
     device: str
-    """The machine in words, with its threads where it is a CPU."""
+    """The machine in words, with the number of threads for a CPU."""
     precision: str
-    """`fp32` or `bf16`; of an ONNX file, what it was written in."""
+    """`fp32` or `bf16`; for an ONNX file, the precision of the file."""
     compiled: bool
     latency_ms: float | None = None
     """Median of one forward pass of one image."""
     latency_p95_ms: float | None = None
     throughput: float | None = None
-    """Images/s at the batch that fills the machine."""
+    """Images/s at the batch size that fills the machine."""
     batch: int | None = None
-    """That batch."""
+    """That batch size."""
     peak_memory_gib: float | None = None
-    """Of a forward pass of that batch, weights included."""
+    """Of a forward pass at that batch size, weights included."""
     latency_speedup: float | None = None
-    """Times faster than the original in the same rounds, at one image."""
+    """Time of the original over time of the model in the same rounds, at one image."""
     throughput_speedup: float | None = None
-    """The same, at that batch."""
+    """The same at that batch size."""
     latency_interval: list[float] | None = None
-    """Lower and upper end of the speed-up's 95 % interval; so is the next."""
+    """Ends of the 95 % interval of the speed-up at one image."""
     throughput_interval: list[float] | None = None
+    """The same at that batch size."""
     macs_speedup: float | None = None
-    """What the multiply-accumulates alone promise."""
+    """The speed-up if time followed the MACs."""
     remark: str | None = None
-    """Why the time does not follow the MACs, where it does not."""
+    """Why the time does not follow the MACs, where that is so."""
     input_size: list[int] | None = None
     """[channels, height, width] of an image."""
     rounds: int
@@ -51,7 +52,11 @@ class Timing(Record):
 
 
 def write_timings(folder: Path, timings: Sequence[Timing]) -> None:
-    """Put them into a run folder, in place of earlier ones of the same device, precision and compilation."""
+    """Add timings to a run folder, replacing earlier ones of the same setting.
+
+    Raises:
+        StoreError: If the file cannot be written, or the one there is damaged.
+    """
     mine = {setting_of(t) for t in timings}
     kept = [t for t in read_timings(folder) if setting_of(t) not in mine]
     rows = [t.model_dump(mode="json") for t in [*kept, *timings]]
@@ -66,7 +71,11 @@ def write_timings(folder: Path, timings: Sequence[Timing]) -> None:
 
 
 def read_timings(folder: Path) -> list[Timing]:
-    """All timings of a run folder; none where it was never timed."""
+    """Return all timings of a run folder; an empty list where there are none.
+
+    Raises:
+        StoreError: For a damaged file or another format.
+    """
     path = folder / FILE
     if not path.is_file():
         return []
@@ -80,4 +89,5 @@ def read_timings(folder: Path) -> list[Timing]:
 
 
 def setting_of(timing: Timing) -> tuple[str, str, bool]:
+    """Return device, precision and whether the model was compiled."""
     return timing.device, timing.precision, timing.compiled

@@ -12,15 +12,12 @@ from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.prune.costs.latency import latency_costs
 from slimvit.prune.surgery import prune_model
-from slimvit.utils.ranges import count_ranges
 
 if TYPE_CHECKING:
     from slimvit.workflows.state import RunState
 
 REFIT_PASSES = 5.0
 """Forward passes over the calibration images that a refit costs (measured: benchmarks/cost.py)."""
-LONGEST = 40
-"""Characters of a block's neurons by range; the terminal is spared longer ones."""
 TRAIN_PASSES = 3.0
 """A training step in forward passes; distillation adds one."""
 
@@ -74,51 +71,3 @@ def _seconds_an_image(state: RunState) -> float:
     if state.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / len(images)
-
-
-def estimate_text(forecast: dict[str, Any]) -> str:
-    """The forecast for people."""
-    (h0, h1), (n0, n1), (p0, p1), (m0, m1) = (forecast[k] for k in ("heads", "neurons", "params", "macs"))
-    lines = [f"{b['block']}: {_left(b, n1 < n0)}" for b in forecast["plan"]["blocks"]]
-    lines += [
-        "",
-        f"heads      {h0} -> {h1}  ({_change(h0, h1)})",
-        *([f"neurons    {n0:,} -> {n1:,}  ({_change(n0, n1)})"] if n1 < n0 else []),
-        f"params (M) {p0 / 1e6:.2f} -> {p1 / 1e6:.2f}  ({_change(p0, p1)})",
-        f"FLOPs (G)  {m0 / 1e9:.3f} -> {m1 / 1e9:.3f}  ({_change(m0, m1)}, 1 multiply-add = 1)",
-        *_latency_lines(forecast),
-        "",
-        "estimated time (s): " + ", ".join(f"{k} {v:g}" for k, v in forecast["seconds"].items() if v),
-        "nothing was cut (dry run)",
-    ]
-    return "\n".join(lines)
-
-
-def _left(block: dict[str, Any], with_neurons: bool) -> str:
-    """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31); ...`: what a block keeps, and what is gone from it."""
-    neurons = count_ranges(block["kept_neurons"]) if with_neurons and block.get("neurons") else None
-    kept = [f"{','.join(map(str, block['kept_heads']))} of {block['heads']} heads"] if block["kept_heads"] else []
-    kept += [_neurons(block, neurons)] if neurons else []
-    gone = ["its attention"] * (not block["kept_heads"]) + ["its MLP"] * (neurons == 0)
-    told = [f"keeps {', '.join(kept)}"] * bool(kept)
-    told += [f"{' and '.join(gone)} {'are' if len(gone) > 1 else 'is'} gone"] * bool(gone)
-    return "; ".join(told)
-
-
-def _neurons(block: dict[str, Any], kept: int) -> str:
-    """With their ids where those are few ranges; the plan has them all."""
-    total, ids = block["neurons"], block["kept_neurons"]
-    if kept == total:
-        return f"all {total:,} neurons"
-    return f"{kept:,} of {total:,} neurons" + (f" ({ids})" if len(ids) <= LONGEST else "")
-
-
-def _latency_lines(forecast: dict[str, Any]) -> list[str]:
-    if "latency_ms" not in forecast:
-        return []
-    before, after = forecast["latency_ms"]
-    return [f"latency (ms) {before:.3g} -> {after:.3g}  ({_change(before, after)}, promised for this device)"]
-
-
-def _change(before: int, after: int) -> str:
-    return f"{100 * (after / before - 1):+.1f} %"

@@ -46,7 +46,7 @@ def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
     found = block_rows(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
     for i, (block, alone) in enumerate(zip(found["blocks"], scores.table(), strict=True)):
         block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PRICED_PARTS}
-        block["head_scores"] = alone
+        block["unit_scores"] = {"heads": alone}
     return found
 
 
@@ -74,7 +74,7 @@ def block_rows(model: TimmModule) -> dict[str, Any]:
         "macs_closed_form": macs.closed_form,
         "macs_torch": macs.torch_counter,
         "note": macs.disagreement(),
-        "neuron_group": NEURON_GROUP,
+        "unit_steps": {"heads": 1, "mlp": NEURON_GROUP},
         "blocks": [
             _block(b, view) | {"macs": counts}
             for b, view, counts in zip(plan.blocks, attention_blocks(model), macs.by_block, strict=True)
@@ -91,8 +91,10 @@ def _block(plan: BlockPlan, view: AttentionBlock) -> dict[str, Any]:
         "neurons": plan.neurons,
         "kept_neurons": to_ranges(plan.kept_neurons),
         "params": count_params(view.block),
-        "one_head": {"macs": head_macs(view), "params": head_params(view)} if plan.kept_heads else None,
-        "neuron_group": _group_costs(view) if plan.kept_neurons else None,
+        "unit_costs": {
+            "heads": {"macs": head_macs(view), "params": head_params(view)} if plan.kept_heads else None,
+            "mlp": _group_costs(view) if plan.kept_neurons else None,
+        },
     }
 
 

@@ -18,13 +18,15 @@ from slimvit.io.open import open_model
 from slimvit.measure.accuracy import Outputs, compare
 from slimvit.measure.flops.count import count_params
 from slimvit.models.insert_dense import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
+from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import family_of, plan_of
 from slimvit.prune.criteria.registry import Scores, score_parts
 from slimvit.prune.planner import agree_on_prices, check_budget, decide, goal_of, read_plan, scored_parts
 from slimvit.prune.refit import refit
 from slimvit.prune.surgery import prune_model
-from slimvit.report.record import Stage
+from slimvit.report.columns import METRICS
+from slimvit.report.record import Stage, units_of
 from slimvit.utils.distributed import open_engine
 from slimvit.utils.errors import ModelError, RecipeError
 from slimvit.utils.lock import locked
@@ -250,28 +252,21 @@ def measure(
     if outputs is None:
         outputs = cache.original_outputs(state) if state.reference is None else state.outputs(model, state.data.val)
     state.reference = state.reference or outputs
-    found = {k: v for k, v in vars(compare(outputs, state.reference)).items() if k in Stage.model_fields}
+    accuracy = compare(outputs, state.reference).figures
     macs = state.macs_of(model)
     if (doubt := macs.disagreement()) is not None:
         state.notes.append(f"{stage}: {doubt}")
-    plan = plan_of(model)
-    size = {
-        "heads": plan.kept,
-        "neurons": plan.kept_neurons
-        if any(b.neurons for b in plan.blocks)
-        else None,  # none that could go: not a figure
-        "params": count_params(model),
-        "macs": macs.total,
-    }
-    state.stages.append(Stage(stage=stage, seconds=seconds, macs_by_part=macs.by_part, **size, **found))
+    units = {part: kept for part, (_, kept) in units_of(plan_of(model)).items()}
+    size = {"units": units, "params": count_params(model), "macs": macs.total}
+    state.stages.append(Stage(stage=stage, seconds=seconds, macs_by_part=macs.by_part, **size, **accuracy))
 
 
 def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Accuracy, size and cost of a recipe's model on its data; None where nothing was measured."""
     with open_run(recipe, options) as state:
         measure(state, "original", state.model)
-    stage = state.stages[0].model_dump()
-    beside = ("stage", "seconds", "agreement", "feature_error", "feature_cosine", "latency_ms", "throughput")
-    for name in (*beside, "macs_by_part"):  # what compares with another model, and what `slimvit inspect` shows
-        del stage[name]
-    return {"model": state.recipe.model.name, "data": recipe.data.name, "images": len(state.data.val), **stage}
+    stage = state.stages[0]
+    shown = [*(part.units for part in PARTS.values()), "params", "macs", *stage.accuracy]
+    shown = [key for key in shown if key not in METRICS or not METRICS[key].against_original]
+    about = {"model": state.recipe.model.name, "data": recipe.data.name, "images": len(state.data.val)}
+    return about | {key: stage.figure(key) for key in shown}

@@ -14,7 +14,7 @@ from slimvit.models.insert_dense import mixes_of
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.report.record import Report
-from slimvit.report.run import plots, table
+from slimvit.report.run import head_map, plots, table
 from slimvit.train.state import History
 from slimvit.utils.output import LOGS, UNFINISHED, new_folder
 from slimvit.workflows.state import RunState
@@ -42,7 +42,8 @@ def write_run(state: RunState, out: Path, force: bool) -> None:
         plan.write(folder / "plan.json")
         report.write(folder / "report.json")
         (folder / "report.md").write_text(table.report_markdown(report))
-        plots.head_map(plan, state.scores, folder / "head_map.png")
+        scores = {} if state.scores is None else {"heads": state.scores}
+        head_map.head_map(plan, scores, folder / "head_map.png")
         plots.stage_accuracy(report, folder / "stages.png")
         if mixes := mixes_of(state.model):
             plots.mix_map([b.name for b in plan.blocks], mixes, folder / "mixes.png")

@@ -27,7 +27,7 @@ from slimvit.models.arguments import REFUSED
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.report.record import Report, Stage
-from slimvit.report.terminal import print_cells
+from slimvit.report.text import print_cells
 from slimvit.report.timing import FILE, Timing, read_timings, write_timings
 from slimvit.utils.errors import SlimvitError
 from slimvit.utils.files import Unreadable, read_json, read_yaml

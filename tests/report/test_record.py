@@ -24,7 +24,7 @@ def test_round_trip(tmp_path):
     assert Report.read(path) == report(notes=["π"])
     data = json.loads(path.read_text(encoding="utf-8"))
     assert data["format_version"] == 3
-    assert data["stages"][1]["top5"] is None and data["stages"][1]["top1"] == 40.0
+    assert data["stages"][1]["neurons"] is None and data["stages"][1]["top1"] == 40.0
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])
@@ -33,7 +33,7 @@ def test_older_reports_are_read(version):
     if version < 3:
         for stage in data["stages"]:
             del stage["neurons"]
-    assert Report.from_json(data).last.neurons is None
+    assert Report.from_json(data).last.units == {"heads": 18}
 
 
 @pytest.mark.parametrize(
@@ -44,11 +44,12 @@ def test_older_reports_are_read(version):
             r"stages\[1\]\.top1: input should be a valid number, found 'high'",
         ),
         (lambda d: d["stages"][0].pop("stage"), r"stages\[0\]\.stage: field required"),
-        (lambda d: d["stages"][0].update(acc=1), r"stages\[0\]\.acc: extra inputs are not permitted, found 1"),
+        (lambda d: d["stages"][0].update(acc="x"), r"stages\[0\]\.acc: input should be a valid number, found 'x'"),
+        (lambda d: d.update(acc=1), "acc: extra inputs are not permitted, found 1"),
         (lambda d: d["stages"][0].update(loss=float("nan")), r"stages\[0\]\.loss: input should be a finite number"),
         (
             lambda d: d["stages"][0].update(heads=True),
-            r"stages\[0\]\.heads: input should be a valid integer, found True",
+            r"stages\[0\]\.units\.heads: input should be a valid integer, found True",
         ),
         (lambda d: d.update(stages=[]), "stages: list should have at least 1 item"),
         (lambda d: d.update(format_version=4), "format_version is 4, this slimvit reads 1 to 3"),
@@ -81,3 +82,17 @@ def test_reading_a_report_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_units_stand_under_the_word_of_their_part():
+    data = report().to_json()
+    assert data["stages"][0]["heads"] == 36 and "units" not in data["stages"][0]
+    data["stages"][0]["neurons"] = 4608
+    stage = Report.from_json(data).reference
+    assert stage.units == {"heads": 36, "mlp": 4608} and stage.figure("neurons") == 4608
+
+
+def test_a_figure_that_nobody_registered_here_is_kept():
+    data = report().to_json()
+    data["stages"][1]["margin"] = 0.25
+    assert Report.from_json(data).last.figure("margin") == 0.25 and Report.from_json(data).to_json() == data

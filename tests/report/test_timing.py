@@ -65,7 +65,8 @@ def test_the_table_is_plain_narrow_and_leaves_out_what_nobody_measured():
     print_timings([row("deit_small_patch16_224", original), row("runs/half", FULL)], file)
     text = file.getvalue()
     assert text.isascii() and "\x1b" not in text
-    title, *table, said = text.splitlines()
+    title, *table, said, legend = text.splitlines()
+    assert legend == "FLOPs: 1 multiply-add = 1, one image"
     assert title == "CPU, 2 threads, fp32, eager, batch 16, 30 rounds" and said == "runs/half: at batch 1 it lags."
     assert max(map(len, table)) <= 105
     wanted = "runs/half 1.260 5.70 2.50 4.00 812 0.03 1.26 1.18 (1.13-1.24) 1.05 (1.01-1.09)"

@@ -30,7 +30,7 @@ from slimvit.cli import main
 from slimvit.io import saved_model
 from slimvit.io.status import folder_status
 from slimvit.report.compare import part_plots, tradeoff_plots
-from slimvit.report.run import plots
+from slimvit.report.run import head_map, plots
 from slimvit.utils import output
 from slimvit.workflows import cache
 
@@ -231,7 +231,8 @@ def tried(what, last, old, new):
 
 def quiet_plots():
     """Pictures are files like others, and drawing takes longer than all the rest."""
-    names = {plots: ("head_map", "stage_accuracy", "curves", "mix_map"), tradeoff_plots: ("accuracy_against",)}
+    names = {head_map: ("head_map",), plots: ("stage_accuracy", "curves", "mix_map")}
+    names[tradeoff_plots] = ("accuracy_against",)
     names[part_plots] = ("flops_by_part", "fine_tuning")
     for module, drawings in names.items():
         for name in drawings:

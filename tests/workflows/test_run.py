@@ -164,9 +164,9 @@ def test_a_dry_run_speaks_of_what_is_gone(slimvit_: Invoke, tmp_path: Path) -> N
     file.write_text(json.dumps(plan))
     printed = slimvit_("prune", "vit_digits", *FEW, "--plan", file, "--dry-run").stdout
     assert printed.startswith(
-        "blocks.0: keeps 24 of 288 neurons (0-7,16-31); its attention is gone\n"
-        "blocks.1: keeps 0,2 of 6 heads; its MLP is gone\n"
-        "blocks.2: its attention and its MLP are gone\n"
+        "blocks.0: keeps 24 of 288 neurons (0-7,16-31); no heads left\n"
+        "blocks.1: keeps 0,2 of 6 heads; no neurons left\n"
+        "blocks.2: no heads and no neurons left\n"
         "blocks.3: keeps 1 of 6 heads, all 288 neurons\n"
         "blocks.4: keeps 1 of 6 heads, 30 of 288 neurons\n"
     )

@@ -58,7 +58,7 @@ def test_a_named_teacher_takes_its_place_and_nothing_else(taught: list[Any], kin
     ((teacher, _, _),) = taught
     assert model_name(teacher).startswith("swin") and not teacher.training
     assert [s.stage for s in now.report.stages] == ["original", "pruned", "refit", "finetuned"]
-    assert [s.heads for s in now.report.stages] == [36, 18, 18, 18]
+    assert [s.units["heads"] for s in now.report.stages] == [36, 18, 18, 18]
     alone = slimvit.run(recipe())
     assert now.report.stages[2].loss == alone.report.stages[2].loss  # the refit still aims at the uncut network
     assert now.report.stages[3].loss != alone.report.stages[3].loss
@@ -77,7 +77,7 @@ def test_a_convolutional_teacher_gets_images_of_its_own_size_and_scale(taught: l
 def test_a_model_that_is_not_cut_stays_its_own_original(taught: list[Any]) -> None:
     now = slimvit.run(recipe({"name": "swin_digits"}, prune={}))
     assert [s.stage for s in now.report.stages] == ["original", "finetuned"]
-    assert {s.heads for s in now.report.stages} == {36} and model_name(taught[0][0]).startswith("swin")
+    assert {s.units["heads"] for s in now.report.stages} == {36} and model_name(taught[0][0]).startswith("swin")
 
 
 @pytest.mark.parametrize("name", ["vit_digits", "swin_digits"])

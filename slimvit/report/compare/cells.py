@@ -1,71 +1,80 @@
-"""The table of many runs as text cells: which columns it has, how a figure with its spread is written, its legend."""
+"""The comparison as a table of text cells, its legend, and its printout at the terminal."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from typing import TextIO
 
-from slimvit.report.columns import ACCURACY, LEGEND, NEURONS, NOT_MEASURED, SIZE, Column
+from slimvit.report.columns import LATENCY, NOT_MEASURED, THROUGHPUT, Column, legend_of, size_and_accuracy
 from slimvit.report.compare.comparison import Comparison
+from slimvit.report.compare.measurement import setting_text
+from slimvit.report.compare.pick import Pick
+from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
 from slimvit.report.compare.rows import ComparisonRow, Stat
-from slimvit.report.compare.timing_setting import setting_said
+from slimvit.report.text import print_cells
 
-SPEED = (Column("latency (ms)", "latency_ms", ".2f"), Column("images/s", "throughput", ".0f", in_terminal=False))
-EPOCHS = Column("epochs", "epochs", ".0f")
-FIGURES = (*SIZE, *ACCURACY, *SPEED, EPOCHS)
-"""Every figure of a row, in order."""
+EPOCHS = Column(key="epochs", header="epochs", format=".0f", fixed=True)
 FRONT = "front"
 ON_FRONT = "*"
+PLUS_MINUS = " +-"
+"""At the terminal."""
+TERMINAL_LEGEND = {"model", "latency (ms)", FRONT, "-", "+-"}
+"""Lines of the legend that the terminal shows; the written table has all."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A table for people. Columns that nobody measured, and texts that are the same in every row, are left out."""
+    """A table for people. Columns without a figure, and texts that are the same in every row, are left out."""
 
     texts: tuple[str, ...]
-    """Names of the columns before the figures."""
+    """Headings before the figures."""
     figures: tuple[Column, ...]
     ends: tuple[str, ...]
+    """Headings after the figures."""
     rows: tuple[tuple[str, ...], ...]
 
     @property
     def header(self) -> tuple[str, ...]:
-        return (*self.texts, *(c.name for c in self.figures), *self.ends)
+        """All headings."""
+        return (*self.texts, *(c.header for c in self.figures), *self.ends)
 
     @property
     def has_gaps(self) -> bool:
+        """Whether a figure is missing."""
         return any(NOT_MEASURED in row for row in self.rows)
 
 
 def cells_of(comparison: Comparison, plus_minus: str = " ± ", in_terminal: bool = False) -> Cells:
-    texts = _texts(comparison)
+    """Return the table of a comparison.
+
+    Args:
+        comparison: The runs.
+        plus_minus: Stands between a mean and its spread.
+        in_terminal: Whether to leave out the columns that a terminal has no room for.
+    """
+    texts, ends = _texts(comparison), _ends(comparison)
     measured = {key for row in comparison.rows for key in row.stats}
-    wanted = [c for c in figures_told(comparison) if c.in_terminal or not in_terminal]
-    figures = tuple(c for c in wanted if c.key in measured and _shown(c, comparison))
-    ends = _ends(comparison)
+    columns = tuple(c for c in figure_columns(comparison) if c.key in measured and (c.in_terminal or not in_terminal))
+    spread = [c for c in columns if has_spread(c, comparison)]
     rows = []
     for row in comparison.rows:
-        named = {"model": row.model, "name": name_of(row), "data": row.data}
+        first = {"model": row.model, "name": name_of(row), "data": row.data}
         last = {"seeds": str(len(row.runs)) if row.runs else NOT_MEASURED, FRONT: ON_FRONT * (row in comparison.front)}
-        numbers = (spread_text(c, row.stats.get(c.key), plus_minus) for c in figures)
-        rows.append((*(named[t] for t in texts), *numbers, *(last[e] for e in ends)))
-    return Cells(texts, figures, ends, tuple(rows))
+        figures = (spread_text(c, row.stats.get(c.key), plus_minus if c in spread else None) for c in columns)
+        rows.append((*(first[t] for t in texts), *figures, *(last[e] for e in ends)))
+    return Cells(texts, columns, ends, tuple(rows))
+
+
+def figure_columns(comparison: Comparison) -> list[Column]:
+    """Return the columns of figures, whether measured or not; epochs only where something was trained."""
+    trained = any(row.value(EPOCHS.key) for row in comparison.rows)
+    return [*size_and_accuracy(comparison.parts), LATENCY, THROUGHPUT, *[EPOCHS] * trained]
 
 
 def _texts(comparison: Comparison) -> tuple[str, ...]:
     mixed = len({row.data for row in comparison.rows}) > 1
     return ("model",) * (len(comparison.models) > 1) + ("name",) + ("data",) * mixed
-
-
-def figures_told(comparison: Comparison) -> tuple[Column, ...]:
-    """:data:`FIGURES`, with the neurons where a row has fewer than its original."""
-    shares = [row.value("neurons_share") for row in comparison.rows]
-    fewer = any(share is not None and share < 1 for share in shares)
-    return tuple(c for c in FIGURES if c is not NEURONS or fewer)
-
-
-def _shown(column: Column, comparison: Comparison) -> bool:
-    """Epochs are shown where something was trained."""
-    return column is not EPOCHS or any(row.value("epochs") for row in comparison.rows)
 
 
 def _ends(comparison: Comparison) -> tuple[str, ...]:
@@ -74,29 +83,69 @@ def _ends(comparison: Comparison) -> tuple[str, ...]:
 
 
 def name_of(row: ComparisonRow) -> str:
+    """Return the row's name, marked where it is a reference."""
     return f"{row.name} (reference)" if row.kind == "reference" else row.name
 
 
-def spread_text(column: Column, stat: Stat | None, plus_minus: str) -> str:
-    """``86.0 ± 0.3``; without the spread where it would read 0."""
+def has_spread(column: Column, comparison: Comparison) -> bool:
+    """Return whether a column shows spreads, also those of 0."""
+    return not column.fixed or any(row.stats[column.key].std for row in comparison.rows if column.key in row.stats)
+
+
+def spread_text(column: Column, stat: Stat | None, plus_minus: str | None) -> str:
+    """Return `86.0 ± 0.3`; a figure of one seed, and one without a `plus_minus`, has no spread."""
     if stat is None:
         return NOT_MEASURED
-    std = format((stat.std or 0.0) / column.unit, column.style.lstrip("+"))
-    return column.text(stat.mean) + (plus_minus + std) * (float(std) > 0)
+    if stat.std is None or plus_minus is None:
+        return column.text(stat.mean)
+    return f"{column.text(stat.mean)}{plus_minus}{stat.std / column.unit:{column.format.lstrip('+')}}"
 
 
 def legend(cells: Cells, comparison: Comparison) -> list[str]:
-    """What the columns mean, a line each."""
-    lines = [text.format(reference="original") for name, text in LEGEND.items() if name in cells.header]
-    if len(comparison.models) == 1:
-        lines.insert(0, f"model: {comparison.models[0]}")
+    """Return the legend's lines."""
+    lines = [f"model: {comparison.models[0]}"] * (len(comparison.models) == 1)
+    lines += legend_of(cells.figures, "original")
     if comparison.setting is not None:
         times = "latency (ms): one image; images/s: at the batch that fills the machine"
-        lines.append(f"{times}; {setting_said(comparison.setting)}")
-    if any(stat.std for row in comparison.rows for stat in row.stats.values()):
+        lines.append(f"{times}; {setting_text(comparison.setting)}")
+    if any(len(row.runs) > 1 for row in comparison.rows):
         lines.append("±: sample standard deviation over the seeds")
     if FRONT in cells.header:
         lines.append(
-            f"{FRONT}: {ON_FRONT} no other point has as few FLOPs and is as accurate (references do not compete)"
+            f"{FRONT}: {ON_FRONT} not measurably beaten: no point of as few FLOPs is more accurate beyond ± of both "
+            "(references do not compete)"
         )
     return lines + [f"{NOT_MEASURED}: not measured"] * cells.has_gaps
+
+
+def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None:
+    """Print the table, its legend, published figures and picks.
+
+    Args:
+        comparison: The runs.
+        file: Default: stdout.
+    """
+    file = file or sys.stdout
+    cells = cells_of(comparison, PLUS_MINUS, in_terminal=True)
+    print_cells(cells.header, cells.rows, len(cells.texts), file)
+    lines = [line.replace("±", "+-") for line in legend(cells, comparison)]
+    print("", *(line for line in lines if line.split(":")[0] in TERMINAL_LEGEND), sep="\n", file=file)
+    if comparison.claims:
+        print("", file=file)
+        print_cells(CLAIM_HEADER, claim_cells(comparison.claims, PLUS_MINUS), 2, file)
+    for pick in comparison.picks:
+        print("", *_pick_lines(pick, comparison), sep="\n", file=file)
+
+
+def _pick_lines(pick: Pick, comparison: Comparison) -> list[str]:
+    """The rule and its point, the point's figures, and the command that repeats it."""
+    row = pick.row
+    columns = [c for c in figure_columns(comparison) if c.key in row.stats]
+    signs = [PLUS_MINUS if has_spread(c, comparison) else None for c in columns]
+    texts = [spread_text(c, row.stats[c.key], sign) for c, sign in zip(columns, signs, strict=True)]
+    figures = [f"{c.header} {text}" for c, text in zip(columns, texts, strict=True)]
+    return [
+        f"pick {pick.rule.text} ({pick.rule.goal}): {row.name}",
+        f"  {', '.join(figures)}",
+        f"  {row.runs[0].command()}",
+    ]

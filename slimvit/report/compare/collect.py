@@ -1,4 +1,4 @@
-"""From run folders and sweep folders to what a table of many runs is made of. No torch."""
+"""Collect the runs of run folders and sweep folders for a comparison. No torch."""
 
 from __future__ import annotations
 
@@ -22,29 +22,35 @@ from slimvit.utils.files import MOST, Unreadable, read_json
 from slimvit.utils.output import UNFINISHED
 
 FETCHED = ("slim.json", "recipe.yaml", "history.csv", "timings.json")
-"""What a table takes of a run on the Hub beside its report. Pictures stay there: they would go into a page unseen."""
+"""Files of a run on the Hub that a table needs beside its report. Unseen pictures do not go into a page."""
 PICTURES = {"heads kept": "head_map.png", "learned mixes": "mixes.png"}
 
 
 def collect_runs(sources: Sequence[Path], references: Sequence[Path] = (), allow_mixed: bool = False) -> CollectedRuns:
     """Read run folders and the points of sweep folders; a folder given twice counts once.
 
-    Raises :class:`StoreError` for a folder that is neither, a sweep of which nothing is measured yet, and figures that
-    were measured on different images (unless ``allow_mixed``).
+    Args:
+        sources: Run folders, sweep folders, or runs on the Hub.
+        references: The same, as references.
+        allow_mixed: Whether runs on different images may be compared.
+
+    Raises:
+        StoreError: For a folder that is neither, a sweep without a measured point, and, unless `allow_mixed`, runs on
+            different images.
     """
     several = sum(map(is_sweep_folder, (*references, *sources))) > 1
-    found: dict[Path, Measurement] = {}
+    runs: dict[Path, Measurement] = {}
     notes: list[str] = []
     claims: list[tuple[str, PublishedFigure]] = []
     for place, is_reference in [*((r, True) for r in references), *((s, False) for s in sources)]:
         part = _sweep(place, several) if is_sweep_folder(place) else CollectedRuns((_run(place),))
         for run in part.measurements:
-            found.setdefault(run.folder.resolve(), replace(run, is_reference=is_reference))
+            runs.setdefault(run.folder.resolve(), replace(run, is_reference=is_reference))
         notes += part.notes
         claims += part.claims
     if not allow_mixed:
-        check_alike(list(found.values()))
-    return CollectedRuns(tuple(_completed(list(found.values()))), tuple(claims), tuple(notes))
+        check_alike(list(runs.values()))
+    return CollectedRuns(tuple(_completed(list(runs.values()))), tuple(claims), tuple(notes))
 
 
 def _sweep(place: Path, several: bool) -> CollectedRuns:
@@ -55,23 +61,27 @@ def _sweep(place: Path, several: bool) -> CollectedRuns:
 
 
 def _run(place: Path) -> Measurement:
-    """A run folder, or a run on the Hub, whose command speaks of where it was fetched to."""
+    """A run folder, or a run on the Hub, whose command names the fetched copy."""
     folder = run_folder(place)
     return measured(folder, str(folder), str(place))
 
 
 def run_folder(place: Path) -> Path:
-    """Where a run lies; what a report needs of one on the Hub is fetched. Raises :class:`ModelError`."""
+    """Return a run's folder; the files of a run on the Hub are fetched.
+
+    Raises:
+        ModelError: If the Hub has no such run.
+    """
     if not is_hub_name(place):
         return place
     name = hub_name(place)
-    found, report = fetch.find(name, ("report.json",))
-    files = {report: MOST} | {file: MOST for file in FETCHED if found.has(file)}
-    return fetch.fetch(found, files, name.branch)
+    repository, report = fetch.find(name, ("report.json",))
+    files = {report: MOST} | {file: MOST for file in FETCHED if repository.has(file)}
+    return fetch.fetch(repository, files, name.branch)
 
 
 def _completed(runs: list[Measurement]) -> Iterator[Measurement]:
-    """An input size that is not known is that of the other runs on these images, where they agree."""
+    """Fill in an unknown input size from the other runs on the same images, where they agree."""
     for run in runs:
         known = {m.input_size for m in runs if (m.report.data, m.report.images) == (run.report.data, run.report.images)}
         known.discard(None)
@@ -79,7 +89,7 @@ def _completed(runs: list[Measurement]) -> Iterator[Measurement]:
 
 
 def _points(sweep: Path, contents: Contents, prefix: str) -> Iterator[Measurement]:
-    """What is measured of a sweep. Written files name a point from its sweep on, wherever that lies."""
+    """The measured points of a sweep, which written files name by their path inside the sweep."""
     for entry in contents.points:
         folder = point_folder(sweep, entry.id)
         if _is_measured(folder):
@@ -92,20 +102,26 @@ def _is_measured(folder: Path) -> bool:
 
 
 def _left_out(sweep: Path, contents: Contents, several: bool) -> list[str]:
-    """What the sweep names and the table cannot show."""
+    """Notes on the points that are not measured."""
     lost = [e for e in contents.points if not _is_measured(point_folder(sweep, e.id))]
     if len(lost) == len(contents.points):
         total = f"{len(lost)} point{'s' * (len(lost) != 1)}"
         raise StoreError(f"{sweep / CONTENTS}: none of its {total} is measured; call the sweep again to go on with it")
     failed = [f"{e.id} ({e.error})" for e in lost if e.error is not None]
     missing = [e.id for e in lost if e.error is None]
-    told = [(failed, "failed"), (missing, "not measured yet")]
+    states = [(failed, "failed"), (missing, "not measured yet")]
     where = f"{sweep.name}: " if several else ""
-    return [f"{where}{len(n)} point{'s' * (len(n) != 1)} {what}: {listed(n)}" for n, what in told if n]
+    return [f"{where}{len(n)} point{'s' * (len(n) != 1)} {what}: {listed(n)}" for n, what in states if n]
 
 
 def measured(folder: Path, shown: str, name: str) -> Measurement:
-    """One run folder."""
+    """Read a run folder.
+
+    Args:
+        folder: Its path.
+        shown: Its name in written files.
+        name: The run's name for people.
+    """
     report, recipe = Report.read(folder / "report.json"), _recipe(folder)
     model, epochs = _origin(report, recipe)
     return Measurement(
@@ -129,7 +145,7 @@ def _recipe(folder: Path) -> Recipe | None:
 
 
 def _origin(report: Report, recipe: Recipe | None) -> tuple[str, int | None]:
-    """The model at the beginning of a line of runs that go on from each other, and the epochs of fine-tuning in it."""
+    """The model that a line of runs started from, and the epochs of fine-tuning in that line."""
     if recipe is None:
         return report.model, None
     model, epochs, seen = report.model, recipe.finetune.epochs, set()
@@ -143,7 +159,7 @@ def _origin(report: Report, recipe: Recipe | None) -> tuple[str, int | None]:
 
 
 def _input_size(folder: Path, report: Report) -> tuple[int, ...] | None:
-    """From the report; an older one does not know it, but the saved model beside it does."""
+    """From the report, or for an older one from the saved model beside it."""
     if report.input_size is not None:
         return tuple(report.input_size)
     try:
@@ -154,7 +170,7 @@ def _input_size(folder: Path, report: Report) -> tuple[int, ...] | None:
 
 
 def _history(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of the fine-tuning. Raises :class:`StoreError` for a file that is no history."""
+    """The rows of the fine-tuning."""
     if not path.is_file():
         return
     try:
@@ -175,14 +191,22 @@ FACTS: dict[str, Callable[[Measurement], Any]] = {
 
 
 def check_alike(runs: Sequence[Measurement]) -> None:
-    """Raise :class:`StoreError` where two runs were measured on other images; what is not known fits everything."""
+    """Check that all runs were measured on the same images; an unknown fact fits everything.
+
+    Raises:
+        StoreError: For the first two runs that differ.
+    """
     for what, fact in FACTS.items():
         known = [m for m in runs if fact(m) is not None]
         other = next((m for m in known if fact(m) != fact(known[0])), None)
         if other is not None:
-            told = f"{known[0].folder} has {what} {_said(fact(known[0]))}, but {other.folder} has {_said(fact(other))}"
-            raise StoreError(f"{told}: figures on other images do not compare; report them apart, or add --allow-mixed")
+            differ = (
+                f"{known[0].folder} has {what} {_text(fact(known[0]))}, but {other.folder} has {_text(fact(other))}"
+            )
+            raise StoreError(
+                f"{differ}: figures on other images do not compare; report them apart, or add --allow-mixed"
+            )
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,22 +1,23 @@
-"""Many runs side by side: the rows, what must be known before reading them, and what was asked about them."""
+"""Runs compared: the rows, the notes to read first, and the answers to --pick."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from slimvit.report.compare.measurement import CollectedRuns, Setting
+from slimvit.models.parts.base import Part
+from slimvit.report.columns import parts_shown
+from slimvit.report.compare.measurement import CollectedRuns, Setting, common_setting, notes_on_times, untimed
 from slimvit.report.compare.pick import Pick, PickRule, pick
 from slimvit.report.compare.published import PublishedComparison, published_figures
 from slimvit.report.compare.rows import ComparisonRow, rows_of
 from slimvit.report.compare.series import Series, accuracy_key, front, series_of
-from slimvit.report.compare.timing_setting import common_setting, notes_on_speed, untimed
 from slimvit.report.text import listed
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What every format shows."""
+    """The content of every table and picture of several runs."""
 
     rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
@@ -24,39 +25,66 @@ class Comparison:
     picks: tuple[Pick, ...]
     series: tuple[Series, ...]
     front: tuple[ComparisonRow, ...]
-    """The points that no other beats in FLOPs and accuracy."""
+    """The points that no other point measurably beats in FLOPs and accuracy."""
     gain: str | None
-    """The accuracy that the points are compared by (see :func:`accuracy_key`)."""
+    """Key of the accuracy that the points are compared by (see `accuracy_key`)."""
     setting: Setting | None
-    """Under which the times were taken."""
+    """The setting of the times."""
     untimed: int
-    """Runs of the points without a latency under it."""
+    """Number of the points' runs without a latency under it."""
 
     @property
     def points(self) -> list[ComparisonRow]:
+        """The rows that are neither originals nor references."""
         return [row for row in self.rows if row.kind == "point"]
 
     @property
     def models(self) -> list[str]:
+        """The models of the rows, each once."""
         return list(dict.fromkeys(row.model for row in self.rows))
 
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that the tables speak of."""
+        return parts_shown(lambda part: any(row.fewer(part.units) for row in self.rows))
+
+    @property
+    def path_note(self) -> str:
+        """Where the paths in the commands begin; empty where that is plain."""
+        sweeps = {run.sweep for row in self.rows for run in row.runs} - {None}
+        place = "its folder" if len(sweeps) == 1 else "the folder that holds the sweep"
+        return f"Paths of a sweep's points begin at {place}." * bool(sweeps)
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands that repeat the runs, one a row."""
+        return [row.command for row in self.rows if row.command is not None]
+
     def label(self, row: ComparisonRow) -> str:
-        """The row's name, with its model where that is not plain."""
+        """Return the row's name, with its model where several models have an original."""
         return f"{row.model}, {row.name}" if row.kind == "original" and len(self.models) > 1 else row.name
 
 
-def compare_runs(gathered: CollectedRuns, wishes: Sequence[PickRule] = ()) -> Comparison:
-    """Raises :class:`~slimvit.utils.errors.StoreError` for a wish that no point meets."""
-    measurements = gathered.measurements
+def compare_runs(collected: CollectedRuns, rules: Sequence[PickRule] = ()) -> Comparison:
+    """Compare runs.
+
+    Args:
+        collected: The runs.
+        rules: What to pick, from `--pick`.
+
+    Raises:
+        StoreError: For a rule that no point meets.
+    """
+    measurements = collected.measurements
     setting = common_setting(measurements)
     rows = rows_of(measurements, setting)
     points = [row for row in rows if row.kind == "point"]
     gain = accuracy_key(points)
     return Comparison(
         rows=tuple(rows),
-        notes=(*_notes(rows), *gathered.notes, *notes_on_speed(measurements, setting)),
-        claims=tuple(published_figures(gathered.claims, rows)),
-        picks=tuple(pick(wish, rows) for wish in wishes),
+        notes=(*_notes(rows), *collected.notes, *notes_on_times(measurements, setting)),
+        claims=tuple(published_figures(collected.claims, rows)),
+        picks=tuple(pick(rule, rows) for rule in rules),
         series=tuple(series_of(points)) if points else (),
         front=() if gain is None else tuple(front(points, "macs", gain)),
         gain=gain,
@@ -66,14 +94,14 @@ def compare_runs(gathered: CollectedRuns, wishes: Sequence[PickRule] = ()) -> Co
 
 
 def _notes(rows: Sequence[ComparisonRow]) -> list[str]:
-    """What the reports of the runs say, each once, with the rows it is about."""
-    said: dict[str, dict[str, None]] = {}
+    """The notes of the runs' reports, each once with the names of its rows."""
+    names_by_note: dict[str, dict[str, None]] = {}
     for row in rows:
         for run in row.runs:
             for note in run.report.notes:
-                said.setdefault(note, {})[row.name] = None
-    found = [f"{listed(list(names))}: {note}" for note, names in said.items()]
+                names_by_note.setdefault(note, {})[row.name] = None
+    notes = [f"{listed(list(names))}: {note}" for note, names in names_by_note.items()]
     drawn = dict.fromkeys(row.model for row in rows for run in row.runs if not run.trained_before)
-    return found + [
+    return notes + [
         f"{model} started from random weights: its original has no accuracy to compare with" for model in drawn
     ]

@@ -1,24 +1,82 @@
-"""The table of many runs for machines (CSV, JSON) and for papers (Markdown, LaTeX)."""
+"""The files of a comparison: tradeoff.csv, .json, .md, .tex, .html and the pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from slimvit.report.columns import NOT_MEASURED
-from slimvit.report.compare.cells import EPOCHS, cells_of, figures_told, legend
+from slimvit.report.compare.cells import EPOCHS, cells_of, figure_columns, legend
 from slimvit.report.compare.comparison import Comparison
-from slimvit.report.compare.published import PublishedComparison
+from slimvit.report.compare.html import page
+from slimvit.report.compare.measurement import setting_text
+from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
 from slimvit.report.compare.rows import ComparisonRow, Stat
 from slimvit.report.text import in_latex, in_markdown, markdown_table
 
 FORMAT_VERSION = 1
+Draw = Callable[[Path], None]
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> None:
+    """Write the table in every format and the pictures; the same runs give the same bytes.
+
+    Args:
+        comparison: The runs.
+        folder: An existing folder.
+    """
+    pictures, notes = _pictures(comparison)
+    comparison = replace(comparison, notes=(*comparison.notes, *notes))
+    for name, (_, draw) in pictures.items():
+        for suffix in (".png", ".svg"):
+            draw((folder / name).with_suffix(suffix))
+    texts = {
+        "csv": to_csv(comparison),
+        "json": json.dumps(to_json(comparison), indent=1, allow_nan=False) + "\n",
+        "md": comparison_markdown(comparison),
+        "tex": latex(comparison),
+        "html": page(comparison, {title: folder / f"{name}.svg" for name, (title, _) in pictures.items()}),
+    }
+    for suffix, text in texts.items():
+        (folder / f"tradeoff.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+
+
+def _pictures(comparison: Comparison) -> tuple[dict[str, tuple[str, Draw]], list[str]]:
+    """Title and drawing function by file name, and notes on pictures that cannot be drawn."""
+    from slimvit.report.compare import part_plots, tradeoff_plots
+
+    pictures: dict[str, tuple[str, Draw]] = {}
+    for cost, name in (("macs", "FLOPs"), ("latency_ms", "latency")):
+        if comparison.gain is not None and (cost == "macs" or comparison.untimed == 0):
+            draw = partial(tradeoff_plots.accuracy_against, comparison, cost)
+            pictures[f"accuracy_{name.lower()}"] = (f"Accuracy against {name}", draw)
+    if any(row.parts is not None for row in comparison.rows):
+        pictures["flops_by_part"] = ("FLOPs by part of the network", partial(part_plots.flops_by_part, comparison))
+    if (key := part_plots.curve_key(comparison)) is not None:
+        pictures["fine_tuning"] = ("Fine-tuning", partial(part_plots.fine_tuning, comparison, key))
+    return pictures, _notes_on_pictures(comparison)
+
+
+def _notes_on_pictures(comparison: Comparison) -> list[str]:
+    notes = []
+    if comparison.untimed:
+        total = sum(len(row.runs) for row in comparison.points)
+        under = "" if comparison.setting is None else f" on {setting_text(comparison.setting)}"
+        notes.append(
+            f"accuracy against latency is not drawn: {comparison.untimed} of {total} runs were not timed{under}"
+        )
+    if without := [row.name for row in comparison.rows if row.parts is None]:
+        notes.append(
+            f"FLOPs by part are not known of {len(without)} of {len(comparison.rows)} rows, whose reports are older"
+        )
+    return notes
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """tradeoff.json: figures in the units of report.json; what was not measured is null."""
+    """Return tradeoff.json: figures in the units of report.json, null where not measured."""
     setting = comparison.setting
     return {
         "format_version": FORMAT_VERSION,
@@ -30,77 +88,52 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
             | _stat("measured", c.measured)
             for c in comparison.claims
         ],
-        "picks": [{"pick": p.wish.text, "name": p.row.name, "command": command_of(p.row)} for p in comparison.picks],
+        "picks": [{"pick": p.rule.text, "name": p.row.name, "command": p.row.command} for p in comparison.picks],
     }
 
 
 def _record(row: ComparisonRow, comparison: Comparison) -> dict[str, Any]:
-    found: dict[str, Any] = {"kind": row.kind, "model": row.model, "name": row.name, "data": row.data}
-    for column in figures_told(comparison):
-        stat = row.stats.get(column.key)
-        found |= _stat(column.key, stat) if column is not EPOCHS else {"epochs": row.value("epochs")}
-    found |= {"seeds": row.seeds, "front": row in comparison.front, "macs_by_part": row.parts}
-    return found | {"runs": [m.shown for m in row.runs], "command": command_of(row)}
+    record: dict[str, Any] = {"kind": row.kind, "model": row.model, "name": row.name, "data": row.data}
+    for column in figure_columns(comparison):
+        if column.key != EPOCHS.key:
+            record |= _stat(column.key, row.stats.get(column.key))
+    record |= {EPOCHS.key: row.value(EPOCHS.key), "seeds": row.seeds}
+    record |= {"front": row in comparison.front, "macs_by_part": row.parts}
+    return record | {"runs": [m.shown for m in row.runs], "command": row.command}
 
 
 def _stat(key: str, stat: Stat | None) -> dict[str, float | None]:
     return {key: None if stat is None else stat.mean, f"{key}_std": None if stat is None else stat.std}
 
 
-def whence(comparison: Comparison) -> list[str]:
-    """Where the paths of the commands begin, where that is not plain."""
-    sweeps = {run.sweep for row in comparison.rows for run in row.runs} - {None}
-    place = "its folder" if len(sweeps) == 1 else "the folder that holds the sweep"
-    return [f"Paths of a sweep's points begin at {place}."] * bool(sweeps)
-
-
-def command_of(row: ComparisonRow) -> str | None:
-    """What repeats the first of the row's runs."""
-    return row.runs[0].command(row.runs[0].shown) if row.runs else None
-
-
 def to_csv(comparison: Comparison) -> str:
-    """tradeoff.csv: the rows of tradeoff.json, a column a figure; not measured is empty."""
+    """Return tradeoff.csv: the rows of tradeoff.json, an empty field where not measured."""
+    import pandas as pd
+
     rows = to_json(comparison)["rows"]
-    flat = [
-        row | {"seeds": " ".join(map(str, row["seeds"])), "runs": " ".join(row["runs"]), "macs_by_part": None}
-        for row in rows
-    ]
+    flat = [row | {"seeds": " ".join(map(str, row["seeds"])), "runs": " ".join(row["runs"])} for row in rows]
     return pd.DataFrame(flat).drop(columns="macs_by_part").to_csv(index=False, lineterminator="\n")
 
 
 def comparison_markdown(comparison: Comparison) -> str:
+    """Return tradeoff.md."""
     cells = cells_of(comparison)
     parts = ["# Trade-off", *(f"> **Note:** {in_markdown(note)}" for note in comparison.notes)]
-    parts += [f"Picked by `{p.wish.text}` ({p.wish.goal}): **{in_markdown(p.row.name)}**" for p in comparison.picks]
+    parts += [f"Picked by `{p.rule.text}` ({p.rule.goal}): **{in_markdown(p.row.name)}**" for p in comparison.picks]
     parts.append(markdown_table(cells.header, cells.rows, len(cells.texts)))
     parts.append("\n".join(f"- {in_markdown(line)}" for line in legend(cells, comparison)))
     if comparison.claims:
-        parts += ["## Claimed beside measured", markdown_table(CLAIMED, claim_cells(comparison.claims), 2)]
-    commands = [c for row in comparison.rows if (c := command_of(row)) is not None]
-    parts += ["## To run a point again", *whence(comparison), "```sh\n" + "\n".join(commands) + "\n```"]
+        parts += ["## Claimed beside measured", markdown_table(CLAIM_HEADER, claim_cells(comparison.claims), 2)]
+    parts += ["## To run a point again", *filter(None, [comparison.path_note])]
+    parts.append("```sh\n" + "\n".join(comparison.commands) + "\n```")
     return "\n\n".join(parts) + "\n"
 
 
-CLAIMED = ("point", "figure", "claimed", "measured", "source")
-
-
-def claim_cells(claims: Sequence[PublishedComparison], plus_minus: str = " ± ") -> list[tuple[str, ...]]:
-    found: list[tuple[str, ...]] = []
-    for c in claims:
-        style = ".1f" if c.figure == "top-1" else "+.1f"
-        measured = NOT_MEASURED if c.measured is None else format(c.measured.mean, style)
-        if c.measured is not None and c.measured.std:
-            measured += f"{plus_minus}{c.measured.std:.1f}"
-        found.append((c.point, c.figure, format(c.claimed, style), measured, c.source))
-    return found
-
-
 def latex(comparison: Comparison) -> str:
-    """A table for the booktabs package, its legend as comments."""
+    """Return tradeoff.tex: a table for the booktabs package, with its legend as comments."""
     cells = cells_of(comparison)
-    said = ("needs \\usepackage{booktabs}", *comparison.notes, *legend(cells, comparison))
-    lines = [f"% {' '.join(text.split())}" for text in said]
+    comments = ("needs \\usepackage{booktabs}", *comparison.notes, *legend(cells, comparison))
+    lines = [f"% {' '.join(text.split())}" for text in comments]
     lines += [
         r"\begin{tabular}{" + "l" * len(cells.texts) + "r" * (len(cells.header) - len(cells.texts)) + "}",
         r"\toprule",

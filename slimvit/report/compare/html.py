@@ -1,4 +1,4 @@
-"""tradeoff.html: one file that opens from disk, without the network. All text in it is escaped."""
+"""tradeoff.html: one file that opens from disk without a network, with all text escaped."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ from string import Template
 
 from slimvit.report.compare.cells import Cells, cells_of, legend
 from slimvit.report.compare.comparison import Comparison
-from slimvit.report.compare.formats import CLAIMED, claim_cells, command_of, whence
-from slimvit.report.compare.rows import ComparisonRow
+from slimvit.report.compare.pick import Pick
+from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
 
 TEMPLATE = Path(__file__).parent / "page.html"
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 SHOWN = 12
-"""With more rows than this, the pictures of the single runs are left in their folders."""
+"""With more rows, the page leaves out the pictures of single runs."""
 
 
 def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
-    """``pictures``: caption -> .svg or .png, which is put into the page."""
+    """Return the page.
+
+    Args:
+        comparison: The runs.
+        pictures: .svg or .png file by caption; their content becomes part of the page.
+    """
     cells = cells_of(comparison)
-    commands = [c for row in comparison.rows if (c := command_of(row)) is not None]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=escape(f"Trade-off: {', '.join(comparison.models)}"),
         about=escape("; ".join(dict.fromkeys(row.data for row in comparison.rows))),
         notes=_lines('<p class="note"><b>Note:</b> {}</p>', comparison.notes),
-        picks="\n".join(_picked(p.wish.text, p.wish.goal, p.row) for p in comparison.picks),
+        picks="\n".join(map(_picked, comparison.picks)),
         table=_table(comparison, cells),
         legend=_lines("<li>{}</li>", legend(cells, comparison)),
         claims=_claims(comparison),
         pictures="\n".join(f"<figure>{_image(title, path)}</figure>" for title, path in pictures.items()),
         runs=_runs(comparison),
-        repeat=escape(" ".join(whence(comparison))),
-        commands=escape("\n".join(commands)),
+        repeat=escape(comparison.path_note),
+        commands=escape("\n".join(comparison.commands)),
     )
 
 
@@ -42,14 +46,14 @@ def _lines(form: str, texts: Sequence[str]) -> str:
     return "\n".join(form.format(escape(text)) for text in texts)
 
 
-def _picked(wish: str, goal: str, row: ComparisonRow) -> str:
-    command = escape(command_of(row) or "")
-    told = f"<code>{escape(wish)}</code> ({escape(goal)}): <b>{escape(row.name)}</b>"
-    return f'<div class="pick">Picked by {told}<br><code>{command}</code></div>'
+def _picked(pick: Pick) -> str:
+    rule, command = pick.rule, escape(pick.row.command or "")
+    text = f"<code>{escape(rule.text)}</code> ({escape(rule.goal)}): <b>{escape(pick.row.name)}</b>"
+    return f'<div class="pick">Picked by {text}<br><code>{command}</code></div>'
 
 
 def _table(comparison: Comparison, cells: Cells) -> str:
-    """Figures carry their exact value, by which the table sorts; one that was not measured sorts last."""
+    """The table, whose cells carry the exact figures that it sorts by; a missing figure sorts last."""
     head = "".join(_head(name, i < len(cells.texts)) for i, name in enumerate(cells.header))
     lines = []
     for row, texts in zip(comparison.rows, cells.rows, strict=True):
@@ -78,7 +82,7 @@ def _left(is_text: bool) -> str:
 def _claims(comparison: Comparison) -> str:
     if not comparison.claims:
         return ""
-    head = "".join(f'<th scope="col"{_left(n not in ("claimed", "measured"))}>{n}</th>' for n in CLAIMED)
+    head = "".join(f'<th scope="col"{_left(n not in ("claimed", "measured"))}>{n}</th>' for n in CLAIM_HEADER)
     rows = [
         "".join(f"<td{_left(i in (0, 1, 4))}>{escape(cell)}</td>" for i, cell in enumerate(cells))
         for cells in claim_cells(comparison.claims)
@@ -98,7 +102,7 @@ def _captioned(title: str, path: Path) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    """The pictures of the first run of every point, folded up."""
+    """The pictures of the first run of every row, folded up."""
     rows = [row for row in comparison.rows if row.runs and row.runs[0].pictures]
     if not rows or len(rows) > SHOWN:
         return ""

@@ -1,88 +1,95 @@
-"""One run as a table of many sees it: what it measured, by which recipe, beside which original. No torch, no pandas."""
+"""One run of a comparison: its figures, recipe, original and timing setting. No torch, no pandas."""
 
 from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slimvit.config.recipe import BUDGETS, Recipe
 from slimvit.config.sweep import PublishedFigure
-from slimvit.report.columns import Figures, difference, figures_of
+from slimvit.models.parts.registry import PARTS
+from slimvit.report.columns import METRICS, Figures, difference, figures_of
 from slimvit.report.record import Report, Stage
 from slimvit.report.timing import Timing, setting_of
 
-AGAINST_ORIGINAL = ("agreement", "feature_error", "feature_cosine")
-ACCURACIES = ("top1", "top5", "loss", *AGAINST_ORIGINAL)
 Setting = tuple[str, str, bool]
-"""Device, precision, compiled: timings are compared under one of them only."""
+"""Device, precision, compiled: only times under the same setting are compared."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run folder that was read."""
+    """The content of a run folder."""
 
     folder: Path
     shown: str
-    """The folder as written files name it."""
+    """The folder's name in written files."""
     name: str
-    """For people; alike for runs that differ in nothing but the seed, where a sweep named them."""
+    """Name for people. Runs of a sweep that differ in the seed alone share it."""
     model: str
-    """What the first run of its line started from."""
+    """The model that the first run of its line started from."""
     report: Report
     recipe: Recipe | None = None
     """None for a folder without one."""
     epochs: int | None = None
-    """Of fine-tuning, those of the runs that it goes on from included."""
+    """Epochs of fine-tuning, including those of the runs that it continues."""
     input_size: tuple[int, ...] | None = None
-    """Channels, height, width; None where it is not known."""
+    """Channels, height, width; None where unknown."""
     sweep: str | None = None
-    """The sweep it is a point of."""
+    """The sweep that the run is a point of."""
     is_reference: bool = False
     timings: tuple[Timing, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
-    """Rows of history.csv of the fine-tuning: epoch, top1, agreement, loss where known."""
+    """Rows of history.csv of the fine-tuning: epoch, and top1, agreement and loss where known."""
     pictures: dict[str, Path] = field(default_factory=dict)
     """Title -> file."""
 
     @property
     def trained_before(self) -> bool:
-        """Whether the original is a network that somebody trained, and so one to be compared with."""
+        """Whether the original is a trained network, and so one to compare with."""
         section = None if self.recipe is None else self.recipe.model
         drawn = section is not None and not section.pretrained and section.weights is None
         return not drawn or (self.recipe is not None and self.recipe.adapt.epochs > 0)
 
     @property
     def original(self) -> Stage:
-        """The network before the cut; the accuracy of random weights says nothing and is left out."""
+        """The network before the cut, without the meaningless accuracy of random weights."""
         stage = self.report.reference
-        return stage if self.trained_before else stage.model_copy(update=dict.fromkeys(ACCURACIES))
+        return stage if self.trained_before else _without(stage, set(stage.accuracy))
 
     @property
     def last(self) -> Stage:
-        stage = self.report.last
-        return stage if self.trained_before else stage.model_copy(update=dict.fromkeys(AGAINST_ORIGINAL))
+        """The final network, without comparisons with random weights."""
+        compared = {key for key, metric in METRICS.items() if metric.against_original}
+        return self.report.last if self.trained_before else _without(self.report.last, compared)
 
     def figures(self, setting: Setting | None = None) -> Figures:
-        """Of the final network, with its shares of the original's cost and its times under ``setting``."""
+        """Return the final network's figures, its shares of the original's cost and its times under `setting`."""
         before, after = self.original, self.last
-        found = figures_of(after, before) | {"epochs": self.epochs, "change_top5": difference(after.top5, before.top5)}
-        found |= {
-            f"{key}_share": _share(getattr(after, key), getattr(before, key))
-            for key in ("heads", "neurons", "params", "macs")
-        }
-        return found | _times(next((t for t in self.timings if setting_of(t) == setting), None)) | {"seconds": None}
+        top5 = difference(after.figure("top5"), before.figure("top5"))
+        costs = [*(part.units for part in PARTS.values()), "params", "macs"]
+        shares = {f"{key}_share": _share(after.figure(key), before.figure(key)) for key in costs}
+        settings: Figures = {"epochs": self.epochs, "change_top5": top5, "seconds": None}
+        timing = next((t for t in self.timings if setting_of(t) == setting), None)
+        return figures_of(after, before) | settings | shares | _times(timing)
 
     @property
     def data(self) -> str:
+        """Data set, number of images and input size, in words."""
         size = None if self.input_size is None else "x".join(map(str, self.input_size))
         images = None if self.report.images is None else f"{self.report.images} images"
         return ", ".join(filter(None, (self.report.data or "unknown data", images, size)))
 
     def key(self, *, budget: bool) -> str:
-        """The recipe but for its seed, and without ``budget`` but for how much it cuts; equal for equal runs."""
+        """Return the recipe without its seed as text; equal recipes have equal keys.
+
+        Args:
+            budget: Whether the amount to cut counts too.
+        """
         if self.recipe is None:
             return str(self.folder)
         tree = self.recipe.model_dump(mode="json", exclude={"seed"})
@@ -91,22 +98,53 @@ class Measurement:
         return json.dumps(tree, sort_keys=True)
 
     def command(self, folder: str | None = None) -> str:
-        """What repeats the run; ``folder`` instead of where it lies."""
+        """Return the command that repeats the run.
+
+        Args:
+            folder: The run folder's name in it. Default: its path.
+        """
         return f"slimvit run {shlex.quote(f'{folder or self.folder}/recipe.yaml')} --out NEW"
 
 
 @dataclass(frozen=True)
 class CollectedRuns:
-    """Everything that was asked to be put side by side."""
+    """The runs to compare."""
 
     measurements: tuple[Measurement, ...]
     claims: tuple[tuple[str, PublishedFigure], ...] = ()
-    """With the sweep that each is from."""
+    """Published figures, each with the sweep that states it."""
     notes: tuple[str, ...] = ()
 
 
+def common_setting(measurements: Sequence[Measurement]) -> Setting | None:
+    """Return the setting of most timings, the alphabetically first among equals; None without timings."""
+    counts = Counter(s for m in measurements for s in {setting_of(t) for t in m.timings})
+    return min(counts, key=lambda s: (-counts[s], s), default=None)
+
+
+def setting_text(setting: Setting) -> str:
+    """Return `a CPU, fp32, compiled`."""
+    device, precision, compiled = setting
+    return ", ".join([device, precision] + ["compiled"] * compiled)
+
+
+def untimed(measurements: Sequence[Measurement], setting: Setting | None) -> int:
+    """Return the number of runs without a latency under `setting`."""
+    return sum(m.figures(setting)["latency_ms"] is None for m in measurements)
+
+
+def notes_on_times(measurements: Sequence[Measurement], setting: Setting | None) -> list[str]:
+    """Return a note that names the settings whose times the table leaves out."""
+    others = sorted({setting_of(t) for m in measurements for t in m.timings} - {setting})
+    return [f"times under other settings are left out: {'; '.join(map(setting_text, others))}"] * bool(others)
+
+
+def _without(stage: Stage, keys: set[str]) -> Stage:
+    return stage.model_copy(update=dict.fromkeys(keys & stage.accuracy.keys()))
+
+
 def _times(timing: Timing | None) -> Figures:
-    """Beside the original's: a latency 0.8 times as long, a throughput 1.25 times as high."""
+    """Times, and their ratio to the original's: a latency 0.8 times as long, a throughput 1.25 times as high."""
     if timing is None:
         return dict.fromkeys(("latency_ms", "throughput", "latency_ms_share", "throughput_share"))
     shares = {"latency_ms_share": _share(1.0, timing.latency_speedup), "throughput_share": timing.throughput_speedup}

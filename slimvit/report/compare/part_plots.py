@@ -1,4 +1,4 @@
-"""Pictures of many runs: where their FLOPs go, and how their accuracy rose while they were fine-tuned."""
+"""Pictures of several runs: FLOPs by part of the network, and accuracy by epoch of the fine-tuning."""
 
 from __future__ import annotations
 
@@ -9,27 +9,41 @@ from statistics import mean
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from slimvit.report.columns import METRICS
 from slimvit.report.compare.comparison import Comparison
 from slimvit.report.compare.rows import ComparisonRow
-from slimvit.report.compare.tradeoff_plots import COLOURED, GAINS
-from slimvit.report.plot_style import BLUE, GRID, INK, MUTED, ORANGE, SERIES, TITLE, plain_axes, save_figure, short
+from slimvit.report.compare.tradeoff_plots import COLOURED
+from slimvit.report.plot_style import (
+    BLUE,
+    FLOPS_AXIS,
+    GRID,
+    INK,
+    MUTED,
+    ORANGE,
+    SERIES,
+    TITLE,
+    plain_axes,
+    save_figure,
+    short,
+)
 
 PLOTTED_PARTS = {"qkv": BLUE, "attention": ORANGE, "proj": "#3a9a6e", "mlp": "#9aa5b1"}
 REST = "rest"
 BARS = 40
-"""With more rows than this, only originals and the points on the front get a bar."""
+"""With more rows, only originals, references and the points on the front get a bar."""
 LONGEST = 46
 """Characters of a row's name."""
 Curve = tuple[list[int], list[float]]
 
 
 def rows_with_parts(comparison: Comparison) -> list[ComparisonRow]:
+    """Return the rows that get a bar."""
     rows = [row for row in comparison.rows if row.parts is not None]
     return rows if len(rows) <= BARS else [r for r in rows if r.kind != "point" or r in comparison.front][:BARS]
 
 
 def flops_by_part(comparison: Comparison, path: Path) -> None:
-    """A bar a row, originals on top."""
+    """Draw a bar a row, originals on top."""
     rows = rows_with_parts(comparison)
     fig = Figure(figsize=(7.6, 1.3 + 0.27 * len(rows)), layout="constrained")
     axes = plain_axes(fig)
@@ -41,7 +55,7 @@ def flops_by_part(comparison: Comparison, path: Path) -> None:
     axes.set_yticks(range(len(rows)), [short(comparison.label(row), LONGEST) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
-    axes.set_xlabel("FLOPs (G), 1 multiply-add = 1", color=INK)
+    axes.set_xlabel(FLOPS_AXIS, color=INK)
     axes.set_title("FLOPs by part of the network", **TITLE)
     fig.legend(loc="outside lower center", ncols=len(PLOTTED_PARTS) + 1, frameon=False, fontsize=8, labelcolor=INK)
     save_figure(fig, path)
@@ -53,24 +67,30 @@ def _part(row: ComparisonRow, part: str) -> float:
 
 
 def curve_key(comparison: Comparison) -> str | None:
-    """What the curves show: the best figure that some fine-tuning measured."""
+    """Return the key of the best figure that some fine-tuning measured; None without any."""
     histories = [run.history for row in comparison.rows for run in row.runs]
     return next((k for k in ("top1", "agreement") if any(k in line for h in histories for line in h)), None)
 
 
 def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
-    """A curve a row, the mean over its seeds; many rows share colours where they differ only in how much is cut."""
+    """Draw a curve a row, the mean over its seeds; among many rows, those of one series share a colour.
+
+    Args:
+        comparison: The runs.
+        key: Key of the figure.
+        path: The picture.
+    """
     fig = Figure(figsize=(7.6, 4.4), layout="constrained")
     axes = plain_axes(fig)
     rows = [(row, curve) for row in comparison.rows if (curve := _curve(row, key)) is not None]
     seen: set[str] = set()
-    styles = _told_apart([row for row, _ in rows], comparison)
+    styles = _styles([row for row, _ in rows], comparison)
     for (_, curve), (label, colour) in zip(rows, styles, strict=True):
         shown = None if label in seen or not label else short(label, LONGEST)
         axes.plot(*curve, "o-", color=colour, markersize=3, linewidth=1.3, alpha=0.9, label=shown)
         seen.add(label)
     axes.set_xlabel("epoch", color=INK)
-    axes.set_ylabel(GAINS[key], color=INK)
+    axes.set_ylabel(METRICS[key].label, color=INK)
     axes.set_title("Fine-tuning: validation images, epoch by epoch", **TITLE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if any(seen):
@@ -78,8 +98,8 @@ def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
     save_figure(fig, path)
 
 
-def _told_apart(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[tuple[str, str]]:
-    """Label and colour of every row: its own, its series', or among many unlike rows those of the front alone."""
+def _styles(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[tuple[str, str]]:
+    """Label and colour of every row: its own, or its series'; among many series only those of the front."""
     named = [row.name for row in comparison.front][: len(SERIES)]
     if len(rows) <= len(SERIES):
         return [(comparison.label(row), SERIES[i]) for i, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""--pick: the cheapest point that keeps the accuracy, or the most accurate one that is cheap enough."""
+"""`--pick`: the cheapest point that keeps an accuracy, or the most accurate point within a cost."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from slimvit.models.parts.registry import PARTS
+from slimvit.report.columns import METRICS
 from slimvit.report.compare.rows import ComparisonRow
-from slimvit.report.compare.series import LOWER_IS_BETTER, accuracy_key
+from slimvit.report.compare.series import accuracy_key
 from slimvit.utils.errors import StoreError
 
 KEEPS = {"top1": "change", "top5": "change_top5", "agreement": "agreement"}
-"""Accuracy -> the figure that is bounded from below: points of change for top1 and top5, agreement in per cent."""
-COSTS = {"macs": "macs_share", "params": "params_share", "heads": "heads_share", "latency": "latency_ms_share"}
-"""Cost -> the figure that is bounded from above: a fraction of the original's."""
+"""Accuracy -> key of the figure with a lower bound: points of change for top1 and top5, agreement in per cent."""
 ROUNDING = 1e-9
-ALLOWED = (
-    f"give {', '.join(KEEPS)} with >= (top1 and top5 in points of change against the original, agreement in per cent), "
-    f"or {', '.join(COSTS)} with <= and a fraction of the original's, above 0 and at most 1"
-)
+
+
+def costs() -> dict[str, str]:
+    """Return cost -> key of the figure with an upper bound, a fraction of the original's."""
+    words = ("macs", "params", *(part.units for part in PARTS.values()))
+    return {word: f"{word}_share" for word in words} | {"latency": "latency_ms_share"}
 
 
 class PickError(ValueError):
-    """An expression that means nothing here; the message says what is allowed."""
+    """An invalid `--pick`; the message says what is allowed."""
 
 
 @dataclass(frozen=True)
 class PickRule:
-    """One --pick, understood."""
+    """A parsed `--pick`."""
 
     text: str
     metric: str
@@ -36,58 +38,77 @@ class PickRule:
 
     @property
     def key(self) -> str:
-        return (KEEPS | COSTS)[self.metric]
+        """Key of the bounded figure."""
+        return (KEEPS | costs())[self.metric]
 
     @property
     def goal(self) -> str:
+        """What decides among the points that meet the bound."""
         return "fewest FLOPs" if self.metric in KEEPS else "most accurate"
 
     def distance(self, row: ComparisonRow) -> float:
-        """How far the row is from meeting the wish; 0 where it does, but for the last digits of a difference."""
-        off = (self.bound - row.stats[self.key].mean) * (1 if self.metric in KEEPS else -1)
-        return off if off > ROUNDING else 0.0
+        """Return how far the row is from the bound; 0 where it meets it but for rounding."""
+        missing = (self.bound - row.stats[self.key].mean) * (1 if self.metric in KEEPS else -1)
+        return missing if missing > ROUNDING else 0.0
 
 
 @dataclass(frozen=True)
 class Pick:
-    wish: PickRule
+    """The point that a rule chose."""
+
+    rule: PickRule
     row: ComparisonRow
 
 
 def parse_pick(text: str) -> PickRule:
-    """``top1 >= -1.0`` or ``macs <= 0.6``. Raises :class:`PickError`."""
-    found = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", text)
-    if found is None:
-        raise PickError(f"{text!r} is not METRIC >= NUMBER or METRIC <= NUMBER; {ALLOWED}")
-    metric, sign, bound = found[1], found[2], float(found[3])
-    if sign != (">=" if metric in KEEPS else "<=") or metric not in KEEPS | COSTS:
-        raise PickError(f"{text!r}: no such bound; {ALLOWED}")
-    if metric in COSTS and not 0 < bound <= 1:
-        raise PickError(f"{text!r}: {found[3]} is no fraction; {ALLOWED}")
-    return PickRule(" ".join([metric, sign, found[3]]), metric, bound)
+    """Parse a rule such as `top1 >= -1.0` or `macs <= 0.6`.
+
+    Raises:
+        PickError: For anything else.
+    """
+    match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", text)
+    if match is None:
+        raise PickError(f"{text!r} is not METRIC >= NUMBER or METRIC <= NUMBER; {_allowed()}")
+    metric, sign, bound = match[1], match[2], float(match[3])
+    if sign != (">=" if metric in KEEPS else "<=") or metric not in KEEPS | costs():
+        raise PickError(f"{text!r}: no such bound; {_allowed()}")
+    if metric in costs() and not 0 < bound <= 1:
+        raise PickError(f"{text!r}: {match[3]} is no fraction; {_allowed()}")
+    return PickRule(" ".join([metric, sign, match[3]]), metric, bound)
 
 
-def pick(wish: PickRule, rows: Sequence[ComparisonRow]) -> Pick:
-    """The point to take. Raises :class:`StoreError` where none meets the wish, which names the nearest one."""
+def _allowed() -> str:
+    return (
+        f"give {', '.join(KEEPS)} with >= (top1 and top5 in points of change against the original, agreement in per "
+        f"cent), or {', '.join(costs())} with <= and a fraction of the original's, above 0 and at most 1"
+    )
+
+
+def pick(rule: PickRule, rows: Sequence[ComparisonRow]) -> Pick:
+    """Return the point that a rule chooses.
+
+    Raises:
+        StoreError: If no point meets the bound; the message names the nearest one.
+    """
     points = [row for row in rows if row.kind == "point"]
-    known = [row for row in points if wish.key in row.stats]
+    known = [row for row in points if rule.key in row.stats]
     if not known:
         raise StoreError(
-            f"--pick {wish.text!r}: no point has its {wish.metric} beside its original's; {_instead(wish)}"
+            f"--pick {rule.text!r}: no point has its {rule.metric} beside its original's; {_instead(rule)}"
         )
-    met = [row for row in known if wish.distance(row) == 0]
+    met = [row for row in known if rule.distance(row) == 0]
     if not met:
-        nearest = min(known, key=wish.distance)
-        value, sign = nearest.stats[wish.key].mean, "+" if wish.key.startswith("change") else ""
+        nearest = min(known, key=rule.distance)
+        value, sign = nearest.stats[rule.key].mean, "+" if rule.key.startswith("change") else ""
         raise StoreError(
-            f"--pick {wish.text!r}: none of {len(known)} points meets it; the nearest is {nearest.name} with "
-            f"{wish.metric} {value:{sign}.3g}; give a bound that it meets"
+            f"--pick {rule.text!r}: none of {len(known)} points meets it; the nearest is {nearest.name} with "
+            f"{rule.metric} {value:{sign}.3g}; give a bound that it meets"
         )
-    return Pick(wish, min(met, key=_cheapest if wish.metric in KEEPS else _accuracy(accuracy_key(met))))
+    return Pick(rule, min(met, key=_cheapest if rule.metric in KEEPS else _accuracy(accuracy_key(met))))
 
 
-def _instead(wish: PickRule) -> str:
-    return "time them with slimvit bench first" if wish.metric == "latency" else "give another metric"
+def _instead(rule: PickRule) -> str:
+    return "time them with slimvit bench first" if rule.metric == "latency" else "give another metric"
 
 
 def _cheapest(row: ComparisonRow) -> tuple[float, float]:
@@ -96,11 +117,11 @@ def _cheapest(row: ComparisonRow) -> tuple[float, float]:
 
 
 def _accuracy(key: str | None) -> Callable[[ComparisonRow], tuple[float, float]]:
-    """The order from the most accurate point, by ``key``, to the least; of equals the cheaper first."""
+    """Sort key: the most accurate point first, the cheaper one among equals."""
 
     def order(row: ComparisonRow) -> tuple[float, float]:
         value = None if key is None else row.value(key)
-        worse = math.inf if value is None else value if key in LOWER_IS_BETTER else -value
+        worse = math.inf if key is None or value is None else -value if METRICS[key].higher_is_better else value
         return (worse, row.value("macs") or 0.0)
 
     return order

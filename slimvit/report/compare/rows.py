@@ -1,4 +1,4 @@
-"""The rows of a table of many runs: originals, references, and points with their seeds together."""
+"""The rows of a comparison: originals, references, and points with their seeds together."""
 
 from __future__ import annotations
 
@@ -17,38 +17,63 @@ Kind = Literal["original", "reference", "point"]
 
 @dataclass(frozen=True)
 class Stat:
-    """A figure over ``count`` runs: its mean, and the sample standard deviation where there are two or more."""
+    """A figure over several runs."""
 
     mean: float
     std: float | None
+    """Sample standard deviation; None for a single run."""
     count: int
+    """Number of runs."""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """One standard deviation to either side of the mean."""
+        std = self.std or 0.0
+        return self.mean - std, self.mean + std
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """What one line of the table shows."""
+    """One line of the table."""
 
     kind: Kind
     model: str
     name: str
     data: str
     stats: dict[str, Stat]
-    """By the names of :data:`~slimvit.report.columns.Figures`; without those that were not measured."""
+    """The measured figures, by the keys of `slimvit.report.columns.Figures`."""
     parts: dict[str, float] | None = None
     """MACs by part of the network."""
     runs: tuple[Measurement, ...] = field(default=())
-    """None for an original: it has no folder of its own."""
+    """Empty for an original, which has no folder of its own."""
 
     def value(self, key: str) -> float | None:
+        """Return the mean of a figure, or None where it was not measured."""
         return self.stats[key].mean if key in self.stats else None
+
+    def fewer(self, units: str) -> bool:
+        """Return whether it has fewer units than its original."""
+        share = self.value(f"{units}_share")
+        return share is not None and share < 1
 
     @property
     def seeds(self) -> list[int]:
+        """The seeds of its runs."""
         return [m.report.seed for m in self.runs]
+
+    @property
+    def command(self) -> str | None:
+        """The command that repeats its first run, as written files name it."""
+        return self.runs[0].command(self.runs[0].shown) if self.runs else None
 
 
 def rows_of(measurements: Sequence[Measurement], setting: Setting | None = None) -> list[ComparisonRow]:
-    """Originals first, then references, then points in the order given. Points have unlike names."""
+    """Return originals first, then references, then points in the order given, with unique names for points.
+
+    Args:
+        measurements: The runs.
+        setting: Times under it are shown.
+    """
     given = [m for m in measurements if not m.is_reference]
     references = [m for m in measurements if m.is_reference]
     rows = [_row("reference", group, setting) for group in _over_seeds(references)]
@@ -59,7 +84,7 @@ def rows_of(measurements: Sequence[Measurement], setting: Setting | None = None)
 
 
 def _over_seeds(measurements: Iterable[Measurement]) -> list[list[Measurement]]:
-    """Runs that are equal but for their seed, together; a seed that comes again begins another group."""
+    """Group runs that differ in the seed alone; a repeated seed begins another group."""
     groups: dict[tuple[str, int], list[Measurement]] = {}
     for m in measurements:
         key, again = f"{m.key(budget=True)} {m.data}", 0
@@ -76,7 +101,7 @@ def _row(kind: Kind, runs: Sequence[Measurement], setting: Setting | None) -> Co
 
 
 def _name(runs: Sequence[Measurement]) -> str:
-    """What a sweep called them; of folders their path, as a pattern where they are several seeds'."""
+    """The name in the sweep; for the folders of several seeds, their common path as a pattern."""
     names = list(dict.fromkeys(m.name for m in runs))
     start = commonprefix(names)
     several = f"{start}*" if start.rpartition("/")[2] else f"{names[0]} ({len(names)} seeds)"
@@ -88,35 +113,38 @@ def _renamed(row: ComparisonRow) -> ComparisonRow:
 
 
 def stats_of(figures: Sequence[Figures]) -> dict[str, Stat]:
-    """Mean and spread of every figure, over the runs that measured it."""
-    found = {}
+    """Return mean and spread of every figure over the runs that measured it."""
+    stats = {}
     for key in dict.fromkeys(k for row in figures for k in row):
         values = [v for row in figures if (v := row.get(key)) is not None]
         if values:
-            found[key] = Stat(mean(values), stdev(values) if len(values) > 1 else None, len(values))
-    return found
+            stats[key] = Stat(mean(values), stdev(values) if len(values) > 1 else None, len(values))
+    return stats
 
 
 def originals(measurements: Sequence[Measurement], setting: Setting | None) -> list[ComparisonRow]:
-    """A row for each network that the runs started from; one that every seed trained anew is one row with a spread."""
+    """Return a row for each network that the runs started from.
+
+    A network that every seed trained anew is one row with a spread.
+    """
     groups: dict[tuple[object, ...], dict[str, Measurement]] = {}
     for m in measurements:
         if m.trained_before or m.original.macs != m.last.macs:
             adapt = None if m.recipe is None else m.recipe.adapt
-            key = (m.model, m.data, m.original.heads, m.original.params, m.original.macs, repr(adapt))
-            groups.setdefault(key, {}).setdefault(_figures_said(m.original), m)
-    kept = [(key, found) for key, found in groups.items() if not _is_part(key, found, groups)]
-    return [_original_row(list(found.values()), measurements, setting) for _, found in kept]
+            key = (m.model, m.data, m.original.params, m.original.macs, repr(adapt))
+            groups.setdefault(key, {}).setdefault(_figures_text(m.original), m)
+    kept = [(key, distinct) for key, distinct in groups.items() if not _is_part(key, distinct, groups)]
+    return [_original_row(list(distinct.values()), measurements, setting) for _, distinct in kept]
 
 
 def _is_part(
-    key: tuple[object, ...], found: dict[str, Measurement], groups: dict[tuple[object, ...], dict[str, Measurement]]
+    key: tuple[object, ...], distinct: dict[str, Measurement], groups: dict[tuple[object, ...], dict[str, Measurement]]
 ) -> bool:
-    """Whether another group of the same network holds these figures too: the runs that go on from its runs."""
+    """Whether the originals of runs that continue these runs include all of these originals."""
     keys = list(groups)
     for other, theirs in groups.items():
-        if other != key and other[:-1] == key[:-1] and found.keys() <= theirs.keys():
-            return found.keys() < theirs.keys() or keys.index(other) < keys.index(key)
+        if other != key and other[:-1] == key[:-1] and distinct.keys() <= theirs.keys():
+            return distinct.keys() < theirs.keys() or keys.index(other) < keys.index(key)
     return False
 
 
@@ -124,12 +152,13 @@ def _original_row(distinct: list[Measurement], all_: Sequence[Measurement], sett
     first, stages = distinct[0], [m.original for m in distinct]
     stats = stats_of([figures_of(s, s) | {"seconds": None} for s in stages])
     mine = [m for m in all_ if (m.model, m.data, m.original.macs) == (first.model, first.data, first.original.macs)]
-    stats |= stats_of([_timed(m.figures(setting)) for m in mine])
+    times = stats_of([_original_times(m.figures(setting)) for m in mine])
+    stats |= {key: replace(stat, std=None) for key, stat in times.items()}  # several timings are not several seeds
     return ComparisonRow("original", first.model, "original", first.data, stats, _parts(stages))
 
 
-def _timed(figures: Figures) -> Figures:
-    """The original's times, from how much faster a run of it was in the same rounds."""
+def _original_times(figures: Figures) -> Figures:
+    """The original's times, from a run's times and its speed-up in the same rounds."""
     latency, throughput = figures["latency_ms"], figures["throughput"]
     slower, faster = figures["latency_ms_share"], figures["throughput_share"]
     return {
@@ -138,7 +167,7 @@ def _timed(figures: Figures) -> Figures:
     }
 
 
-def _figures_said(stage: Stage) -> str:
+def _figures_text(stage: Stage) -> str:
     return repr({k: v for k, v in figures_of(stage, stage).items() if k != "seconds"})
 
 

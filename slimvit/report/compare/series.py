@@ -1,4 +1,4 @@
-"""Which points belong on one line (they differ only in how much is cut), and which no other point beats."""
+"""Which points share a line of a picture, by which accuracy points are compared, and which points are beaten."""
 
 from __future__ import annotations
 
@@ -8,38 +8,61 @@ from typing import Any
 
 from slimvit.config.recipe import BUDGETS
 from slimvit.config.sweep import SHORT, said
-from slimvit.report.compare.rows import ComparisonRow
+from slimvit.report.columns import METRICS
+from slimvit.report.compare.rows import ComparisonRow, Stat
 
 ACCURACY_KEYS = ("top1", "agreement", "feature_error")
-"""What accuracy is judged by, the best known first."""
-LOWER_IS_BETTER = {"feature_error"}
-TOLD = 3
-"""Settings that a line's label names at most."""
+"""The figures that points may be compared by, the best first."""
+LABEL_SETTINGS = 3
+"""Number of settings in a line's label, at most."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points that differ only in their budget; the label is empty where all points are one series."""
+    """Points that differ in their budget alone."""
 
     label: str
+    """Empty where all points are one series."""
     rows: tuple[ComparisonRow, ...]
 
 
 def accuracy_key(points: Sequence[ComparisonRow]) -> str | None:
-    """The figure that most points have, of equals the best; None where nothing was measured."""
+    """Return the figure that most points have, the best among equals; None where none was measured."""
     counts = {key: sum(key in p.stats for p in points) for key in ACCURACY_KEYS}
     best = max(ACCURACY_KEYS, key=lambda key: counts[key])
     return best if counts[best] else None
 
 
 def front(points: Sequence[ComparisonRow], cost: str, gain: str) -> list[ComparisonRow]:
-    """The points that no other beats in one of the two figures without being worse in the other."""
-    sign = -1 if gain in LOWER_IS_BETTER else 1
-    known = [(p, p.stats[cost].mean, sign * p.stats[gain].mean) for p in points if {cost, gain} <= p.stats.keys()]
-    return [p for p, c, g in known if not any(oc <= c and og >= g and (oc, og) != (c, g) for _, oc, og in known)]
+    """Return the points that no other point measurably beats.
+
+    A point beats another if it costs no more and its accuracy is higher beyond the noise: their intervals of one
+    standard deviation over the seeds do not overlap. A cheaper point of the same accuracy beats it too. A single seed
+    has an interval of zero width.
+
+    Args:
+        points: The rows to compare.
+        cost: Key of the cost.
+        gain: Key of the accuracy.
+    """
+    known = [point for point in points if {cost, gain} <= point.stats.keys()]
+    return [point for point in known if not any(_beats(other, point, cost, gain) for other in known)]
+
+
+def _beats(one: ComparisonRow, other: ComparisonRow, cost: str, gain: str) -> bool:
+    cheaper = one.stats[cost].mean < other.stats[cost].mean
+    worst, best = _ends(one.stats[gain], gain)[0], _ends(other.stats[gain], gain)[1]
+    return one.stats[cost].mean <= other.stats[cost].mean and (worst > best or (cheaper and worst == best))
+
+
+def _ends(stat: Stat, gain: str) -> tuple[float, float]:
+    """The worst and the best end of an accuracy's interval, where higher is better."""
+    low, high = stat.interval
+    return (low, high) if METRICS[gain].higher_is_better else (-high, -low)
 
 
 def series_of(points: Sequence[ComparisonRow]) -> list[Series]:
+    """Group points that differ in their budget alone; the label names the settings that other series do not share."""
     groups: dict[str, list[ComparisonRow]] = {}
     for row in points:
         groups.setdefault(f"{row.model} {row.data} {row.runs[0].key(budget=False)}", []).append(row)
@@ -53,12 +76,12 @@ def series_of(points: Sequence[ComparisonRow]) -> list[Series]:
 
 
 def key_words(name: str) -> list[str]:
-    """What a name is made of: a sweep joins the settings that tell a point from the others."""
+    """Return the settings in a point's name, which a sweep joins by commas."""
     return name.split(", ")
 
 
 def _label(rows: list[ComparisonRow], settings: dict[str, Any], varying: list[str], shared: set[str]) -> str:
-    """What the names of the points have in common, or else the settings that other series have otherwise."""
+    """The words that all names of the series share, or else the settings that vary between series."""
     if len(rows) == 1:
         return rows[0].name
     common = [
@@ -66,8 +89,8 @@ def _label(rows: list[ComparisonRow], settings: dict[str, Any], varying: list[st
     ]
     if common:
         return ", ".join(common)
-    told = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {said(k, settings.get(k))}" for k in varying]
-    return ", ".join(told) if 0 < len(told) <= TOLD else rows[0].name
+    words = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {said(k, settings.get(k))}" for k in varying]
+    return ", ".join(words) if 0 < len(words) <= LABEL_SETTINGS else rows[0].name
 
 
 def _settings(row: ComparisonRow) -> dict[str, Any]:

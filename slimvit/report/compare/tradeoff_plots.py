@@ -1,4 +1,4 @@
-"""Pictures of many runs: accuracy against FLOPs or latency, with the points that no other beats."""
+"""Pictures of several runs: accuracy against FLOPs or latency, with the points that no other measurably beats."""
 
 from __future__ import annotations
 
@@ -9,30 +9,44 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from slimvit.report.columns import METRICS
 from slimvit.report.compare.comparison import Comparison
 from slimvit.report.compare.rows import ComparisonRow
-from slimvit.report.compare.series import LOWER_IS_BETTER, Series, front, key_words
-from slimvit.report.plot_labels import spread_labels
-from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, save_figure, short
+from slimvit.report.compare.series import Series, front, key_words
+from slimvit.report.plot_style import (
+    FLOPS_AXIS,
+    INK,
+    MUTED,
+    SERIES,
+    TITLE,
+    plain_axes,
+    save_figure,
+    short,
+    spread_labels,
+)
 
 LABELLED = 12
-"""With more rows than this, none is named in the picture."""
+"""With more rows, none is named in the picture."""
 COLOURED = len(SERIES)
-"""With more lines than this, all are grey, and the points on the front are numbered."""
+"""With more lines, all are grey, and the marked points are numbered."""
 LONGEST = 40
 """Characters of a label."""
 BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
-"""Of a label: a line that it crosses does not strike it through."""
-COSTS = {
-    "macs": ("FLOPs (G), 1 multiply-add = 1", 1e9, "FLOPs"),
-    "latency_ms": ("latency of one image (ms)", 1.0, "latency"),
-}
-"""Cost -> label of its axis, unit, its name in the title."""
-GAINS = {"top1": "top-1 (%)", "agreement": "same prediction as the original (%)", "feature_error": "feature error"}
+"""Background of a label, so that lines do not strike it through."""
+COSTS = {"macs": (FLOPS_AXIS, 1e9, "FLOPs"), "latency_ms": ("latency of one image (ms)", 1.0, "latency")}
+"""Cost -> label of its axis, unit, name in the title."""
 
 
 def accuracy_against(comparison: Comparison, cost: str, path: Path) -> None:
-    """Points with their spread over the seeds, joined where they differ only in how much is cut."""
+    """Draw points with their spread over the seeds, joined where they differ in their budget alone.
+
+    Points that no other measurably beats are ringed; among them the picture cannot choose.
+
+    Args:
+        comparison: The runs.
+        cost: Key of `COSTS`.
+        path: The picture.
+    """
     gain = comparison.gain
     assert gain is not None
     fig = Figure(figsize=(7.6, 5.0), layout="constrained")
@@ -45,9 +59,10 @@ def accuracy_against(comparison: Comparison, cost: str, path: Path) -> None:
     _draw_fixed(axes, comparison, cost, gain)
     if _is_grey(comparison):
         _number(axes, best, cost, gain)
+    label = METRICS[gain].label
     axes.set_xlabel(COSTS[cost][0], color=INK)
-    axes.set_ylabel(GAINS[gain], color=INK)
-    axes.set_title(f"{GAINS[gain].removesuffix(' (%)').capitalize()} against {COSTS[cost][2]}", **TITLE)
+    axes.set_ylabel(label, color=INK)
+    axes.set_title(f"{label.removesuffix(' (%)').capitalize()} against {COSTS[cost][2]}", **TITLE)
     fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, labelcolor=INK)
     named = [] if _is_grey(comparison) else _names(comparison)
     placed = [(*at, text) for row, text in named if (at := _at(row, cost, gain)) is not None]
@@ -69,7 +84,7 @@ def _colour(number: int, comparison: Comparison) -> str:
 
 
 def _draw_series(axes: Axes, series: Series, cost: str, gain: str, colour: str) -> None:
-    """One line, from the cheapest point on, with error bars of one standard deviation."""
+    """One line from the cheapest point on, with error bars of one standard deviation."""
     known = sorted((at, row.stats[gain].std or 0.0) for row in series.rows if (at := _at(row, cost, gain)) is not None)
     if not known:
         return
@@ -82,10 +97,10 @@ def _draw_series(axes: Axes, series: Series, cost: str, gain: str, colour: str) 
 
 
 def _draw_front(axes: Axes, best: Sequence[ComparisonRow], cost: str, gain: str) -> None:
-    """A ring around every point that no other beats."""
+    """A ring around every point that no other measurably beats."""
     if best and (at := [a for row in best if (a := _at(row, cost, gain)) is not None]):
         ring: dict[str, Any] = {"s": 95, "facecolors": "none", "edgecolors": INK, "linewidths": 1.1, "zorder": 4}
-        axes.scatter(*zip(*at, strict=True), label="no other point is cheaper and as good", **ring)
+        axes.scatter(*zip(*at, strict=True), label="not measurably beaten (one standard deviation)", **ring)
 
 
 def _draw_fixed(axes: Axes, comparison: Comparison, cost: str, gain: str) -> None:
@@ -105,18 +120,18 @@ def _draw_fixed(axes: Axes, comparison: Comparison, cost: str, gain: str) -> Non
 
 
 def _names(comparison: Comparison) -> list[tuple[ComparisonRow, str]]:
-    """What is written beside the points of a few: their names, without what the legend says."""
+    """The names beside the points, where those are few."""
     if len(comparison.rows) > LABELLED:
         return []
     return [(row, short(text, LONGEST)) for row in comparison.rows if (text := _beside(row, comparison))]
 
 
 def _number(axes: Axes, best: Sequence[ComparisonRow], cost: str, gain: str) -> None:
-    """Of many unlike points, those on the front get numbers, the cheapest first, which the legend explains.
+    """Number the marked points among many unlike ones, the cheapest first; the legend names them.
 
-    They stand where the front leaves no other point: on its better and cheaper side.
+    A number stands on the better and cheaper side of its point, where few others are.
     """
-    above = -9 if gain in LOWER_IS_BETTER else 9
+    above = 9 if METRICS[gain].higher_is_better else -9
     known = sorted(((at, row) for row in best if (at := _at(row, cost, gain)) is not None), key=lambda pair: pair[0])
     for i, (at, row) in enumerate(known[:LABELLED], start=1):
         style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
@@ -126,10 +141,10 @@ def _number(axes: Axes, best: Sequence[ComparisonRow], cost: str, gain: str) -> 
 
 
 def _beside(row: ComparisonRow, comparison: Comparison) -> str:
-    """The name, without what the legend says; of a folder its last part."""
+    """The name without the words of the legend; of a folder its last part."""
     if row.kind == "original":
         return comparison.label(row) if len(comparison.models) > 1 else ""
     series = next((s for s in comparison.series if row in s.rows), None)
-    told = set() if series is None else set(key_words(series.label))
-    said = [word for word in key_words(row.name) if word not in told]
-    return ", ".join(said) if row.runs[0].sweep else ", ".join(Path(word).name for word in said)
+    in_legend = set() if series is None else set(key_words(series.label))
+    words = [word for word in key_words(row.name) if word not in in_legend]
+    return ", ".join(words) if row.runs[0].sweep else ", ".join(Path(word).name for word in words)

@@ -1,8 +1,10 @@
-"""The grid of blocks and heads inside ``head_map``."""
+"""The map of a plan: the units of every block, part by part, kept or removed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,142 +12,212 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from slimvit.models.parts.base import Part
 from slimvit.models.plan import BlockPlan, SlimPlan
-from slimvit.report.plot_style import BLUE, EDGE, INK, MUTED, PALE, RED
+from slimvit.report.columns import parts_shown
+from slimvit.report.plot_style import BLUE, EDGE, INK, MUTED, PALE, RED, save_figure
+from slimvit.report.record import units_of
 
-BEFORE, LONGEST = 0.7, 4.5
-"""Space before the bars and length of a whole one, in squares of the grid."""
-KEPT, SHADED, UNSCORED, GONE, CROSS = BLUE, "#9cbfe2", PALE, "#ffffff", RED
+FEW = 48
+"""A part with at most so many units in every block is drawn as a grid, one with more as bars."""
+BAR, GAP = 4.5, 1.2
+"""Length of a full bar and space between two panels, in squares of the grid."""
+CHARACTER = 0.19
+"""Width of a character of a count or a title, in squares."""
+SQUARE = 0.31
+"""Side of a square, inches."""
+SHADED = "#9cbfe2"
 LOG_FROM = 30.0
 """Scores that span more than this factor are shaded on a logarithmic scale."""
 
-Shades = list[list[float | None]]
+Shades = Sequence[Sequence[float | None]]
+"""A figure a unit, block by block; None for a unit without one."""
 
 
-def draw_heads(axes: Axes, plan: SlimPlan, scores: Sequence[Sequence[float | None]] | None) -> None:
-    """One square a head: shaded by its share of the largest score, crossed out in red when it is removed.
+@dataclass(frozen=True)
+class Panel:
+    """The place of one part in the map."""
 
-    Beside them stands how many neurons the blocks keep, where some are gone.
+    part: Part
+    left: float
+    """Left edge, in squares."""
+    width: float
+    total: int
+    """Units of the original in all blocks."""
+    kept: int
+    widest: int
+    """Units of the widest block."""
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether each unit has a square."""
+        return self.widest <= FEW
+
+    @property
+    def title(self) -> str:
+        """`18 of 36 heads kept`."""
+        return f"{self.kept:,} of {self.total:,} {self.part.units} kept"
+
+
+def head_map(plan: SlimPlan, scores: Mapping[str, Shades], path: Path) -> None:
+    """Draw the units that every block keeps: blocks down, the original's units across, part beside part.
+
+    A part with few units a block is a grid, with removed units crossed out and units shaded by their score relative to
+    the largest of the part (on a logarithmic scale where scores span more than a factor of 30). A part with many is a
+    bar a block, drawn where some of its units are gone.
+
+    Args:
+        plan: The plan.
+        scores: Score of every unit, block by block, by part; a part without scores is not shaded.
+        path: The picture.
     """
-    shades = _shares(scores)
-    norm = _norm(shades)
-    for row, block in enumerate(plan.blocks):
-        for head in range(block.heads):
-            kept = head in block.kept_heads
-            colour: Any = KEPT if kept else GONE
-            if shades is not None:
-                colour = _colour(norm, shades[row][head])
-            _draw_head(axes, row, head, colour, kept)
-    _finish(axes, plan, KEPT if shades is None else SHADED)
-    if shows_neurons(plan):
-        draw_neurons(axes, plan)
-    if shades is not None:
-        across = axes.get_xlim()[1] - axes.get_xlim()[0]
-        beside = axes.inset_axes((1 + (0.5 + bars_width(plan)) / across, 0.0, 0.45 / across, 1.0))
-        bar = axes.figure.colorbar(ScalarMappable(norm, _map()), cax=beside)
-        of_heads = "score of the heads" if shows_neurons(plan) else "score"
-        bar.set_label(f"{of_heads}, share of the largest", color=INK)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8, colors=MUTED)
+    name, places = plan.model or "plan", panels(plan)
+    across = 2.2 + SQUARE * (places[-1].left + places[-1].width) if places else 2.2
+    fig = Figure(figsize=(max(across, 0.6 + 0.092 * len(name)), 1.9 + SQUARE * len(plan.blocks)), layout="constrained")
+    axes = fig.add_subplot()
+    draw_units(axes, plan, scores)
+    fig.suptitle(name, color=INK, fontsize=11, fontweight="bold")
+    save_figure(fig, path)
 
 
-def _shares(scores: Sequence[Sequence[float | None]] | None) -> Shades | None:
-    """Scores divided by the largest of the figure; None where there is none."""
-    if scores is None:
-        return None
-    known = [s for row in scores for s in row if s is not None and np.isfinite(s)]
+def panels(plan: SlimPlan) -> list[Panel]:
+    """Return the panels of a plan from left to right."""
+    places: list[Panel] = []
+    counts = units_of(plan)
+    for part in parts_shown(lambda part: part.name in counts and counts[part.name][1] < counts[part.name][0]):
+        if part.name in counts:
+            left = places[-1].left + places[-1].width + GAP if places else 0.0
+            places.append(_panel(plan, part, left, *counts[part.name]))
+    return places
+
+
+def _panel(plan: SlimPlan, part: Part, left: float, total: int, kept: int) -> Panel:
+    """As wide as its grid, its bars with their counts, or its title."""
+    widest = max(_units(block, part)[0] for block in plan.blocks)
+    panel = Panel(part, left, 0.0, total, kept, widest)
+    content = widest if panel.is_grid else BAR + CHARACTER * (1 + max(len(_count(b, part)) for b in plan.blocks))
+    return replace(panel, width=max(content, CHARACTER * len(panel.title)))
+
+
+def draw_units(axes: Axes, plan: SlimPlan, scores: Mapping[str, Shades]) -> None:
+    """Draw the panels of a plan into axes whose unit is one square."""
+    places = panels(plan)
+    shares = {name: _shares(rows) for name, rows in scores.items() if any(p.part.name == name for p in places)}
+    norm = _norm([s for rows in shares.values() for row in rows for s in row if s is not None])
+    _frame(axes, plan, places)
+    for place in places:
+        for row, block in enumerate(plan.blocks):
+            if place.is_grid:
+                _draw_row(axes, place, row, block, shares.get(place.part.name), norm)
+            else:
+                _draw_bar(axes, place, row, block)
+        _label_panel(axes, place, len(plan.blocks))
+    scored = [place for place in places if place.is_grid and place.part.name in shares]
+    if scored:
+        _draw_scale(axes, norm, scored, len(places))
+    _draw_legend(axes, places, SHADED if scored else BLUE)
+
+
+def _units(block: BlockPlan, part: Part) -> tuple[int, tuple[int, ...]]:
+    """Number of units in the original block, and the ids of those it keeps."""
+    return getattr(block, part.units), getattr(block, f"kept_{part.units}")
+
+
+def _shares(rows: Shades) -> Shades:
+    """Scores relative to the largest."""
+    known = [s for row in rows for s in row if s is not None and np.isfinite(s)]
     largest = max(known, default=0.0) or 1.0
-    return [[None if s is None or not np.isfinite(s) else s / largest for s in row] for row in scores]
+    return [[None if s is None or not np.isfinite(s) else s / largest for s in row] for row in rows]
 
 
-def _norm(shades: Shades | None) -> Normalize:
-    known: list[float] = [s for row in shades or [] for s in row if s is not None]
+def _norm(known: Sequence[float]) -> Normalize:
     positive = [s for s in known if s > 0]
     if positive and max(known) / min(positive) > LOG_FROM:
         return LogNorm(min(positive), max(known))
     return Normalize(min([0.0, *known]), max([1.0, *known]))
 
 
-def _map() -> Any:
-    return colormaps["Blues"]
-
-
 def _colour(norm: Normalize, share: float | None) -> Any:
-    return UNSCORED if share is None else _map()(float(norm(max(share, norm.vmin or 0.0))))
+    return PALE if share is None else colormaps["Blues"](float(norm(max(share, norm.vmin or 0.0))))
 
 
-def _draw_head(axes: Axes, row: int, head: int, colour: Any, kept: bool) -> None:
-    corner = (head - 0.44, row - 0.44)
-    axes.add_patch(Rectangle(corner, 0.88, 0.88, facecolor=colour, edgecolor=EDGE, linewidth=0.6))
+def _draw_row(axes: Axes, place: Panel, row: int, block: BlockPlan, shares: Shades | None, norm: Normalize) -> None:
+    total, kept = _units(block, place.part)
+    for unit in range(total):
+        colour: Any = BLUE if unit in kept else "white"
+        if shares is not None:
+            colour = _colour(norm, shares[row][unit])
+        _draw_square(axes, row, place.left + unit, colour, unit in kept)
+
+
+def _draw_square(axes: Axes, row: int, at: float, colour: Any, kept: bool) -> None:
+    axes.add_patch(Rectangle((at - 0.44, row - 0.44), 0.88, 0.88, facecolor=colour, edgecolor=EDGE, linewidth=0.6))
     if not kept:
         for rise in (1, -1):
-            ends = [head - 0.3, head + 0.3], [row - 0.3 * rise, row + 0.3 * rise]
+            ends = [at - 0.3, at + 0.3], [row - 0.3 * rise, row + 0.3 * rise]
             axes.plot(*ends, color="white", linewidth=3.0, solid_capstyle="round")
-            axes.plot(*ends, color=CROSS, linewidth=1.4, solid_capstyle="round")
+            axes.plot(*ends, color=RED, linewidth=1.4, solid_capstyle="round")
 
 
-def _finish(axes: Axes, plan: SlimPlan, kept_colour: str) -> None:
-    """Axis limits, ticks, lines between stages and the legend."""
-    widest = max((b.heads for b in plan.blocks), default=1)
-    axes.set(xlim=(-0.6, widest - 0.4), ylim=(len(plan.blocks) - 0.4, -0.6), aspect="equal")
-    axes.set_xticks(range(0, widest, 1 if widest <= 16 else 4))
+def _draw_bar(axes: Axes, place: Panel, row: int, block: BlockPlan) -> None:
+    """A bar, full where all units stay; a block without any left has an empty bar with a red outline."""
+    total, kept = _units(block, place.part)
+    left, gone = place.left - 0.5, bool(total) and not kept
+    if total:
+        corner, edge, style = (left, row - 0.27), RED if gone else EDGE, "--" if gone else "-"
+        axes.add_patch(Rectangle(corner, BAR, 0.54, facecolor=PALE, edgecolor=edge, linestyle=style))
+        axes.add_patch(Rectangle(corner, BAR * len(kept) / total, 0.54, facecolor=BLUE))
+    text = _count(block, place.part)
+    axes.text(left + BAR + CHARACTER, row, text, color=RED if gone else INK, fontsize=8, va="center")
+
+
+def _count(block: BlockPlan, part: Part) -> str:
+    total, kept = _units(block, part)
+    if not total:
+        return "not cut"
+    return f"{len(kept):,} of {total:,}" if kept else "none left"
+
+
+def _frame(axes: Axes, plan: SlimPlan, places: Sequence[Panel]) -> None:
+    """Axis limits, ticks and lines between stages."""
+    right = places[-1].left + places[-1].width if places else 1.0
+    axes.set(xlim=(-0.6, right - 0.4), ylim=(len(plan.blocks) - 0.4, -0.6), aspect="equal")
+    grids = [place for place in places if place.is_grid]
+    ticks = [(p.left + unit, str(unit)) for p in grids for unit in range(0, p.widest, 1 if p.widest <= 16 else 4)]
+    axes.set_xticks([at for at, _ in ticks], [text for _, text in ticks])
     axes.set_yticks(range(len(plan.blocks)))
+    axes.set_ylabel("block", color=INK)
     axes.tick_params(length=0, labelsize=8, labelcolor=INK)
     axes.spines[:].set_visible(False)
     for row, (above, below) in enumerate(zip(plan.blocks, plan.blocks[1:], strict=False)):
         if above.stage != below.stage:
             axes.axhline(row + 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    if plan.removed:
-        cross = axes.scatter([], [], marker="x", s=30, color=CROSS, linewidth=1.4, label="removed")
+
+
+def _label_panel(axes: Axes, place: Panel, blocks: int) -> None:
+    """The counts above a panel, and its unit below."""
+    axes.text(place.left - 0.5, -0.85, place.title, color=MUTED, fontsize=9, va="bottom")
+    middle = place.left - 0.5 + (place.widest if place.is_grid else BAR) / 2
+    name = place.part.unit if place.is_grid else place.part.units
+    axes.text(middle, blocks + 0.35, name, color=INK, fontsize=10, ha="center", va="top")
+
+
+def _draw_scale(axes: Axes, norm: Normalize, scored: Sequence[Panel], panels_drawn: int) -> None:
+    left, right = axes.get_xlim()
+    beside = axes.inset_axes((1 + 0.5 / (right - left), 0.0, 0.45 / (right - left), 1.0))
+    bar = axes.figure.colorbar(ScalarMappable(norm, colormaps["Blues"]), cax=beside)
+    names = " and ".join(place.part.units for place in scored)
+    bar.set_label(f"score of the {names}, share of the largest" if panels_drawn > 1 else "score, share of the largest")
+    bar.ax.yaxis.label.set_color(INK)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8, colors=MUTED)
+
+
+def _draw_legend(axes: Axes, places: Sequence[Panel], kept_colour: str) -> None:
+    if any(place.kept < place.total for place in places if place.is_grid):
+        cross = axes.scatter([], [], marker="x", s=30, color=RED, linewidth=1.4, label="removed")
         kept = Patch(facecolor=kept_colour, edgecolor=EDGE, label="kept")
         axes.figure.legend(handles=[kept, cross], loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-
-
-CHARACTER = 0.17
-"""Width of a character of a count, in squares."""
-
-
-def shows_neurons(plan: SlimPlan) -> bool:
-    return plan.kept_neurons < plan.neurons
-
-
-def bars_width(plan: SlimPlan) -> float:
-    """Squares of the grid that bars and counts take; 0 where no neuron is gone."""
-    if not shows_neurons(plan):
-        return 0.0
-    return BEFORE + LONGEST + CHARACTER * (1 + max(len(_count(b)) for b in plan.blocks))
-
-
-def draw_neurons(grid: Axes, plan: SlimPlan) -> None:
-    """A bar a row to the right of the grid, full where all neurons stay; a block without its MLP has none but a red
-    outline."""
-    across, width = grid.get_xlim()[1] - grid.get_xlim()[0], bars_width(plan) - BEFORE
-    axes = grid.inset_axes((1 + BEFORE / across, 0.0, width / across, 1.0))
-    axes.set(xlim=(0, width), ylim=grid.get_ylim(), xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    axes.patch.set_visible(False)
-    for row, block in enumerate(plan.blocks):
-        _draw_bar(axes, row, block)
-    axes.set_title(f"{plan.kept_neurons:,} of {plan.neurons:,} neurons kept", color=MUTED, fontsize=9, loc="left")
-    axes.set_xlabel("MLP neurons", color=INK, x=LONGEST / width / 2)
-
-
-def _draw_bar(axes: Axes, row: int, block: BlockPlan) -> None:
-    kept, gone = len(block.kept_neurons), bool(block.neurons) and not block.kept_neurons
-    corner, height = (0.0, row - 0.27), 0.54
-    if block.neurons:
-        edge, style = (RED, "--") if gone else (EDGE, "-")
-        axes.add_patch(
-            Rectangle(corner, LONGEST, height, facecolor=PALE, edgecolor=edge, linestyle=style, clip_on=False)
-        )
-        axes.add_patch(Rectangle(corner, LONGEST * kept / block.neurons, height, facecolor=BLUE))
-    axes.text(LONGEST + CHARACTER, row, _count(block), color=RED if gone else INK, fontsize=8, va="center")
-
-
-def _count(block: BlockPlan) -> str:
-    if not block.neurons:
-        return "not cut"
-    kept = len(block.kept_neurons)
-    return f"{kept:,} of {block.neurons:,}" if kept else "MLP gone"

@@ -1,4 +1,4 @@
-"""The blocks of a model at the terminal: what each keeps, what its parts cost, and how much they matter."""
+"""The text of `slimvit inspect`: size, cost and importance of every block of a model."""
 
 from __future__ import annotations
 
@@ -6,102 +6,112 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from slimvit.report.columns import NOT_MEASURED
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS
+from slimvit.report.columns import NOT_MEASURED, parts_shown
 from slimvit.utils.ranges import count_ranges
 
 Block = dict[str, Any]
-GONE = "gone"
+NONE_LEFT = "none left"
 
 
-def inspection_text(found: dict[str, Any]) -> str:
-    """What :func:`~slimvit.workflows.inspect.inspect_model` found, for people."""
-    parts = ["\n".join([*_note(found), _title(found)]), _blocks(found), _by_part(found), _costs(found)]
-    if "scored" in found:
-        parts.append(_matters(found))
-    return "\n\n".join(parts)
+def inspection_text(inspection: dict[str, Any]) -> str:
+    """Return the tables of a model.
+
+    Args:
+        inspection: From `slimvit.workflows.inspect.inspect_model`.
+    """
+    note = [f"note: {inspection['note']}"] if inspection["note"] else []
+    paragraphs = ["\n".join([*note, _title(inspection)]), _blocks(inspection), _by_part(inspection), _costs(inspection)]
+    if "scored" in inspection:
+        paragraphs.append(_importance(inspection))
+    return "\n\n".join(paragraphs)
 
 
-def _note(found: dict[str, Any]) -> list[str]:
-    return [f"note: {found['note']}"] if found["note"] else []
-
-
-def _title(found: dict[str, Any]) -> str:
-    (heads, kept), (neurons, kept_neurons) = found["heads"], found["neurons"]
-    title = (
-        f"{found['model']}: {kept} of {heads} heads, "
-        + (f"{kept_neurons:,} of {neurons:,} neurons, " if kept_neurons < neurons else "")
-        + f"{found['params'] / 1e6:.2f} M params, {found['macs'] / 1e9:.3f} GFLOPs (1 multiply-add = 1), "
-        f"{found['num_classes']} classes"
-    )
-    if not found["dense"]:
+def _title(inspection: dict[str, Any]) -> str:
+    parts = parts_shown(lambda part: inspection[part.units][1] < inspection[part.units][0])
+    counts = [f"{inspection[p.units][1]:,} of {inspection[p.units][0]:,} {p.units}" for p in parts]
+    params, macs = inspection["params"] / 1e6, inspection["macs"] / 1e9
+    sizes = [*counts, f"{params:.2f} M params", f"{macs:.3f} GFLOPs (1 multiply-add = 1)"]
+    title = f"{inspection['model']}: {', '.join(sizes)}, {inspection['num_classes']} classes"
+    if not inspection["dense"]:
         return title
-    each = "a pair of blocks and head" if found["dense"] == "head" else "a pair of blocks"
-    return f"{title}, dense attention with {found['mixes']} mixes (one {each})"
+    each = "a pair of blocks and head" if inspection["dense"] == "head" else "a pair of blocks"
+    return f"{title}, dense attention with {inspection['mixes']} mixes (one {each})"
 
 
-def _blocks(found: dict[str, Any]) -> str:
-    parts = list(found["blocks"][0]["macs"])
-    head = ["block", "heads kept", "neurons kept", "params (M)", "MFLOPs:", *parts]
-    rows = [
-        [b["block"], _heads(b), _neurons(b), f"{b['params'] / 1e6:.3f}", "", *(_mega(b["macs"][p]) for p in parts)]
-        for b in found["blocks"]
-    ]
-    return _table(head, rows, left=3)
+def _blocks(inspection: dict[str, Any]) -> str:
+    columns = list(inspection["blocks"][0]["macs"])
+    header = ["block", *(f"{part.units} kept" for part in PARTS.values()), "params (M)", "MFLOPs:", *columns]
+    rows = []
+    for block in inspection["blocks"]:
+        kept = [_kept(block, part) for part in PARTS.values()]
+        macs = [f"{block['macs'][column] / 1e6:.1f}" for column in columns]
+        rows.append([block["block"], *kept, f"{block['params'] / 1e6:.3f}", "", *macs])
+    return _table(header, rows, left=1 + len(PARTS))
 
 
-def _by_part(found: dict[str, Any]) -> str:
+def _kept(block: Block, part: Part) -> str:
+    """`all 1,536`, `0,2 of 3` with the ids of listed units, or `24 of 288` for units in ranges."""
+    total, kept = block[part.units], block[f"kept_{part.units}"]
+    if not total:
+        return NOT_MEASURED
+    count = count_ranges(kept) if isinstance(kept, str) else len(kept)
+    if count == total:
+        return f"all {total:,}"
+    ids = f"{count:,}" if isinstance(kept, str) else ",".join(map(str, kept))
+    return f"{ids} of {total:,}" if count else NONE_LEFT
+
+
+def _by_part(inspection: dict[str, Any]) -> str:
+    """Parameters and FLOPs by part of the network."""
     lines = []
-    for part, macs in found["macs_by_part"].items():
-        params = found["params_by_part"].get(part, 0)
+    for part, macs in inspection["macs_by_part"].items():
+        params = inspection["params_by_part"].get(part, 0)
         if macs or params:
-            share = 100 * macs / found["macs"]
+            share = 100 * macs / inspection["macs"]
             lines.append(f"{part:<12} {params / 1e6:>8.3f} M params  {macs / 1e6:>9.1f} MFLOPs  {share:>5.1f} %")
     return "\n".join(lines)
 
 
-def _costs(found: dict[str, Any]) -> str:
-    """What goes with one head and with one group of neurons; neighbours that cost the same share a line."""
-    group = f"{found['neuron_group']} neurons:"
-    head = ["what one part costs", "a head:", "MFLOPs", "params", group, "MFLOPs", "params"]
+def _costs(inspection: dict[str, Any]) -> str:
+    """The cost of one removal step of every part; neighbours of the same cost share a line."""
+    header = ["what goes together costs"]
+    for part, step in inspection["unit_steps"].items():
+        header += [f"{step} {PARTS[part].unit if step == 1 else PARTS[part].units}:", "MFLOPs", "params"]
     rows = []
-    for (head_cost, group_cost), same in groupby(found["blocks"], key=lambda b: (b["one_head"], b["neuron_group"])):
-        rows.append([_names([b["block"] for b in same]), "", *_cost(head_cost), "", *_cost(group_cost)])
-    return _table(head, rows)
-
-
-def _matters(found: dict[str, Any]) -> str:
-    """What the loss would pay, block by block."""
-    scored = found["scored"]
-    about = (
-        f"what the loss would pay if a part went and the rest were refitted, estimated by {scored['criterion']} on "
-        f"{scored['images']:,} images\n(figures to be compared with one another)\n"
-    )
-    head = ["block", "attention", "half its heads", "MLP", "half its neurons", " each head alone"]
-    rows = []
-    for b in found["blocks"]:
-        figures = [_paid((b["matters"][part] or {}).get(what)) for part in ("heads", "mlp") for what in ("all", "half")]
-        rows.append([b["block"], *figures, " " + " ".join(_paid(score, ".2g") for score in b["head_scores"])])
-    return f"{about}\n{_table(head, rows, last_left=True)}"
-
-
-def _heads(block: Block) -> str:
-    kept, heads = block["kept_heads"], block["heads"]
-    if len(kept) == heads:
-        return f"all {heads}"
-    return f"{','.join(map(str, kept))} of {heads}" if kept else GONE
-
-
-def _neurons(block: Block) -> str:
-    kept, neurons = count_ranges(block["kept_neurons"]), block["neurons"]
-    if not neurons:
-        return NOT_MEASURED
-    if kept == neurons:
-        return f"all {neurons:,}"
-    return f"{kept:,} of {neurons:,}" if kept else GONE
+    for costs, same in groupby(inspection["blocks"], key=lambda b: b["unit_costs"]):
+        cells = [cell for part in inspection["unit_steps"] for cell in ("", *_cost(costs.get(part)))]
+        rows.append([_names([b["block"] for b in same]), *cells])
+    return _table(header, rows)
 
 
 def _cost(cost: dict[str, int] | None) -> list[str]:
     return [NOT_MEASURED] * 2 if cost is None else [f"{cost['macs'] / 1e6:.3f}", f"{cost['params']:,}"]
+
+
+def _importance(inspection: dict[str, Any]) -> str:
+    """The estimated loss of every block without its units."""
+    scored, blocks = inspection["scored"], inspection["blocks"]
+    about = (
+        f"estimated rise of the loss if units were removed and the rest refitted, by {scored['criterion']} on "
+        f"{scored['images']:,} images\n(figures to be compared with one another)\n"
+    )
+    alone = [part for part in PARTS.values() if part.name in blocks[0]["unit_scores"]]
+    header = [
+        "block",
+        *(f"{share} {PARTS[name].units}" for name in blocks[0]["matters"] for share in ("all", "half the")),
+    ]
+    rows = []
+    for block in blocks:
+        figures = [_score((costs or {}).get(key)) for costs in block["matters"].values() for key in ("all", "half")]
+        each = [" " + " ".join(_score(s, ".2g") for s in block["unit_scores"][part.name]) for part in alone]
+        rows.append([block["block"], *figures, *each])
+    return f"{about}\n{_table([*header, *(f' each {part.unit} alone' for part in alone)], rows, last_left=bool(alone))}"
+
+
+def _score(cost: float | None, style: str = ".3g") -> str:
+    return NOT_MEASURED if cost is None else format(cost, style)
 
 
 def _names(names: Sequence[str]) -> str:
@@ -112,20 +122,12 @@ def _names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
-def _mega(number: int) -> str:
-    return f"{number / 1e6:.1f}"
-
-
-def _paid(cost: float | None, style: str = ".3g") -> str:
-    return NOT_MEASURED if cost is None else format(cost, style)
-
-
-def _table(head: list[str], rows: list[list[str]], left: int = 1, last_left: bool = False) -> str:
-    """Columns lined up: the first ``left`` ones, and with ``last_left`` the last one, on the left."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    on_left = {*range(left), *([len(head) - 1] if last_left else [])}
+def _table(header: list[str], rows: list[list[str]], left: int = 1, last_left: bool = False) -> str:
+    """Lined-up columns: the first `left` ones, and with `last_left` the last one, are aligned left."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    on_left = {*range(left), *([len(header) - 1] if last_left else [])}
     lines = []
-    for row in (head, *rows):
+    for row in (header, *rows):
         cells = [c.ljust(w) if i in on_left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -1,107 +1,121 @@
-"""Pictures of one run, as .svg or .png by the file's suffix. No global matplotlib state is touched."""
+"""Pictures of one run, as .svg or .png by the file's suffix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from math import floor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from slimvit.models.plan import SlimPlan
+from slimvit.report.columns import METRICS, Metric
 from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, save_figure
 from slimvit.report.record import Report
-from slimvit.report.run.head_map import bars_width, draw_heads
 
-Figures = Sequence[Sequence[float | None]]
-
-
-def head_map(plan: SlimPlan, scores: Figures | None, path: Path) -> None:
-    """Blocks down, original heads across: kept, or removed (crossed out); shaded by score, one list a block.
-
-    Scores are shown relative to the largest, on a logarithmic scale where they span more than a factor of 30; None
-    is a head without a score. Where neurons are gone, bars show the share that each block keeps.
-    """
-    widest = max((b.heads for b in plan.blocks), default=1)
-    name = plan.model or "heads"
-    across = 2.2 + 0.31 * (widest + bars_width(plan))
-    size = max(across, 0.6 + 0.092 * len(name)), 1.75 + 0.31 * len(plan.blocks)
-    fig = Figure(figsize=size, layout="constrained")
-    axes = fig.add_subplot()
-    draw_heads(axes, plan, scores)
-    fig.suptitle(name, color=INK, fontsize=11, fontweight="bold")
-    axes.set_title(f"{plan.kept} of {plan.total} heads kept", color=MUTED, fontsize=9)
-    axes.set_xlabel("head", color=INK)
-    axes.set_ylabel("block", color=INK)
-    save_figure(fig, path)
+PERCENTAGES = ("top1", "agreement")
+"""Keys of the figures that share an axis in per cent."""
+WITHOUT_TOP1 = "feature_error"
+SHORT = {"top1": "top-1", "agreement": "agreement"}
+PHASES = {"adapt": "adapting the classifier", "finetune": "fine-tuning"}
+"""Title of a training by its name in history.csv; a round of a stepwise cut keeps its name."""
+HEADROOM = 0.12
+"""Space above the highest bar, as a share of the axis."""
 
 
 def stage_accuracy(report: Report, path: Path) -> None:
-    """Bars of top-1 and agreement after each stage; of the feature error where no top-1 was measured."""
-    by_name = {"top-1 (%)": [s.top1 for s in report.stages], "agreement (%)": [s.agreement for s in report.stages]}
-    series = {name: values for name, values in by_name.items() if any(v is not None for v in values)}
-    style = ".1f"
-    if "top-1 (%)" not in series:
-        series, style = {"feature error": [s.feature_error for s in report.stages]}, ".3f"
+    """Draw bars of top-1 and agreement after each stage, or of the feature error where no top-1 was measured.
+
+    The axis starts near the lowest bar, and its label says where.
+    """
+    keys = [key for key in PERCENTAGES if any(s.figure(key) is not None for s in report.stages)]
+    keys = keys if PERCENTAGES[0] in keys else [WITHOUT_TOP1]
     fig = Figure(figsize=(max(4.5, 1.8 + 1.15 * len(report.stages)), 3.6), layout="constrained")
     axes = plain_axes(fig)
-    width = 0.8 / len(series)
-    for i, (name, values) in enumerate(series.items()):
-        at = np.arange(len(values)) + (i - (len(series) - 1) / 2) * width
-        heights = np.array([np.nan if v is None else v for v in values], dtype=float)
-        bars = axes.bar(at, heights, 0.94 * width, color=SERIES[i], label=name, zorder=2)
-        texts = ["" if v is None else format(v, style) for v in values]
-        axes.bar_label(bars, texts, padding=2, fontsize=8, color=INK)
+    for i, key in enumerate(keys):
+        values = [s.figure(key) for s in report.stages]
+        _draw_bars(axes, METRICS[key], values, i, len(keys))
     axes.set_xticks(range(len(report.stages)), [s.stage for s in report.stages])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
-    if style == ".1f":
-        axes.set_ylim(0, 109)
-        axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("per cent of the images" if len(series) > 1 else next(iter(series)), color=INK)
+    known = [value for key in keys for s in report.stages if (value := s.figure(key)) is not None]
+    unit = METRICS[keys[0]].label if len(keys) == 1 else "per cent of the images"
+    start = _set_limits(axes, known)
+    axes.set_ylabel(unit if start == 0 else f"{unit}; axis starts at {start:g}", color=INK)
     axes.set_title(report.model, **TITLE)
-    if len(series) > 1:
+    if len(keys) > 1:
         fig.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     save_figure(fig, path)
 
 
+def _draw_bars(axes: Axes, metric: Metric, values: Sequence[float | None], place: int, places: int) -> None:
+    """One bar a stage, the `place`-th of so many bars side by side, with its figure on top."""
+    width = 0.8 / places
+    at = np.arange(len(values)) + (place - (places - 1) / 2) * width
+    heights = np.array([np.nan if v is None else v for v in values], dtype=float)
+    bars = axes.bar(at, heights, 0.94 * width, color=SERIES[place], label=f"{metric.header} (%)", zorder=2)
+    texts = ["" if v is None else metric.text(v) for v in values]
+    axes.bar_label(bars, texts, padding=2, fontsize=8, color=INK)
+
+
+def _set_limits(axes: Axes, values: Sequence[float]) -> float:
+    """Limit the axis to where bars differ; return its start, a round figure of at least 0."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    span = max(high - low, abs(high) / 50) or 1.0
+    step = 10.0 ** floor(np.log10(span))
+    start = max(0.0, step * floor((low - span) / step))
+    axes.set_ylim(start, (high - start * HEADROOM) / (1 - HEADROOM) or 1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_yticks([tick for tick in axes.get_yticks() if start <= tick <= high + step / 1000])
+    return start
+
+
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """The loss, and top-1 and agreement on the validation images where they were measured, epoch by epoch."""
-    known = [k for k in ("top1", "agreement") if any(r.get(k) is not None for rows in histories.values() for r in rows)]
-    panels = ["loss", "per cent of the validation images"] if known else ["loss"]
-    fig = Figure(figsize=(1.2 + 3.6 * len(panels), 3.4), layout="constrained")
-    for i, panel in enumerate(panels):
+    """Draw the training loss, and the accuracy on the validation images where measured, epoch by epoch.
+
+    Args:
+        histories: Rows of history.csv by training: `adapt`, `round 1`, ..., `finetune`.
+        path: The picture.
+    """
+    histories = {name: rows for name, rows in histories.items() if rows}
+    measured = [k for k in PERCENTAGES if any(r.get(k) is not None for rows in histories.values() for r in rows)]
+    panels = {"training loss": ["loss"]} | ({"validation images (%)": measured} if measured else {})
+    fig = Figure(figsize=(1.2 + 3.6 * len(panels), 3.6), layout="constrained")
+    for i, (title, keys) in enumerate(panels.items()):
         axes = plain_axes(fig, (1, len(panels), i + 1))
-        keys = ["loss"] if panel == "loss" else known
         lines = [(name, key) for name in histories for key in keys]
         for (name, key), colour in zip(lines, cycle(SERIES), strict=False):
             points = [(row["epoch"], row[key]) for row in histories[name] if row.get(key) is not None]
-            label = " ".join(([name] if len(histories) > 1 else []) + ([] if key == "loss" else [key]))
-            axes.plot(*zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=label)
+            axes.plot(
+                *zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=_line(name, key)
+            )
         axes.set_xlabel("epoch", color=INK)
-        axes.set_title(panel, **TITLE)
+        axes.set_title(title, **TITLE)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     save_figure(fig, path)
 
 
-def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], path: Path) -> None:
-    """The triangle of mixes: blocks that mix down, earlier blocks whose values they add across; the mean over heads.
+def _line(name: str, key: str) -> str:
+    """`fine-tuning: top-1`."""
+    phase = PHASES.get(name, name)
+    return f"{phase}: {SHORT[key]}" if key in SHORT else phase
 
-    ``names``: the blocks in forward order. ``mixes``: weight by (block, earlier block, head). White pairs do not mix.
+
+def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], path: Path) -> None:
+    """Draw the learned mixes as a triangle: a block's row, and the earlier blocks whose values it adds as columns.
+
+    Args:
+        names: The blocks in forward order.
+        mixes: Weight by (block, earlier block, head); the mean over heads is drawn. White pairs do not mix.
+        path: The picture.
     """
-    size = len(names)
-    sums, counts = np.zeros((size, size)), np.zeros((size, size))
-    for (block, earlier, _), value in mixes.items():
-        at = names.index(block), names.index(earlier)
-        sums[at] += value
-        counts[at] += 1
-    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-    largest = np.nanmax(np.abs(means)) or 1.0
+    means = _mean_mixes(names, mixes)
+    size, largest = len(names), np.nanmax(np.abs(means)) or 1.0
     fig = Figure(figsize=(1.9 + 0.36 * size, 1.3 + 0.36 * size), layout="constrained")
     axes = fig.add_subplot()
     image = axes.imshow(means, cmap="RdBu_r", vmin=-largest, vmax=largest)
@@ -111,13 +125,27 @@ def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], p
     axes.tick_params(colors=MUTED, labelsize=8, labelcolor=INK, length=0)
     axes.spines[:].set_visible(False)
     if size <= 12:
-        digits = 2 if largest >= 0.1 else 3
-        for (row, column), value in np.ndenumerate(means):
-            if not np.isnan(value):
-                colour = "white" if abs(value) > 0.6 * largest else INK
-                axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=6, color=colour)
+        _write_mixes(axes, means, largest)
     axes.set_xlabel("earlier block whose values are added", color=INK)
     axes.set_ylabel("block that mixes", color=INK)
     axes.set_title("Dense attention: learned mixes", **TITLE)
     fig.colorbar(image, ax=axes, fraction=0.046).outline.set_visible(False)
     save_figure(fig, path)
+
+
+def _mean_mixes(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float]) -> np.ndarray:
+    """[blocks, blocks]: the mean over heads, NaN where two blocks do not mix."""
+    sums, counts = np.zeros((len(names), len(names))), np.zeros((len(names), len(names)))
+    for (block, earlier, _), value in mixes.items():
+        at = names.index(block), names.index(earlier)
+        sums[at] += value
+        counts[at] += 1
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def _write_mixes(axes: Axes, means: np.ndarray, largest: float) -> None:
+    digits = 2 if largest >= 0.1 else 3
+    for (row, column), value in np.ndenumerate(means):
+        if not np.isnan(value):
+            colour = "white" if abs(value) > 0.6 * largest else INK
+            axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=6, color=colour)

@@ -1,94 +1,115 @@
-"""The table of one run, stage by stage: data frame, Markdown, terminal."""
+"""The table of one run, a row a stage: data frame, Markdown, terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TextIO
 
 import pandas as pd
 
-from slimvit.report.columns import COLUMNS, LEGEND, NEURONS, NOT_MEASURED, figures_of, neurons_gone
+from slimvit.models.parts.base import Part
+from slimvit.report.columns import (
+    LATENCY,
+    NOT_MEASURED,
+    SECONDS,
+    THROUGHPUT,
+    Column,
+    figures_of,
+    legend_of,
+    parts_of_stages,
+    size_and_accuracy,
+    units_column,
+)
 from slimvit.report.record import Report
-from slimvit.report.terminal import print_cells
-from slimvit.report.text import markdown_table
+from slimvit.report.text import markdown_table, print_cells
 
-CROWDED = "top-5"
-"""Gives its place to the neurons where a terminal is 80 columns wide."""
+WRITTEN_ONLY = {LATENCY.key, THROUGHPUT.key}
+"""Keys of columns that a terminal of 80 characters has no room for."""
+CROWDED = "top5"
+"""Key of the column that gives way to a second part's units at a terminal."""
 
 
 def frame(report: Report) -> pd.DataFrame:
-    """One row a stage, one column a figure, as numbers; not measured is NaN, and never measured has no column."""
+    """Return one row a stage and one column a figure, as numbers.
+
+    A figure that was not measured is NaN; a column that no stage measured is left out.
+    """
+    columns = _columns(report)
     figures = [figures_of(stage, report.reference) for stage in report.stages]
-    columns = [c for c in COLUMNS if c is not NEURONS or neurons_gone(report.stages)]
-    data = {c.name: [None if (v := f[c.key]) is None else v / c.unit for f in figures] for c in columns}
+    data = {c.header: [None if (v := f.get(c.key)) is None else v / c.unit for f in figures] for c in columns}
     index = pd.Index([stage.stage for stage in report.stages], name="stage")
-    return pd.DataFrame(data, index=index, dtype="float64").dropna(axis="columns", how="all")
+    return pd.DataFrame(data, index=index, dtype="float64")
 
 
 def report_markdown(report: Report) -> str:
-    """report.md: the notes, what was run, the table, and what its columns mean."""
-    table = frame(report)
-    parts = [f"# {_title(report)}", *(f"> **Note:** {note}" for note in report.notes), _what_was_run(report)]
-    parts += [
-        markdown_table(["stage", *table.columns], [[stage, *cells] for stage, cells in _cells(table)]),
-        _legend(table, report.reference.stage),
-    ]
+    """Return report.md: the notes, the settings, the table and its legend."""
+    columns = _columns(report)
+    rows = _rows(report, columns)
+    legend = legend_of(columns, report.reference.stage)
+    legend += [f"`{NOT_MEASURED}`: not measured"] * any(NOT_MEASURED in row for row in rows)
+    paragraphs = [f"# {_title(report)}", *(f"> **Note:** {note}" for note in report.notes), _settings(report)]
+    paragraphs += [markdown_table(_header(columns), rows), "\n".join(f"- {line}" for line in legend)]
     if report.versions:
-        parts.append("Made with " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + ".")
-    return "\n\n".join(parts) + "\n"
-
-
-def _title(report: Report) -> str:
-    """`vit: 36 -> 18 heads`, and the neurons where some are gone."""
-    heads = [s.heads for s in report.stages if s.heads is not None]
-    told = [f"{heads[0]} -> {heads[-1]} heads"] if heads else []
-    if neurons_gone(report.stages):
-        told.append(" -> ".join(NEURONS.text(s.neurons) for s in (report.reference, report.last)) + " neurons")
-    return f"{report.model}: {', '.join(told)}" if told else report.model
+        versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+        paragraphs.append(f"Made with {versions}.")
+    return "\n\n".join(paragraphs) + "\n"
 
 
 def print_table(report: Report, file: TextIO | None = None) -> None:
-    """The table for people, at most 80 columns wide for usual figures and never cut; plain ASCII off a terminal."""
-    table = frame(report)
-    crowded = CROWDED if NEURONS.name in table.columns else None
-    table = table[[c.name for c in COLUMNS if c.in_terminal and c.name in table.columns and c.name != crowded]]
-    print_cells(["stage", *table.columns], [[stage, *cells] for stage, cells in _cells(table)], file=file)
+    """Print the table in at most 80 columns for usual figures; it is never cut, and plain ASCII off a terminal."""
+    hidden = WRITTEN_ONLY | ({CROWDED} if len(parts_of_stages(report.stages)) > 1 else set())
+    columns = [c for c in _columns(report) if c.in_terminal and c.key not in hidden]
+    print_cells(_header(columns), _rows(report, columns), file=file)
 
 
-def _cells(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Every row's label and its figures as text."""
-    styles = {c.name: c.style for c in COLUMNS}
-    rows = []
-    for label, row in table.iterrows():
-        cells = [NOT_MEASURED if pd.isna(v) else format(v, styles[str(name)]) for name, v in row.items()]
-        rows.append((str(label), cells))
-    return rows
+def _columns(report: Report) -> list[Column]:
+    """The columns that some stage measured."""
+    parts = parts_of_stages(report.stages)
+    figures = [figures_of(stage, report.reference) for stage in report.stages]
+    columns = [*size_and_accuracy(parts), LATENCY, THROUGHPUT, SECONDS]
+    return [c for c in columns if any(f.get(c.key) is not None for f in figures)]
 
 
-def _legend(table: pd.DataFrame, reference: str) -> str:
-    lines = [text.format(reference=reference) for name, text in LEGEND.items() if name in table.columns]
-    if table.isna().any(axis=None):
-        lines.append(f"`{NOT_MEASURED}`: not measured")
-    return "\n".join(f"- {line}" for line in lines)
+def _header(columns: Sequence[Column]) -> list[str]:
+    return ["stage", *(c.header for c in columns)]
 
 
-def _what_was_run(report: Report) -> str:
-    facts = {
+def _rows(report: Report, columns: Sequence[Column]) -> list[list[str]]:
+    figures = [figures_of(stage, report.reference) for stage in report.stages]
+    return [[s.stage, *(c.text(f.get(c.key)) for c in columns)] for s, f in zip(report.stages, figures, strict=True)]
+
+
+def _title(report: Report) -> str:
+    """`vit: 36 -> 18 heads, 4,608 -> 576 neurons`."""
+    counts = [text for part in parts_of_stages(report.stages) if (text := _before_and_after(report, part))]
+    return f"{report.model}: {', '.join(counts)}" if counts else report.model
+
+
+def _before_and_after(report: Report, part: Part) -> str:
+    column = units_column(part)
+    known = [column.text(count) for s in report.stages if (count := s.figure(part.units)) is not None]
+    return f"{known[0]} -> {known[-1]} {part.units}" if known else ""
+
+
+def _settings(report: Report) -> str:
+    removed = {f"{part.units} removed": _removed(report, part) for part in parts_of_stages(report.stages)[1:]}
+    first = parts_of_stages(report.stages)[0].units
+    settings = {
         "data": report.data,
         "images evaluated": report.images,
         "calibration images": report.calibration_images,
-        "heads to remove": _per_cent(report.ratio_asked),
-        "heads removed": _per_cent(report.ratio_reached),
-        "neurons removed": _per_cent(_neurons_removed(report)),
+        f"{first} to remove": _per_cent(report.ratio_asked),
+        f"{first} removed": _per_cent(report.ratio_reached),
+        **removed,
         "seed": report.seed,
         "device": report.device,
     }
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value is not None)
+    return "\n".join(f"- {name}: {value}" for name, value in settings.items() if value is not None)
 
 
-def _neurons_removed(report: Report) -> float | None:
-    """The fraction of the neurons that is gone; None where none is."""
-    before, after = report.reference.neurons, report.last.neurons
-    return 1 - after / before if before and after is not None and after < before else None
+def _removed(report: Report, part: Part) -> str | None:
+    before, after = report.reference.figure(part.units), report.last.figure(part.units)
+    return _per_cent(1 - after / before) if before and after is not None and after < before else None
 
 
 def _per_cent(fraction: float | None) -> str | None:

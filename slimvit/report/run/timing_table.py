@@ -1,63 +1,59 @@
-"""Timings as a table for people."""
+"""The tables of `slimvit bench` at the terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, TextIO
 
-NOT_MEASURED = "-"
+from slimvit.report.columns import NOT_MEASURED
+from slimvit.report.text import print_cells, printable
 
-COLUMNS = (
-    ("MACs\n(G)", lambda r: _number(r["macs"], ".3f", 1e9)),
-    ("params\n(M)", lambda r: _number(r["params"], ".2f", 1e6)),
-    ("1 image\n(ms)", lambda r: _number(r["latency_ms"], ".2f")),
-    ("95 %\n(ms)", lambda r: _number(r["latency_p95_ms"], ".2f")),
-    ("images/s", lambda r: _number(r["throughput"], ".0f" if (r["throughput"] or 0) >= 100 else ".1f")),
-    ("peak\n(GiB)", lambda r: _number(r["peak_memory_gib"], ".2f")),
-    ("by\nMACs", lambda r: _number(r["macs_speedup"], ".2f")),
-    ("times as fast\nat 1 image", lambda r: _interval(r["latency_speedup"], r["latency_interval"])),
-    ("times as fast\nat the batch", lambda r: _interval(r["throughput_speedup"], r["throughput_interval"])),
-)
-"""Heading, and a row's cell."""
+Row = dict[str, Any]
+LEGEND = "FLOPs: 1 multiply-add = 1, one image"
+
+CELLS: dict[str, Callable[[Row], str]] = {
+    "FLOPs\n(G)": lambda r: _number(r["macs"], ".3f", 1e9),
+    "params\n(M)": lambda r: _number(r["params"], ".2f", 1e6),
+    "1 image\n(ms)": lambda r: _number(r["latency_ms"], ".2f"),
+    "95 %\n(ms)": lambda r: _number(r["latency_p95_ms"], ".2f"),
+    "images/s": lambda r: _number(r["throughput"], ".0f" if (r["throughput"] or 0) >= 100 else ".1f"),
+    "peak\n(GiB)": lambda r: _number(r["peak_memory_gib"], ".2f"),
+    "by\nFLOPs": lambda r: _number(r["macs_speedup"], ".2f"),
+    "times as fast\nat 1 image": lambda r: _interval(r["latency_speedup"], r["latency_interval"]),
+    "times as fast\nat the batch": lambda r: _interval(r["throughput_speedup"], r["throughput_interval"]),
+}
+"""A row's cell by heading."""
 
 
-def print_timings(rows: Sequence[dict[str, Any]], file: TextIO | None = None) -> None:
-    """One table a setting, about 100 columns wide and never cut; below it a remark a line. Plain ASCII off a terminal.
+def print_timings(rows: Sequence[Row], file: TextIO | None = None) -> None:
+    """Print one table a setting, about 100 columns wide and never cut, and the remarks below each.
 
-    ``rows``: a timing's fields beside `model`, `params` and `macs`.
+    Args:
+        rows: A timing's fields beside `model`, `params` and `macs`.
+        file: Default: stdout.
     """
-    from rich.console import Console
-
-    console = Console(file=file or sys.stdout, highlight=False, markup=False)
+    file = file or sys.stdout
     for i, (title, group) in enumerate(groupby(rows, key=_title)):
-        console.print(("\n" if i else "") + title, soft_wrap=True)
-        shown = list(group)
-        _print(console, shown)
-        for row in shown:
+        print(("\n" if i else "") + printable(title), file=file)
+        same_setting = list(group)
+        _print_table(same_setting, file)
+        for row in same_setting:
             if row["remark"]:
-                console.print(f"{row['model']}: {row['remark']}.", soft_wrap=True)
+                print(printable(f"{row['model']}: {row['remark']}."), file=file)
+    if any(row["macs"] is not None for row in rows):
+        print(LEGEND, file=file)
 
 
-def _print(console: Any, rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    style = box.SIMPLE_HEAD if console.is_terminal else box.Box("    \n    \n -- \n" + "    \n" * 5, ascii=True)
-    drawn = Table(box=style, padding=0, pad_edge=False, show_edge=False)
-    drawn.add_column("model", no_wrap=True, vertical="bottom")
-    cells = [[cell(row) for _, cell in COLUMNS] for row in rows]
-    known = [i for i in range(len(COLUMNS)) if any(row[i] != NOT_MEASURED for row in cells)]
-    for i in known:
-        drawn.add_column(COLUMNS[i][0], justify="right", no_wrap=True, vertical="bottom")
-    for row, line in zip(rows, cells, strict=True):
-        drawn.add_row(row["model"], *(line[i] for i in known))
-    console.width = max(console.width, console.measure(drawn, options=console.options.update(max_width=1000)).maximum)
-    console.print(drawn, crop=False)
+def _print_table(rows: Sequence[Row], file: TextIO) -> None:
+    columns = {header: [cell(row) for row in rows] for header, cell in CELLS.items()}
+    known = {header: cells for header, cells in columns.items() if any(c != NOT_MEASURED for c in cells)}
+    lines = zip([row["model"] for row in rows], *known.values(), strict=True)
+    print_cells(["model", *known], list(lines), file=file, gap=1)
 
 
-def _title(row: dict[str, Any]) -> str:
+def _title(row: Row) -> str:
     kind = "compiled" if row["compiled"] else "eager"
     return f"{row['device']}, {row['precision']}, {kind}, batch {row['batch']}, {row['rounds']} rounds"
 

@@ -20,6 +20,7 @@ from slimvit.models.insert_dense import dense_mix
 from slimvit.models.registry import model_name, plan_of
 from slimvit.report.compare.collect import measured
 from slimvit.report.model_card import CardFacts, card
+from slimvit.report.record import units_of
 from slimvit.utils.errors import ModelError, StoreError
 from slimvit.utils.output import UNFINISHED, entries
 from slimvit.workflows.run_folder import recipe_of
@@ -124,7 +125,7 @@ def _repo_of(base_model: str) -> str:
 def _facts(
     model: TimmModule, run: Path, recipe: Recipe | None, options: PushOptions, repo: str, files: tuple[str, ...]
 ) -> CardFacts:
-    plan, base = plan_of(model), options.base_model
+    base = options.base_model
     run_ = measured(run, str(run), str(run)) if "report.json" in files else None
     return CardFacts(
         repo=repo,
@@ -132,8 +133,7 @@ def _facts(
         num_classes=model.num_classes,
         class_names=getattr(model, "class_names", ()),
         input_size=preprocessing_of(model).input_size,
-        heads=(plan.total, plan.kept),
-        neurons=(plan.neurons, plan.kept_neurons),
+        units=units_of(plan_of(model)),
         dense=dense_mix(model),
         revision=options.revision,
         folders=options.include,

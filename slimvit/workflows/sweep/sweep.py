@@ -17,9 +17,9 @@ from slimvit.config.recipe import Recipe
 from slimvit.config.sweep import Point, Sweep
 from slimvit.io.load import hub_names, pinned, pinned_name
 from slimvit.io.sweep_folder import SWEEP, Contents, Entry, is_sweep_folder, point_folder, read_contents, write_contents
-from slimvit.report.compare import write
 from slimvit.report.compare.collect import collect_runs
 from slimvit.report.compare.comparison import Comparison, compare_runs
+from slimvit.report.compare.formats import write_comparison
 from slimvit.report.record import Report
 from slimvit.train.checkpoint import Interrupted
 from slimvit.utils.errors import StoreError
@@ -111,7 +111,7 @@ def report_on(out: Path, contents: Contents) -> Comparison | None:
         return None
     comparison = compare_runs(collect_runs([out], allow_mixed=True))
     with new_folder(out / REPORT, force=True) as folder:
-        write.write_comparison(comparison, folder)
+        write_comparison(comparison, folder)
     return comparison
 
 
@@ -180,9 +180,10 @@ def _told(task: Task) -> str:
     assert task.options.out is not None
     report = Report.read(task.options.out / "report.json")
     last, first = report.last, report.reference
-    figures = [] if last.top1 is None else [f"top-1 {last.top1:.1f}"]
-    if last.top1 is not None and first.top1 is not None and last is not first:
-        figures[0] += f" ({last.top1 - first.top1:+.1f})"
+    after, before = last.figure("top1"), first.figure("top1")
+    figures = [] if after is None else [f"top-1 {after:.1f}"]
+    if after is not None and before is not None and last is not first:
+        figures[0] += f" ({after - before:+.1f})"
     if last.macs and first.macs:
         figures.append(f"{100 * last.macs / first.macs:.0f} % of the FLOPs")
     return ", ".join(figures) or "done"

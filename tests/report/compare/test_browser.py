@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from slimvit.report.compare.comparison import compare_runs
+from slimvit.report.compare.formats import write_comparison
 from slimvit.report.compare.measurement import CollectedRuns, Measurement
-from slimvit.report.compare.write import write_comparison
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (

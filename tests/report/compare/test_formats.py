@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from slimvit.config.sweep import PublishedFigure
+from slimvit.report.compare.cells import print_comparison
 from slimvit.report.compare.comparison import Comparison, compare_runs
 from slimvit.report.compare.formats import comparison_markdown, latex, to_csv, to_json
 from slimvit.report.compare.html import page
 from slimvit.report.compare.measurement import CollectedRuns, Measurement
 from slimvit.report.compare.pick import parse_pick
-from slimvit.report.compare.terminal import print_comparison
 
 Make = Callable[..., Measurement]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slimvit.report.compare.measurement import Measurement
-from slimvit.report.compare.pick import COSTS, KEEPS, PickError, parse_pick, pick
+from slimvit.report.compare.pick import KEEPS, PickError, costs, parse_pick, pick
 from slimvit.report.compare.rows import rows_of
 from slimvit.utils.errors import StoreError
 
@@ -28,7 +28,7 @@ def test_a_bad_expression_names_what_is_allowed(text: str) -> None:
     with pytest.raises(PickError) as caught:
         parse_pick(text)
     said = str(caught.value)
-    assert said.startswith(repr(text)) and all(name in said for name in KEEPS | COSTS) and "\n" not in said
+    assert said.startswith(repr(text)) and all(name in said for name in KEEPS | costs()) and "\n" not in said
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,16 @@ def test_agreement_is_in_per_cent_and_top5_in_points_of_change(run: Make) -> Non
     assert picked("top5 >= -2.5", runs) == "r20"
 
 
-@pytest.mark.parametrize("metric", ["macs", "params", "heads", "latency"])
+@pytest.mark.parametrize("metric", ["macs", "params", "heads", "neurons", "latency"])
 def test_a_cost_picks_the_most_accurate_that_is_cheap_enough(run: Make, timing: Make, metric: str) -> None:
     def made(name: str, share: float, top1: float) -> Measurement:
-        final = {"macs": int(1000 * share), "params": int(2000 * share), "heads": int(100 * share)}
-        return run(name, 1 - share, top1, final=final, timings=(timing(10 * share),))
+        final = {
+            "macs": int(1000 * share),
+            "params": int(2000 * share),
+            "heads": int(100 * share),
+            "neurons": int(2000 * share),
+        }
+        return run(name, 1 - share, top1, final=final, neurons=(2000, 2000), timings=(timing(10 * share),))
 
     runs = [made("big", 0.9, 79.0), made("best", 0.6, 78.0), made("small", 0.5, 77.0)]
     assert picked(f"{metric} <= 0.6", runs) == "best"

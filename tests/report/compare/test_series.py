@@ -38,6 +38,20 @@ def test_the_front_is_what_nothing_beats(gain: str) -> None:
     assert 1 < len(wanted) < 60 and [p.name for p in front(rows(pairs, gain), "macs", gain)] == wanted
 
 
+@pytest.mark.parametrize(
+    ("stds", "best"),
+    [((0.4, 0.4), ["a", "b"]), ((0.1, 0.1), ["a"]), ((0.0, 0.0), ["a"]), ((None, None), ["a"])],
+    ids=["intervals overlap", "intervals apart", "no spread", "one seed"],
+)
+def test_points_within_the_noise_are_all_on_the_front(stds: tuple[float | None, float | None], best: list[str]) -> None:
+    accuracies = zip(("a", "b"), (70.5, 70.0), stds, strict=True)
+    points = [
+        ComparisonRow("point", "tiny", name, "", {"macs": Stat(1.0, 0.0, 2), "top1": Stat(mean, std, 2)})
+        for name, mean, std in accuracies
+    ]
+    assert [row.name for row in front(points, "macs", "top1")] == best
+
+
 def test_a_point_without_a_figure_is_not_on_the_front() -> None:
     known = rows([(1.0, 50.0), (2.0, 60.0)], "top1")
     unknown = ComparisonRow("point", "tiny", "unknown", "", {"macs": Stat(0.5, None, 1)})

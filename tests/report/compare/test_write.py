@@ -15,12 +15,12 @@ import pytest
 
 from slimvit.config.sweep import PublishedFigure
 from slimvit.report.compare.comparison import Comparison, compare_runs
+from slimvit.report.compare.formats import write_comparison
 from slimvit.report.compare.html import page
 from slimvit.report.compare.measurement import CollectedRuns, Measurement
 from slimvit.report.compare.part_plots import curve_key, fine_tuning
 from slimvit.report.compare.pick import parse_pick
 from slimvit.report.compare.tradeoff_plots import accuracy_against
-from slimvit.report.compare.write import write_comparison
 
 Make = Callable[..., Measurement]
 TABLES = {f"tradeoff.{suffix}" for suffix in ("csv", "json", "md", "tex", "html")}

@@ -6,10 +6,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from slimvit.models.plan import BlockPlan, SlimPlan
-from slimvit.report.plot_labels import LINE, spread_labels
+from slimvit.report.plot_style import LINE, spread_labels
 from slimvit.report.record import Report, Stage
-from slimvit.report.run.head_map import draw_heads
-from slimvit.report.run.plots import head_map, stage_accuracy
+from slimvit.report.run.head_map import BAR, draw_units, head_map, panels
+from slimvit.report.run.plots import curves, stage_accuracy
 from slimvit.utils.errors import StoreError
 
 PLAN = SlimPlan((BlockPlan("blocks.0", 3, (0, 2)), BlockPlan("blocks.1", 6, (), stage=1)), "tiny")
@@ -35,9 +35,13 @@ def texts(path) -> str:
     return "\n".join(str(c.text).strip() for c in comments)
 
 
+def by_part(scores):
+    return {} if scores is None else {"heads": scores}
+
+
 def drawn_heads(scores):
     axes = Figure().add_subplot()
-    draw_heads(axes, PLAN, scores)
+    draw_units(axes, PLAN, by_part(scores))
     squares = [p.get_facecolor() for p in axes.patches if isinstance(p, Rectangle)]
     return squares, len(axes.lines)
 
@@ -46,43 +50,49 @@ def drawn_heads(scores):
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_head_map_is_written(tmp_path, scores, suffix):
     path = tmp_path / f"heads.{suffix}"
-    head_map(PLAN, scores, path)
+    head_map(PLAN, by_part(scores), path)
     assert path.stat().st_size > 1000
     if suffix == "svg":
         assert "2 of 9 heads kept" in texts(path) and "removed" in texts(path)
 
 
 def narrowed(*kept: int) -> SlimPlan:
-    """Blocks of 3 heads and 8 neurons of which so many stay; all heads of the first are gone."""
+    """Blocks of 3 heads and 80 neurons of which so many stay; all heads of the first are gone."""
     heads = [(), *([(0, 2)] * (len(kept) - 1))]
-    return SlimPlan(tuple(BlockPlan(f"b.{i}", 3, heads[i], 0, 8, tuple(range(n))) for i, n in enumerate(kept)), "tiny")
+    return SlimPlan(tuple(BlockPlan(f"b.{i}", 3, heads[i], 0, 80, tuple(range(n))) for i, n in enumerate(kept)), "tiny")
 
 
 @pytest.mark.parametrize("scores", [[[0.1, 0.2, 0.3]] * 3, None])
 def test_head_map_shows_the_neurons_that_stay(tmp_path, scores):
-    head_map(narrowed(8, 2, 0), scores, tmp_path / "heads.svg")
+    head_map(narrowed(80, 20, 0), by_part(scores), tmp_path / "heads.svg")
     shown = texts(tmp_path / "heads.svg")
-    assert "10 of 24 neurons kept" in shown and "8 of 8" in shown and "2 of 8" in shown and "MLP gone" in shown
+    assert "100 of 240 neurons kept" in shown and "80 of 80" in shown and "20 of 80" in shown and "none left" in shown
     assert "4 of 9 heads kept" in shown
 
 
 def test_the_length_of_a_bar_is_the_share_kept():
-    grid = Figure().add_subplot()
-    draw_heads(grid, narrowed(8, 2, 0), None)
-    (bars,) = grid.child_axes
-    tracks, filled = bars.patches[0::2], bars.patches[1::2]
-    shares = [bar.get_width() / track.get_width() for bar, track in zip(filled, tracks, strict=True)]
-    assert shares == [1, 0.25, 0]
+    axes = Figure().add_subplot()
+    draw_units(axes, narrowed(80, 20, 0), {})
+    bars = [p for p in axes.patches if p.get_height() < 0.6]
+    tracks, filled = bars[0::2], bars[1::2]
+    assert [bar.get_width() / BAR for bar in filled] == [1, 0.25, 0]
     assert tracks[2].get_edgecolor() != tracks[1].get_edgecolor() == tracks[0].get_edgecolor()
 
 
+def test_few_units_are_a_grid_and_panels_stand_side_by_side():
+    few = SlimPlan((BlockPlan("b.0", 3, (0, 2), 0, 8, (0, 1)),), "tiny")
+    heads, neurons = panels(few)
+    assert heads.is_grid and neurons.is_grid and neurons.left > heads.left + heads.width
+    axes = Figure().add_subplot()
+    draw_units(axes, few, {"heads": [[1.0, 0.5, 0.1]], "mlp": [[0.1 * i for i in range(8)]]})
+    assert len([p for p in axes.patches if p.get_height() > 0.6]) == 3 + 8
+    assert not panels(narrowed(80, 20, 0))[1].is_grid
+
+
 def test_where_no_neuron_is_gone_the_picture_speaks_of_heads_alone(tmp_path):
-    head_map(narrowed(8, 8, 8), None, tmp_path / "all.svg")
-    head_map(
-        SlimPlan(tuple(BlockPlan(b.name, 3, b.kept_heads) for b in narrowed(8, 8, 8).blocks), "tiny"),
-        None,
-        tmp_path / "none.svg",
-    )
+    head_map(narrowed(80, 80, 80), {}, tmp_path / "all.svg")
+    alone = SlimPlan(tuple(BlockPlan(b.name, 3, b.kept_heads) for b in narrowed(80, 80, 80).blocks), "tiny")
+    head_map(alone, {}, tmp_path / "none.svg")
     assert (tmp_path / "all.svg").read_bytes() == (tmp_path / "none.svg").read_bytes()
     assert "neurons" not in texts(tmp_path / "all.svg")
 
@@ -111,6 +121,25 @@ def test_stage_accuracy_shows_the_figures(tmp_path):
 def test_without_top1_the_feature_error_is_shown(tmp_path):
     stage_accuracy(without_top1(), tmp_path / "stages.svg")
     assert "feature error" in texts(tmp_path / "stages.svg")
+
+
+@pytest.mark.parametrize(("last", "start"), [(70.0, 40), (71.9, 70), (5.0, 0)])
+def test_the_axis_starts_where_bars_differ_and_says_so(tmp_path, last, start):
+    agreement = 72.0 if last > 70.5 else 100.0
+    stages = [Stage(stage="original", top1=72.0, agreement=agreement), Stage(stage="pruned", top1=last)]
+    stage_accuracy(report(stages=stages), tmp_path / "stages.svg")
+    shown = texts(tmp_path / "stages.svg").splitlines()
+    label = next(text for text in shown if text.startswith("per cent of the images"))
+    assert label == f"per cent of the images; axis starts at {start}" if start else label == "per cent of the images"
+
+
+def test_curves_name_the_training_of_every_line(tmp_path):
+    rows = [{"epoch": e, "loss": 1 / e, "top1": 60.0 + e, "agreement": None} for e in (1, 2)]
+    curves({"finetune": rows}, tmp_path / "one.svg")
+    assert "fine-tuning: top-1" in texts(tmp_path / "one.svg") and "training loss" in texts(tmp_path / "one.svg")
+    curves({"adapt": rows, "round 1": [], "finetune": rows}, tmp_path / "two.svg")
+    shown = texts(tmp_path / "two.svg")
+    assert "adapting the classifier: top-1" in shown and "round 1" not in shown and "agreement" not in shown
 
 
 def test_labels_do_not_cover_each_other():

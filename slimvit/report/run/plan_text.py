@@ -1,0 +1,78 @@
+"""The text of a dry run: what each block keeps, what the cut saves, how long the run takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from slimvit.models.parts.base import Part
+from slimvit.report.columns import MACS, PARAMS, Column, parts_shown, units_column
+from slimvit.utils.ranges import count_ranges
+
+LONGEST = 40
+"""Characters of a block's units by range; longer ones stay in the plan."""
+WIDTH = 10
+"""Characters of a heading."""
+
+
+def estimate_text(estimate: dict[str, Any]) -> str:
+    """Return the text of a dry run.
+
+    Args:
+        estimate: From `slimvit.workflows.dry_run.estimate`.
+    """
+    parts = parts_shown(lambda part: _is_cut(estimate, part))
+    lines = [f"{block['block']}: {_block(block, parts)}" for block in estimate["plan"]["blocks"]]
+    lines.append("")
+    lines += [_line(units_column(part), estimate[part.units]) for part in parts]
+    lines += [_line(PARAMS, estimate["params"]), _line(MACS, estimate["macs"], "1 multiply-add = 1")]
+    lines += _latency(estimate)
+    seconds = ", ".join(f"{stage} {value:g}" for stage, value in estimate["seconds"].items() if value)
+    return "\n".join([*lines, "", f"estimated time (s): {seconds}", "nothing was cut (dry run)"])
+
+
+def _is_cut(estimate: dict[str, Any], part: Part) -> bool:
+    before, after = estimate.get(part.units, (0, 0))
+    return bool(after < before)
+
+
+def _line(column: Column, before_and_after: Sequence[float], remark: str = "") -> str:
+    """`heads      36 -> 18  (-50.0 %)`."""
+    before, after = before_and_after
+    change = ", ".join(filter(None, [_change(before, after), remark]))
+    return f"{column.header:<{WIDTH}} {column.text(before)} -> {column.text(after)}  ({change})"
+
+
+def _latency(estimate: dict[str, Any]) -> list[str]:
+    if "latency_ms" not in estimate:
+        return []
+    before, after = estimate["latency_ms"]
+    return [f"latency (ms) {before:.3g} -> {after:.3g}  ({_change(before, after)}, predicted for this device)"]
+
+
+def _change(before: float, after: float) -> str:
+    return f"{100 * (after / before - 1):+.1f} %"
+
+
+def _block(block: dict[str, Any], parts: list[Part]) -> str:
+    """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31)`, and the parts of which nothing is left."""
+    counts = {part: _kept(block, part) for part in parts if block.get(part.units)}
+    kept = [_units(block, part, count) for part, count in counts.items() if count]
+    gone = [f"no {part.units}" for part, count in counts.items() if not count]
+    phrases = [f"keeps {', '.join(kept)}"] * bool(kept) + [f"{' and '.join(gone)} left"] * bool(gone)
+    return "; ".join(phrases)
+
+
+def _kept(block: dict[str, Any], part: Part) -> int:
+    kept = block[f"kept_{part.units}"]
+    return count_ranges(kept) if isinstance(kept, str) else len(kept)
+
+
+def _units(block: dict[str, Any], part: Part, count: int) -> str:
+    """With their ids where those are listed, or are few ranges."""
+    total, kept = block[part.units], block[f"kept_{part.units}"]
+    if not isinstance(kept, str):
+        return f"{','.join(map(str, kept))} of {total} {part.units}"
+    if count == total:
+        return f"all {total:,} {part.units}"
+    return f"{count:,} of {total:,} {part.units}" + f" ({kept})" * (len(kept) <= LONGEST)
