@@ -88,3 +88,33 @@ def test_an_export_format(tmp_path: Path, slimvit_: Callable[..., Any]) -> None:
     with np.load(tmp_path / "m.npz") as file:
         assert json.loads(file["about"].item())["model"] == "vit_digits"
         np.testing.assert_array_equal(file["head.bias"], model.head.bias.detach())
+
+
+@pytest.fixture
+def without_new_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the figure of the example out again."""
+    from slimvit.measure import accuracy
+    from slimvit.report import columns
+
+    monkeypatch.setattr(accuracy, "FIGURES", {**accuracy.FIGURES})
+    monkeypatch.setattr(columns, "METRICS", {**columns.METRICS})
+
+
+@pytest.mark.usefixtures("without_new_figures")
+def test_an_accuracy_figure(tmp_path: Path, slimvit_: Callable[..., Any]) -> None:
+    """Measured by a run, and shown in its tables and in a comparison."""
+    words = ("--data", "digits", "--train-images", 32, "--eval-images", 32, "--calibration-images", 32)
+    add("accuracy_figure")
+    printed = slimvit_("prune", "vit_digits", *words, "--ratio", 0.5, "--out", tmp_path / "run").stdout
+    assert printed.splitlines()[1].split()[-3:-1] == ["error", "change"] and "calibration" in printed
+    stages = json.loads((tmp_path / "run" / "report.json").read_text())["stages"]
+    first, last = stages[0]["calibration_error"], stages[-1]["calibration_error"]
+    assert 0 < first < 100 and 0 < last < 100 and first != last
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "| calibration error |" in text and f" {last:.1f} |" in text and "over ten bins, per cent" in text
+    slimvit_("prune", "vit_digits", *words, "--ratio", 0.3, "--out", tmp_path / "other")
+    compared = slimvit_("report", tmp_path / "run", tmp_path / "other", "--out", tmp_path / "compared").stdout
+    assert "calibration" in compared and "calibration_error_std" in (tmp_path / "compared" / "tradeoff.csv").read_text()
+    assert "calibration error" in (tmp_path / "compared" / "tradeoff.md").read_text()
+    figures = json.loads(slimvit_("evaluate", "vit_digits", "--data", "digits", "--eval-images", 32, "--json").stdout)
+    assert figures["calibration_error"] == first and "agreement" not in figures

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from slimvit.models.modes import device_of, evaluating
 from slimvit.utils.errors import DataError, ModelError
+from slimvit.utils.plugins import load_plugins
 from slimvit.utils.progress import track
 
 AT_ONCE = 1_000
@@ -134,6 +135,7 @@ def compare(outputs: Outputs, original: Outputs | None = None) -> Accuracy:
     Raises:
         DataError: If the features of both differ in shape.
     """
+    load_plugins()
     closeness = {} if original is None else _closeness(outputs, original)
     added = {key: figure(outputs, original) for key, figure in FIGURES.items()}
     return Accuracy(len(outputs.features), **_scores(outputs), **closeness, added=added)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS
 from slimvit.report.record import Stage
+from slimvit.utils.plugins import load_plugins
 
 if TYPE_CHECKING:
     from slimvit.measure.accuracy import Outputs
@@ -147,6 +148,7 @@ def units_column(part: Part) -> Column:
 
 def size_and_accuracy(parts: Sequence[Part]) -> list[Column]:
     """Return the columns that all tables share, with the units of `parts`."""
+    load_plugins()
     return [*map(units_column, parts), PARAMS, MACS, *METRICS.values(), CHANGE]
 
 

@@ -153,9 +153,9 @@ def test_inspect_speaks_of_neurons(slimvit_: Invoke, tmp_path: Path) -> None:
     text = slimvit_("inspect", tmp_path / "run").stdout
     assert total == 1728 and 0 < kept < total and f" heads, {kept:,} of 1,728 neurons, " in text.splitlines()[0]
     for block in found["blocks"]:
-        assert (block["one_head"] is None) == (not block["kept_heads"])
-        told = "all 6" if block["kept_heads"] else "gone"
-        assert re.search(rf"^{block['block']} +{told} +(\d+ of 288|gone) ", text, re.M)
+        assert (block["unit_costs"]["heads"] is None) == (not block["kept_heads"])
+        told = "all 6" if block["kept_heads"] else "none left"
+        assert re.search(rf"^{block['block']} +{told} +(\d+ of 288|none left) ", text, re.M)
     assert any(not b["kept_heads"] for b in found["blocks"])
 
 
@@ -171,8 +171,8 @@ def test_what_inspect_says_a_part_costs_is_what_its_cut_saves(slimvit_: Invoke, 
     words = ("prune", "vit_digits", *FEW, "--plan", plan / "plan.json", "--dry-run", "--json")
     cut, block = json.loads(slimvit_(*words).stdout), before["blocks"][1]
     for what in ("macs", "params"):
-        assert cut[what][0] - cut[what][1] == block["one_head"][what] + block["neuron_group"][what]
-    assert before["neuron_group"] == 8 and cut["neurons"] == [1728, 1720]
+        assert cut[what][0] - cut[what][1] == sum(block["unit_costs"][part][what] for part in ("heads", "mlp"))
+    assert before["unit_steps"] == {"heads": 1, "mlp": 8} and cut["neurons"] == [1728, 1720]
 
 
 def test_inspect_with_data_says_how_much_the_parts_matter(slimvit_: Invoke) -> None:
@@ -182,9 +182,10 @@ def test_inspect_with_data_says_how_much_the_parts_matter(slimvit_: Invoke) -> N
     for block in found["blocks"]:
         for part in ("heads", "mlp"):
             assert 0 < block["matters"][part]["half"] < block["matters"][part]["all"]
-        assert len(block["head_scores"]) == 6 and min(block["head_scores"]) <= block["matters"]["heads"]["half"]
+        alone = block["unit_scores"]["heads"]
+        assert len(alone) == 6 and min(alone) <= block["matters"]["heads"]["half"]
     text = slimvit_(*words).stdout
-    assert "estimated by residual on 32 images" in text
+    assert "refitted, by residual on 32 images" in text
     last = found["blocks"][-1]
     assert text.splitlines()[-1].split()[:2] == ["blocks.5", f"{last['matters']['heads']['all']:.3g}"]
     assert "matters" not in slimvit_("inspect", "vit_digits", "--json").stdout

@@ -96,7 +96,9 @@ def test_without_top1_the_features_are_all_there_is_to_go_by():
 def narrowed(before: int | None = 18432, after: int | None = 9000) -> Report:
     first, last = stages()
     counts = ({} if n is None else {"mlp": n} for n in (before, after))
-    return report(stages=[s.model_copy(update={"units": s.units | n}) for s, n in zip((first, last), counts)])
+    return report(
+        stages=[s.model_copy(update={"units": s.units | n}) for s, n in zip((first, last), counts, strict=True)]
+    )
 
 
 def test_neurons_are_told_where_some_are_gone():
