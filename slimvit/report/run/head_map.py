@@ -115,9 +115,9 @@ def draw_units(axes: Axes, plan: SlimPlan, scores: Mapping[str, Shades]) -> None
             else:
                 _draw_bar(axes, place, row, block)
         _label_panel(axes, place, len(plan.blocks))
-    scored = [place for place in places if place.is_grid and place.part.name in shares]
+    scored = any(place.is_grid and place.part.name in shares for place in places)
     if scored:
-        _draw_scale(axes, norm, scored, len(places))
+        _draw_scale(axes, norm)
     _draw_legend(axes, places, SHADED if scored else BLUE)
 
 
@@ -205,12 +205,11 @@ def _label_panel(axes: Axes, place: Panel, blocks: int) -> None:
     axes.text(middle, blocks + 0.35, name, color=INK, fontsize=10, ha="center", va="top")
 
 
-def _draw_scale(axes: Axes, norm: Normalize, scored: Sequence[Panel], panels_drawn: int) -> None:
+def _draw_scale(axes: Axes, norm: Normalize) -> None:
     left, right = axes.get_xlim()
     beside = axes.inset_axes((1 + 0.5 / (right - left), 0.0, 0.45 / (right - left), 1.0))
     bar = axes.figure.colorbar(ScalarMappable(norm, colormaps["Blues"]), cax=beside)
-    names = " and ".join(place.part.units for place in scored)
-    bar.set_label(f"score of the {names}, share of the largest" if panels_drawn > 1 else "score, share of the largest")
+    bar.set_label("share of the\nlargest score", fontsize=9)
     bar.ax.yaxis.label.set_color(INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=MUTED)

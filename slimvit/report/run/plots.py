@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from slimvit.report.columns import METRICS, Metric
@@ -20,7 +21,7 @@ from slimvit.report.record import Report
 PERCENTAGES = ("top1", "agreement")
 """Keys of the figures that share an axis in per cent."""
 WITHOUT_TOP1 = "feature_error"
-SHORT = {"top1": "top-1", "agreement": "agreement"}
+DASHES = {"top1": "-", "agreement": "--"}
 PHASES = {"adapt": "adapting the classifier", "finetune": "fine-tuning"}
 """Title of a training by its name in history.csv; a round of a stepwise cut keeps its name."""
 HEADROOM = 0.12
@@ -83,27 +84,35 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
     """
     histories = {name: rows for name, rows in histories.items() if rows}
     measured = [k for k in PERCENTAGES if any(r.get(k) is not None for rows in histories.values() for r in rows)]
-    panels = {"training loss": ["loss"]} | ({"validation images (%)": measured} if measured else {})
-    fig = Figure(figsize=(1.2 + 3.6 * len(panels), 3.6), layout="constrained")
+    panels = {"training loss": ["loss"]}
+    panels |= {f"validation images: {', '.join(METRICS[k].header for k in measured)} (%)": measured} if measured else {}
+    fig = Figure(figsize=(1.2 + 3.6 * len(panels), 3.9), layout="constrained")
     for i, (title, keys) in enumerate(panels.items()):
         axes = plain_axes(fig, (1, len(panels), i + 1))
-        lines = [(name, key) for name in histories for key in keys]
-        for (name, key), colour in zip(lines, cycle(SERIES), strict=False):
-            points = [(row["epoch"], row[key]) for row in histories[name] if row.get(key) is not None]
-            axes.plot(
-                *zip(*points, strict=True), "o-", color=colour, markersize=3, linewidth=1.4, label=_line(name, key)
-            )
+        _draw_curves(axes, histories, keys)
         axes.set_xlabel("epoch", color=INK)
         axes.set_title(title, **TITLE)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    handles = [
+        _line(colour, "-", PHASES.get(name, name)) for name, colour in zip(histories, cycle(SERIES), strict=False)
+    ]
+    handles += [_line(INK, DASHES[key], METRICS[key].header) for key in measured] if len(measured) > 1 else []
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8, labelcolor=INK)
     save_figure(fig, path)
 
 
-def _line(name: str, key: str) -> str:
-    """`fine-tuning: top-1`."""
-    phase = PHASES.get(name, name)
-    return f"{phase}: {SHORT[key]}" if key in SHORT else phase
+def _draw_curves(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence[str]) -> None:
+    """A line a training and figure: coloured by training, dashed by figure."""
+    for (name, rows), colour in zip(histories.items(), cycle(SERIES), strict=False):
+        for key in keys:
+            points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+            if points:
+                style: dict[str, Any] = {"color": colour, "linestyle": DASHES.get(key, "-"), "gid": f"{name} {key}"}
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.4, **style)
+
+
+def _line(colour: str, dashes: Any, label: str) -> Line2D:
+    return Line2D([], [], color=colour, linestyle=dashes, linewidth=1.4, label=label)
 
 
 def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], path: Path) -> None:

@@ -136,10 +136,17 @@ def test_the_axis_starts_where_bars_differ_and_says_so(tmp_path, last, start):
 def test_curves_name_the_training_of_every_line(tmp_path):
     rows = [{"epoch": e, "loss": 1 / e, "top1": 60.0 + e, "agreement": None} for e in (1, 2)]
     curves({"finetune": rows}, tmp_path / "one.svg")
-    assert "fine-tuning: top-1" in texts(tmp_path / "one.svg") and "training loss" in texts(tmp_path / "one.svg")
-    curves({"adapt": rows, "round 1": [], "finetune": rows}, tmp_path / "two.svg")
-    shown = texts(tmp_path / "two.svg")
-    assert "adapting the classifier: top-1" in shown and "round 1" not in shown and "agreement" not in shown
+    shown = texts(tmp_path / "one.svg").splitlines()
+    assert {"fine-tuning", "training loss", "validation images: top-1 (%)"} <= set(shown) and "agreement" not in shown
+    rounds = [{"epoch": e, "loss": 1.0} for e in (1, 2)]
+    agreeing = [row | {"agreement": 70.0} for row in rows]
+    curves({"adapt": rows, "round 1": rounds, "round 2": [], "finetune": agreeing}, tmp_path / "two.svg")
+    shown = texts(tmp_path / "two.svg").splitlines()
+    assert {"adapting the classifier", "round 1", "fine-tuning", "top-1", "agreement"} <= set(shown)
+    assert "round 2" not in shown
+    drawn = {node.get("id") for node in ElementTree.parse(tmp_path / "two.svg").iter()}
+    assert {"adapt top1", "round 1 loss", "finetune agreement"} <= drawn
+    assert drawn.isdisjoint({"round 1 top1", "adapt agreement"})
 
 
 def test_labels_do_not_cover_each_other():
