@@ -83,7 +83,7 @@ def test_odd_names_are_only_names(vit: Any, tmp_path: Path, slimvit_: Invoke) ->
 def test_a_recipe_does_not_end_its_own_block() -> None:
     """Backticks and line breaks in what it says included."""
     text = yaml.safe_dump({"data": {"name": "x " * 60 + "```\n# Title\n`````"}})
-    facts = CardFacts("me/x", "vit_tiny_patch16_224", 0, (), (3, 32, 32), (6, 3), (0, 0), None, recipe=text)
+    facts = CardFacts("me/x", "vit_tiny_patch16_224", 0, (), (3, 32, 32), {"heads": (6, 3)}, None, recipe=text)
     body = parts(card(facts))[1]
     fence = re.search(r"^(`{3,})yaml$", body, re.M)
     assert fence is not None and body.count(fence[1]) == 2 and fence[1] not in text
@@ -93,7 +93,8 @@ def test_a_recipe_does_not_end_its_own_block() -> None:
 def test_notes_and_paths_of_a_report() -> None:
     stage = Stage(stage="original", heads=6, params=10, top1=50.0)
     report = Report(model="m", data="/home/me/secret/photos", images=3, stages=[stage], notes=["<img src=x>\n# no"])
-    facts = CardFacts("me/x", "m", 2, "ab", (3, 8, 8), (6, 3), (8, 4), "head", report=report, before=stage, after=stage)
+    units, stages = {"heads": (6, 3), "mlp": (8, 4)}, {"before": stage, "after": stage}
+    facts = CardFacts("me/x", "m", 2, "ab", (3, 8, 8), units, "head", report=report, **stages)
     body = parts(card(facts))[1]
     assert "3 images of photos" in body and "secret" not in body and r"\<img src=x>" in body
     assert not re.search(r"^# no", body, re.M) and "one mix a pair of blocks and head" in body
