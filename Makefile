@@ -1,9 +1,10 @@
-# make demo: set up and run the main job. make test: set up and pass the tests. make check: test, format, lint, types.
+# make demo: set up and run the main job. make test: set up and pass the tests. make check: all of CI.
+# make docs: build the documentation. make reference: write the generated blocks of README.md and docs/ again.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check stress lowest audit format clean
+.PHONY: demo test check docs reference stress lowest audit format clean
 
 demo: $(READY)
 	$(BIN)/slimvit run digits_vit_dense --out runs/demo_vit --force
@@ -16,11 +17,18 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/zensical build --strict --clean
 	$(BIN)/python -m pytest -n auto
 
+docs: $(READY)  # strict: a broken link or an unknown name in the API reference is an error
+	$(BIN)/zensical build --strict --clean
+
+reference: $(READY)
+	$(BIN)/cog -r -P -I docs -I benchmarks -p 'import generate, tables' --verbosity 1 README.md docs/*.md docs/*/*.md
+
 stress: $(READY)
-	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/test_faults.py tests/test_hostile.py \
-		tests/test_load.py tests/hub
+	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/workflows/test_faults.py \
+		tests/workflows/test_memory_use.py tests/cli/test_hostile.py tests/io/hub
 
 lowest:  # the suite with the lowest versions that setup.cfg allows; what they warn of is past mending
 	$(PYTHON) -m venv .cache/lowest
@@ -37,8 +45,8 @@ format: $(READY)
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info runs
+	rm -rf .venv build dist site *.egg-info runs

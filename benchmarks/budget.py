@@ -27,7 +27,7 @@ import timm
 import torch
 from peers import cell
 from recovery import first, hits, interval, packed, table, unpacked
-from setting import EARLIER, earlier, loader, said, setting, test_images
+from setting import loader, said, setting, test_images
 from torch import nn
 from torch.utils.data import Subset
 
@@ -185,15 +185,13 @@ def render() -> str:
         lines = [["arm", "seeds", "MACs", "top-1", "above chance kept (%)", "against the original", "agreement (%)",
                   "feature error", "passes"]]  # fmt: skip
         for arm in ARMS:
-            for old in (False, True):
-                if len(mine := group[(group["arm"] == arm) & (earlier(group) == old)]):
-                    lines.append(_line(arm + " *" * old, mine))
+            if len(mine := group[group["arm"] == arm]):
+                lines.append(_line(arm, mine))
         text.append(table(lines))
     if RANKS.exists():
         rank = json.loads(RANKS.read_text())
         text.append("## Predicted against true rise of the loss")
         text.append(RANKED.format(**rank, **rank["spearman"]))
-    text += [EARLIER.format(file=ROWS.name)] * bool(earlier(rows).any())
     return "\n\n".join(text) + "\n"
 
 
@@ -213,7 +211,7 @@ images. Torch-Pruning: its group Taylor importance of heads and of MLP neurons, 
 the mean of a group), in the same groups of 8. Every arm but it and `cut alone` is given the same refit."""
 RANKED = """{plans} random plans along the order of the scores. Spearman's rank correlation of the predicted rise with
 the true one after the refit {loss_refit}, after the cut alone {loss_cut}, with the feature error {feature_error}; of
-the MACs alone with the true rise {spearman_of_macs_alone}. *"""
+the MACs alone with the true rise {spearman_of_macs_alone}."""
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -31,9 +30,6 @@ SETS = {
 }
 TEST = 5_000
 """Most validation images that are looked at."""
-EARLIER = """\\* With the scores of an earlier form of `residual`, which took the tokens of an image as independent
-(`"earlier": true` in {file})."""
-"""What a ` *` in a table means."""
 
 
 @cache
@@ -82,8 +78,3 @@ def said(model: Any, images: Any, precision: str = "float32") -> Outputs:
 
 def loader(model: Any, images: Any) -> Any:
     return eval_loader(images, preprocessing_of(model), 64)
-
-
-def earlier(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of an earlier form of `residual`; some files have none."""
-    return rows.get("earlier", pd.Series(False, rows.index)).eq(True)

@@ -6,7 +6,7 @@
 
 DINOv2 ViT-S/14 at 112 px with a linear classifier on its frozen features. Every row: heads removed from 72 (or 36),
 top-1, its share above chance, agreement with the uncut network, feature error. Rows are appended to
-results/training_free.jsonl as they come; a row that is there already is not measured again, unless it is `earlier`.
+results/training_free.jsonl as they come; a row that is there already is not measured again.
 Files: .cache/real/{dinov2,fashion,textile} (a real pretrained ViT-S, Fashion-MNIST, photographs of textile).
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 import timm
 import torch
-from setting import EARLIER, TEST, earlier, loader, setting, test_images
+from setting import TEST, loader, setting, test_images
 
 import slimvit
 from slimvit.data.loaders import draw
@@ -117,8 +117,6 @@ def render() -> str:
     """All rows as one Markdown table, seeds averaged (spread as the standard deviation)."""
     rows = pd.DataFrame(told().values())
     versions = rows.pop("versions").iloc[-1]
-    old = earlier(rows)
-    rows["criterion"] += old.map({True: " *", False: ""})
     by = ["data", "removed", "scope", "criterion", "target", "ridge", "images", "test"]
     grouped = rows.groupby(by, sort=False)
     table = grouped[["original", "top1", "kept", "agreement", "feature_error"]].mean()
@@ -136,7 +134,6 @@ def render() -> str:
         table[column] = table[column].map(f"{{:.{digits}f}}".format)
     lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
-    lines += ["", EARLIER.format(file=ROWS.name)] * bool(old.any())
     return f"# Training-free pruning\n\n{versions}\n\n" + "\n".join(lines) + "\n"
 
 
@@ -147,7 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     ROWS.parent.mkdir(exist_ok=True)
     ROWS.touch()
-    done = {k for k, row in told().items() if not row.get("earlier")}
+    done = set(told())
     versions = f"CPU ({platform.processor() or platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"
     for part in args.parts:
         for change in parts()[part]:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from slimvit.prune.refit import refit as refit
     from slimvit.prune.surgery import prune_model as prune_model
     from slimvit.train.finetune import finetune as finetune
+    from slimvit.utils.errors import SlimvitError as SlimvitError
     from slimvit.workflows.run import run as run
 
 _HOME = {

@@ -36,7 +36,7 @@ def test_the_wheel_is_complete(wheel: zipfile.ZipFile) -> None:
     assert "slimvit/py.typed" in names
     assert {f"slimvit/io/embedded/{name}/{f}" for name in EMBEDDED for f in ("slim.json", "model.safetensors")} <= names
     assert {f"slimvit/recipes/{f.name}" for f in (ROOT / "recipes").glob("*.yaml")} <= names
-    assert "slimvit/report/page.html" in names
+    assert "slimvit/report/compare/page.html" in names
     code = {str(f.relative_to(ROOT)) for f in (ROOT / "slimvit").rglob("*.py")}
     assert code == {n for n in names if n.endswith(".py")}
     info = next(n for n in names if n.endswith("/METADATA")).split("/")[0]
