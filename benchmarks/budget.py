@@ -39,6 +39,7 @@ from slimvit.measure.flops.count import count_macs
 from slimvit.prune.budget_search import plan_budget
 from slimvit.prune.costs.base import Costs, macs_costs
 from slimvit.prune.criteria.registry import Scores, score_parts
+from slimvit.train.loop import TrainOptions
 from slimvit.utils.errors import PlanError
 
 HERE = Path(__file__).parent
@@ -142,7 +143,7 @@ class Bench:
         batches = train_loader(images, preprocessing_of(slim), section, 32, 0, row["seed"])
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False):
             tuned, history = slimvit.finetune(
-                slim, batches, section, teacher=self.model, lr=row["lr"], seed=row["seed"]
+                slim, batches, section, teacher=self.model, options=TrainOptions(lr=row["lr"], seed=row["seed"])
             )
         return tuned, {"losses": [round(epoch["loss"], 4) for epoch in history]}
 

@@ -43,6 +43,7 @@ from slimvit.data.loaders import draw, preprocessing_of, train_loader
 from slimvit.data.sources import open_data
 from slimvit.measure.accuracy import Outputs, compare
 from slimvit.models.registry import plan_of
+from slimvit.train.loop import TrainOptions
 
 ROWS = Path(__file__).parent / "results" / "recovery.jsonl"
 SEEN = {"fashion": 6_000, "textile": None}
@@ -167,7 +168,11 @@ class Bench:
             # a cache would keep the first step's weights for the whole training
             with torch.autocast("cpu", low, enabled=low != torch.float32, cache_enabled=False):
                 tuned, history = slimvit.finetune(
-                    slim, batches, section, teacher=teacher if distill else None, lr=row["lr"], seed=row["seed"]
+                    slim,
+                    batches,
+                    section,
+                    teacher=teacher if distill else None,
+                    options=TrainOptions(lr=row["lr"], seed=row["seed"]),
                 )
             seconds = round(time.process_time() - started, 1)
             return tuned, {"train_seconds": seconds, "losses": [round(epoch["loss"], 4) for epoch in history]}

@@ -25,6 +25,7 @@ from slimvit.config.recipe import FinetuneSection
 from slimvit.data.loaders import TrainLoader
 from slimvit.data.samplers import Shuffle
 from slimvit.measure.accuracy import Outputs, outputs_of
+from slimvit.train.loop import TrainOptions
 
 CACHE = Path(__file__).parent.parent / ".cache"
 PRETRAINED = CACHE / "bench" / "small_vit.safetensors"
@@ -103,7 +104,9 @@ def train(
         curve.append(round(100 * (logits.argmax(1) == wanted).float().mean().item(), 2))
 
     section = FinetuneSection(epochs=epochs, lr=lr, distill=False)
-    tuned, _ = slimvit.finetune(model, loader, section, seed=seed, mix_lr_scale=mix_lr_scale, after_epoch=look)
+    tuned, _ = slimvit.finetune(
+        model, loader, section, options=TrainOptions(seed=seed, mix_lr_scale=mix_lr_scale, after_epoch=look)
+    )
     return tuned, curve
 
 

@@ -38,7 +38,7 @@ from slimvit.config.training import TrainSection
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.sources import open_data
 from slimvit.measure.latency.ratios import median_ratio
-from slimvit.train.loop import train
+from slimvit.train.loop import TrainOptions, train
 from slimvit.utils.distributed import open_engine
 
 HERE = Path(__file__).parent
@@ -77,7 +77,11 @@ class Ours:
     def epoch(self) -> float:
         """Seconds; the copy of the model and of the optimizer before the epoch are not part of them."""
         _, history = train(
-            self.model, self.loader, _labels, SECTION, lr=1e-4, engine=open_engine(precision=self.precision)
+            self.model,
+            self.loader,
+            _labels,
+            SECTION,
+            TrainOptions(lr=1e-4, engine=open_engine(precision=self.precision)),
         )
         return history[0]["seconds"]
 

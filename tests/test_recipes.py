@@ -34,8 +34,7 @@ from slimvit.measure.flops.count import MacCount
 from slimvit.models.insert_dense import mixes_of
 from slimvit.models.registry import plan_of
 from slimvit.utils.errors import RecipeError
-from slimvit.workflows.run import FINETUNE_LR
-from slimvit.workflows.training import ADAPT_LR
+from slimvit.workflows.training import ADAPT_LR, FINETUNE_LR
 
 NAMES = list(recipe_files())
 NETWORKS = ("deit_tiny", "deit_small", "swin_tiny", "swin_small")
@@ -158,7 +157,7 @@ def test_it_runs(name: str, digit_folder: Any, tmp_path: Path, watch: Watch) -> 
         assert 0 < size < 0.05 if recipe.dense.init == "zero" else size > 0.2
     again = slimvit.load(tmp_path / "run")
     assert again.slim_plan == plan_of(now.model)
-    assert (again.num_classes, type(again)) == (now.data.num_classes, type(now.model))
+    assert (again.num_classes, type(again)) == (now.context.data.num_classes, type(now.model))
 
 
 def trained(recipe: Recipe) -> dict[str, TrainSection]:

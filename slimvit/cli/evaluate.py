@@ -28,7 +28,7 @@ def evaluate_command(model: str, as_json: bool, **given: Any) -> None:
       slimvit evaluate vit_digits --data digits
     """
     from slimvit.config.recipe import Recipe
-    from slimvit.workflows.run import evaluate_model
+    from slimvit.workflows.evaluate import evaluate_model
     from slimvit.workflows.run_folder import recipe_of
 
     keep_freed_memory()

@@ -133,8 +133,7 @@ def _recipe(model: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
     from slimvit.report.run.plan_text import estimate_text
-    from slimvit.workflows.dry_run import estimate
-    from slimvit.workflows.run import dry_run
+    from slimvit.workflows.dry_run import dry_run, estimate
 
     state, plan = dry_run(recipe, shared.run_options(given))
     forecast = estimate(state, plan)

@@ -20,7 +20,7 @@ from slimvit.cli import options, shared
 @options.seed_option
 @options.machine_options
 @options.training_machine
-@click.option("--shelf", type=click.Path(path_type=Path), hidden=True)
+@click.option("--cache", "--shelf", type=click.Path(path_type=Path), hidden=True)
 @click.option("--ends-with-stdin", is_flag=True, hidden=True)
 @options.out_options
 @options.resume_option

@@ -87,8 +87,8 @@ def run_and_show(recipe: Recipe, given: dict[str, Any]) -> None:
         show_report(report, given.get("as_json", False))
         return
     state = run(recipe, options)
-    state.engine.close()
-    if not state.engine.is_main:
+    state.context.engine.close()
+    if not state.context.engine.is_main:
         return
     show_report(state.report, given.get("as_json", False))
     if given.get("out") is not None:

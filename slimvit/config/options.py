@@ -25,8 +25,8 @@ class Options:
     """Go on with the interrupted training in ``out``, if there is one."""
     save_minutes: float = 10.0
     """A training that writes to ``out`` saves its state after every epoch, and in between when this much has passed."""
-    shelf: Path | None = None
-    """A folder with what several runs have in common (shelf.py); a run takes from it what it can, and adds the rest."""
+    cache: Path | None = None
+    """Folder with results that several runs share. A run reads from it what it can, and adds the rest."""
     log_with: str | None = None
     """`tensorboard` or `wandb`: the rows of history.csv go there too."""
 

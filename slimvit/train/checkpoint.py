@@ -1,11 +1,13 @@
-"""What a training leaves on disk while it runs: its last state and its best network, each whole or not at all."""
+"""Files of a training under way (its last state, its best network), and stopping it without losing them."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,38 @@ def _read(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # whatever a damaged file makes torch raise
         reason = " ".join(str(error).split())[:200]
         raise StoreError(f"{path}: damaged, so it cannot be resumed from ({reason}); begin anew with --force") from None
+
+
+class StopFlag:
+    """Whether the user or the system asked the training to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def stop_flag(listens: bool) -> Iterator[StopFlag]:
+    """Catch the first SIGINT or SIGTERM in the block: it sets the flag, and the next one acts as usual.
+
+    Signals are left alone where `listens` is false, and outside the main thread, where Python allows no handlers.
+    """
+    flag = StopFlag()
+    if not listens or threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(*_: Any) -> None:
+        flag.asked = True
+        give_back()
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield flag
+    finally:
+        give_back()

@@ -1,64 +1,58 @@
-"""Fine-tuning a model on labels, on what a teacher gives, or on both."""
+"""Fine-tuning a model on labels, on a teacher, or on both."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+
 from torch import nn
 from torch.utils.data import DataLoader
 
 from slimvit.config.training import TrainSection
-from slimvit.train.checkpoint import Checkpoints
-from slimvit.train.distill import Batches, View, answers_of, training_loss
-from slimvit.train.loop import AfterEpoch, train
+from slimvit.models.base import TimmModule
+from slimvit.train.distill import training_loss
+from slimvit.train.loop import DEFAULTS, TrainOptions, train
 from slimvit.train.state import History
-from slimvit.utils.distributed import Engine, open_engine
+from slimvit.train.teacher import Teacher
 
 
 def finetune(
-    model: nn.Module,
+    model: TimmModule,
     loader: DataLoader,
     section: TrainSection,
     *,
-    teacher: nn.Module | None = None,
-    teacher_sees: View = lambda images: images,
+    teacher: nn.Module | Teacher | None = None,
     labelled: bool = True,
-    lr: float = 2e-5,
-    device: torch.device | str = "cpu",
-    engine: Engine | None = None,
-    seed: int = 0,
-    mix_lr_scale: float = 1.0,
-    what: str = "fine-tuning",
-    after_epoch: AfterEpoch = lambda model, row: None,
-    checkpoints: Checkpoints | None = None,
-    in_order: Batches = (),
+    options: TrainOptions = DEFAULTS,
 ) -> tuple[nn.Module, History]:
-    """A trained copy of ``model`` in eval mode, and a row an epoch (epoch, loss, lr, seconds).
+    """Train a copy of `model`.
 
-    ``loader``: from :func:`slimvit.data.loaders.train_loader`. ``section``: epochs, schedule and augmentation; a
-    ``FinetuneSection`` with ``distill`` also learns from ``teacher``, which stays as it is and sees the same images,
-    turned by ``teacher_sees`` into what it wants (:func:`slimvit.data.preprocessing.converter`).
-    ``lr``: peak learning rate when the section names none. ``mix_lr_scale``: learning rate of the mixes of dense
-    attention, in units of the others'. ``engine``: where to compute, instead of one process on ``device`` in fp32.
-    ``checkpoints``: where the state of the training is kept, and gone on from. ``in_order``: batches of the training
-    images as they lie, for a section with ``cache_teacher``.
+    Args:
+        model: The network to train; it does not change.
+        loader: Batches (images [B, C, H, W], labels [B]) from `slimvit.data.loaders.train_loader`.
+        section: Epochs, learning rate, schedule, augmentation. A `FinetuneSection` with `distill` learns from
+            `teacher` too.
+        teacher: The network to learn from, often the uncut one. A `Teacher` also says how it sees the images.
+        labelled: Whether the labels mean anything; without them the teacher alone is learned from.
+        options: Learning rate, seed, device, checkpoints and callback.
+
+    Returns:
+        The trained copy in eval mode, and one row an epoch: epoch, loss, lr, seconds.
+
+    Raises:
+        DataError: There is nothing to learn from.
+        Diverged: The loss became NaN or infinite.
+
+    Example:
+        ```python
+        section = FinetuneSection(epochs=3)
+        loader = train_loader(images, preprocessing_of(slim), section, batch_size=64, workers=0, seed=0)
+        slim, history = slimvit.finetune(slim, loader, section, teacher=original)
+        ```
     """
-    engine = engine or open_engine(str(device))
+    engine = options.engine_for(model)
+    if isinstance(teacher, nn.Module):
+        teacher = Teacher(teacher)
     if teacher is not None:
-        teacher = teacher.to(engine.device).eval()
-    answers = None
-    if teacher is not None and model.num_classes and section.numbered:
-        answers = answers_of(teacher, in_order, teacher_sees, engine.device)
-    loss = training_loss(section, teacher, labelled, bool(model.num_classes), teacher_sees, answers)
-    return train(
-        model,
-        loader,
-        loss,
-        section,
-        lr=lr,
-        engine=engine,
-        seed=seed,
-        mix_lr_scale=mix_lr_scale,
-        what=what,
-        after_epoch=after_epoch,
-        checkpoints=checkpoints,
-    )
+        teacher = teacher.on(engine.device)
+    loss = training_loss(section, teacher, labelled, bool(model.num_classes))
+    return train(model, loader, loss, section, replace(options, engine=engine))

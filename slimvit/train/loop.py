@@ -1,240 +1,220 @@
-"""The training loop: batches in, steps of the optimizer out, a row an epoch.
+"""The training loop: batches in, optimizer steps out, one row an epoch.
 
-Nothing random is carried from step to step: an image's augmentation is drawn from (seed, epoch, index), the mixing of a
-batch, drop-path and dropout from (seed, epoch, batch, process). So a training that is picked up from a checkpoint ends
-where an unbroken one would have, bit for bit on a CPU; on a GPU as far as its kernels repeat themselves.
+No random state is carried from step to step. An image's augmentation is drawn from (seed, epoch, index); mixing,
+drop-path and dropout of a batch from (seed, epoch, batch, process). A training resumed from a checkpoint therefore ends
+where an unbroken one would have: bit for bit on a CPU, on a GPU as far as its kernels are deterministic.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import skip_first_batches
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from slimvit.config.training import TrainSection
 from slimvit.models.base import TimmModule
-from slimvit.train.checkpoint import Checkpoints, Interrupted
+from slimvit.models.modes import device_of
+from slimvit.train.checkpoint import Checkpoints, Interrupted, StopFlag, stop_flag
 from slimvit.train.distill import Loss
-from slimvit.train.mixup import Mix, mixing
 from slimvit.train.optimizer import rate_of
 from slimvit.train.state import History, TrainState, begin, finish, training_mode
-from slimvit.train.stopping import StopFlag, stop_flag
+from slimvit.train.step import Losses, Mix, ModelWithLoss, mixing
 from slimvit.utils.distributed import Engine, open_engine
-from slimvit.utils.errors import SlimvitError
 from slimvit.utils.progress import track
 from slimvit.utils.seeds import seed_step, seeded
 
-LOOK_EVERY = 50
-"""Batches between two looks at the losses where a look makes the device, or other processes, wait."""
-
 AfterEpoch = Callable[[nn.Module, dict[str, Any]], None]
+"""(network in eval mode, row of the epoch) -> None; may add figures to the row."""
 
 
-class Diverged(SlimvitError):
-    """Training produced a loss that is no number."""
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a training is carried out, beside its section of the recipe.
+
+    Attributes:
+        lr: Peak learning rate where the section names none.
+        mix_lr_scale: Learning rate of the mixes of dense attention, in units of the others'.
+        seed: Seed of mixing, drop-path and dropout.
+        engine: Device, precision and processes; None takes one process on the model's device, in fp32.
+        name: Name of the training in messages.
+        after_epoch: Called after each epoch, before its row is kept.
+        checkpoints: Where the state is saved. A state found there is resumed from.
+    """
+
+    lr: float = 2e-5
+    mix_lr_scale: float = 1.0
+    seed: int = 0
+    engine: Engine | None = None
+    name: str = "fine-tuning"
+    after_epoch: AfterEpoch = lambda model, row: None
+    checkpoints: Checkpoints | None = None
+
+    def engine_for(self, model: nn.Module) -> Engine:
+        """The engine, or a new one on the model's device."""
+        return self.engine or open_engine(str(device_of(model)))
 
 
-class ModelWithLoss(nn.Module):
-    """The network and its loss as one module, so that whatever the loss asks of the network (features, the stream after
-    every block), it passes through what accelerate wraps around this: gradient exchange and mixed precision."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-
-    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(self.model, images, targets)
+DEFAULTS = TrainOptions()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Training:
-    """What one training works with, besides its state."""
+    """The parts of one training that stay the same from step to step."""
 
     section: TrainSection
+    options: TrainOptions
     engine: Engine
-    seed: int
-    what: str
-    """What the training is called in messages."""
-    lesson: Any
+    network: Any
     optimizer: Any
     loader: Any
-    """These three as accelerate hands them back."""
+    """Network with loss, optimizer and loader as accelerate returns them."""
+    images: int
+    """Images of a batch, over all processes."""
     batches: int
-    """Batches of an epoch, in one process."""
+    """Batches of an epoch in one process."""
     mix: Mix
-    checkpoints: Checkpoints | None
     stop: StopFlag
 
 
 def train(
-    model: TimmModule,
-    loader: DataLoader,
-    loss: Loss,
-    section: TrainSection,
-    *,
-    lr: float,
-    device: torch.device | str = "cpu",
-    engine: Engine | None = None,
-    seed: int = 0,
-    mix_lr_scale: float = 1.0,
-    what: str = "fine-tuning",
-    after_epoch: AfterEpoch = lambda model, row: None,
-    checkpoints: Checkpoints | None = None,
+    model: TimmModule, loader: DataLoader, loss: Loss, section: TrainSection, options: TrainOptions = DEFAULTS
 ) -> tuple[nn.Module, History]:
-    """A trained copy of ``model`` in eval mode on the engine's device, and a row an epoch; with ``ema_decay`` the
-    moving average of the trained copies.
+    """Train a copy of `model`.
 
-    ``loader``: from :func:`slimvit.data.loaders.train_loader`; with several processes each takes every n-th batch, so
-    that a step sees n times its ``batch_size``. ``lr`` is the peak learning rate when the section names none.
-    ``engine``: where to compute (default: one process on ``device``, fp32). ``after_epoch`` may measure the model and
-    add to the epoch's row. ``checkpoints``: where the state is kept; a state that is there already is gone on from.
+    Args:
+        model: The network to train; it does not change.
+        loader: Batches from `slimvit.data.loaders.train_loader`. Each of several processes takes every n-th batch, so
+            a step sees n times its `batch_size`.
+        loss: (network, images [B, C, H, W], targets) -> mean loss.
+        section: Epochs, optimizer, schedule, augmentation.
+        options: Learning rate, seed, engine, checkpoints and callback.
 
-    Raises :class:`Diverged` with step and learning rate when the loss is NaN or infinite, :class:`Interrupted` after an
-    interrupt, when the state is saved.
+    Returns:
+        The trained copy in eval mode on the engine's device (with `ema_decay` its moving average), and one row an
+        epoch.
+
+    Raises:
+        Diverged: The loss is NaN or infinite.
+        Interrupted: The training was asked to stop; its state is saved.
     """
-    engine = engine or open_engine(str(device))
-    images = _images_a_step(loader) * engine.processes
-    mix = mixing(section, model.num_classes, _images_a_step(loader))
-    with seeded(seed), stop_flag(checkpoints is not None) as stop:
+    engine, checkpoints = options.engine_for(model), options.checkpoints
+    images = _images_a_step(loader)
+    mix = mixing(section, model.num_classes, images)
+    with seeded(options.seed), stop_flag(checkpoints is not None) as stop:
         share = engine.accelerator.prepare_data_loader(loader)
-        updates = math.ceil(max(1, len(share)) / section.accumulate)
-        state = begin(model, section, section.lr or lr, mix_lr_scale, updates, engine.device)
+        batches = max(1, len(share))
+        updates = math.ceil(batches / section.accumulate)
+        state = begin(model, section, section.lr or options.lr, options.mix_lr_scale, updates, engine.device)
         if engine.compiles:
             state.model.compile()
         engine.accelerator.gradient_accumulation_steps = section.accumulate
-        lesson, optimizer = engine.accelerator.prepare(ModelWithLoss(state.model, loss), state.optimizer)
-        batches = max(1, len(share))
-        now = Training(section, engine, seed, what, lesson, optimizer, share, batches, mix, checkpoints, stop)
+        network, optimizer = engine.accelerator.prepare(ModelWithLoss(state.model, loss), state.optimizer)
+        images *= engine.processes
+        training = Training(section, options, engine, network, optimizer, share, images, batches, mix, stop)
         if checkpoints is not None and (saved := checkpoints.last()) is not None:
             state.restore(saved)
         while state.epoch < section.epochs:
-            _epoch(state, now)
-            _end_epoch(state, now, images, after_epoch)
+            _epoch(state, training)
+            _end_epoch(state, training)
         engine.accelerator.free_memory()
         state.model._compiled_call_impl = None
     return finish(state, section, model), state.history
 
 
-def _epoch(state: TrainState, now: Training) -> None:
-    """What is left of the epoch under way."""
-    section, accelerator = now.section, now.engine.accelerator
-    now.loader.set_epoch(state.epoch)
+def _epoch(state: TrainState, training: Training) -> None:
+    """The rest of the epoch under way."""
+    section, accelerator, options = training.section, training.engine.accelerator, training.options
     training_mode(state.model, section)
-    rest = now.loader
-    if state.batch:
-        rest = skip_first_batches(now.loader, state.batch)
-        rest.set_epoch(state.epoch)
-    title = f"{now.what} {state.epoch + 1}/{section.epochs}"
-    losses = Losses(state, now.engine, now.what, now.checkpoints)
+    losses = Losses(state, training.engine, options.name, options.checkpoints)
     size, started = 1, time.perf_counter() - state.seconds
-    for images, targets in track(rest, title, now.batches - state.batch):
+    for images, targets in _batches(state, training):
         if state.batch % section.accumulate == 0:
-            size = min(section.accumulate, now.batches - state.batch)  # the last step of an epoch may have fewer
+            size = min(section.accumulate, training.batches - state.batch)  # an epoch's last step may have fewer
             state.schedule.step_update(state.updates)
-        seed_step(now.seed, state.epoch, state.batch, accelerator.process_index)
-        with accelerator.accumulate(now.lesson):
-            value = now.lesson(*now.mix(images, targets))
+        seed_step(options.seed, state.epoch, state.batch, accelerator.process_index)
+        with accelerator.accumulate(training.network):
+            value = training.network(*training.mix(images, targets))
             losses.add(value.detach())
             accelerator.backward(value * (section.accumulate / size))  # accelerate divides by `accumulate`
             if accelerator.sync_gradients and section.clip_grad is not None:
                 accelerator.clip_grad_norm_(state.model.parameters(), section.clip_grad)
-            now.optimizer.step()
-            now.optimizer.zero_grad()
+            training.optimizer.step()
+            training.optimizer.zero_grad()
         state.batch += 1
         if accelerator.sync_gradients:
             state.update()
             if losses.are_due:
                 state.seconds = time.perf_counter() - started
-                _look(state, now, losses)
+                _between_steps(state, training, losses)
     losses.look()
     state.seconds = time.perf_counter() - started
 
 
-class Losses:
-    """Losses since the last look. On a CPU alone every one is looked at before its step is taken; elsewhere a look
-    waits for the device or the other processes, so it is taken now and then, and always before a state is saved."""
-
-    def __init__(self, state: TrainState, engine: Engine, what: str, checkpoints: Checkpoints | None) -> None:
-        self.state, self.engine, self.what, self.checkpoints = state, engine, what, checkpoints
-        self.waits = engine.device.type != "cpu" or engine.processes > 1
-        self.unseen: list[tuple[int, float, Tensor]] = []
-        """Step in the epoch, learning rate, loss."""
-
-    def add(self, value: Tensor) -> None:
-        self.unseen.append((self.state.batch + 1, rate_of(self.state.optimizer), value))
-        if not self.waits:
-            self.look()
-
-    @property
-    def are_due(self) -> bool:
-        return not self.waits or len(self.unseen) >= LOOK_EVERY
-
-    def look(self) -> None:
-        """Add them up, mean over processes; raises :class:`Diverged` at the first that is no finite number."""
-        if not self.unseen:
-            return
-        together = self.engine.accelerator.reduce(torch.stack([value for *_, value in self.unseen]).float(), "mean")
-        for (step, rate, _), value in zip(self.unseen, together.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise Diverged(self._told(value, step, rate))
-            self.state.total += value
-        self.unseen = []
-
-    def _told(self, value: float, step: int, rate: float) -> str:
-        where = f"in epoch {self.state.epoch + 1}, step {step}, at lr {rate:.2e}"
-        kept = None if self.checkpoints is None else self.checkpoints.describe()
-        return f"{self.what}: the loss became {value} {where}; " + (
-            f"the last good state is {kept}; " * bool(kept) + "give a smaller learning rate"
-        )
+def _batches(state: TrainState, training: Training) -> Iterator[Any]:
+    """The batches of the epoch that are not done yet."""
+    training.loader.set_epoch(state.epoch)
+    rest = training.loader
+    if state.batch:
+        rest = skip_first_batches(rest, state.batch)
+        rest.set_epoch(state.epoch)
+    title = f"{training.options.name} {state.epoch + 1}/{training.section.epochs}"
+    return track(rest, title, training.batches - state.batch)
 
 
-def _look(state: TrainState, now: Training, losses: Losses) -> None:
-    """Between two steps: are the losses numbers, is it time to save, did somebody ask to stop?"""
+def _between_steps(state: TrainState, training: Training, losses: Losses) -> None:
+    """Check the losses, save the state when due, and stop when asked to."""
     losses.look()
-    if now.checkpoints is not None and now.checkpoints.due:
-        now.checkpoints.save(state.to_dict())
-    _stop_if_asked(state, now)
+    checkpoints = training.options.checkpoints
+    if checkpoints is not None and checkpoints.due:
+        checkpoints.save(state.to_dict())
+    _stop_if_asked(state, training)
 
 
-def _stop_if_asked(state: TrainState, now: Training) -> None:
-    """An interrupt does not reach all processes at the same step, so they ask each other."""
-    asked, accelerator = now.stop.asked, now.engine.accelerator
-    if now.engine.processes > 1:
-        asked = bool(accelerator.reduce(torch.tensor(float(asked), device=now.engine.device)).item())
-    if asked and now.checkpoints is not None:
-        now.checkpoints.save(state.to_dict())
+def _stop_if_asked(state: TrainState, training: Training) -> None:
+    """A signal does not reach all processes at the same step, so they ask each other."""
+    asked, engine, checkpoints = training.stop.asked, training.engine, training.options.checkpoints
+    if engine.processes > 1:
+        asked = bool(engine.accelerator.reduce(torch.tensor(float(asked), device=engine.device)).item())
+    if asked and checkpoints is not None:
+        checkpoints.save(state.to_dict())
         raise Interrupted(
-            f"{now.what}: stopped after epoch {state.epoch} of {now.section.epochs} and {state.batch} of the next "
-            f"{now.batches} steps; the state is saved. Go on with: {now.checkpoints.go_on}"
+            f"{training.options.name}: stopped after epoch {state.epoch} of {training.section.epochs} and "
+            f"{state.batch} of the next {training.batches} steps; the state is saved. "
+            f"Go on with: {checkpoints.go_on}"
         )
 
 
-def _end_epoch(state: TrainState, now: Training, images: int, after_epoch: AfterEpoch) -> None:
-    """Measure, write the row, save."""
-    accumulate = now.section.accumulate
-    row = {"epoch": state.epoch + 1, "loss": state.total / now.batches, "lr": rate_of(state.optimizer)}
-    if accumulate > 1 or now.engine.processes > 1:
-        row["batch"] = min(accumulate, now.batches) * images
-    row["seconds"] = round(state.seconds, 2)
+def _end_epoch(state: TrainState, training: Training) -> None:
+    """Measure, keep the row, save."""
+    options = training.options
+    row = _row(state, training)
     state.model.eval()
-    after_epoch(state.result, row)
+    options.after_epoch(state.result, row)
     earlier = [r["top1"] for r in state.history if r.get("top1") is not None]
     best = row.get("top1") is not None and all(row["top1"] > other for other in earlier)
     state.history.append(row)
     state.epoch, state.batch, state.total, state.seconds = state.epoch + 1, 0, 0.0, 0.0
-    if now.checkpoints is not None:
+    if options.checkpoints is not None:
         if best:
-            now.checkpoints.save_best(state.result.state_dict())
-        now.checkpoints.save(state.to_dict())
-    _stop_if_asked(state, now)
+            options.checkpoints.save_best(state.result.state_dict())
+        options.checkpoints.save(state.to_dict())
+    _stop_if_asked(state, training)
+
+
+def _row(state: TrainState, training: Training) -> dict[str, Any]:
+    """The epoch's row of the history, before anything is measured."""
+    accumulate = training.section.accumulate
+    row = {"epoch": state.epoch + 1, "loss": state.total / training.batches, "lr": rate_of(state.optimizer)}
+    if accumulate > 1 or training.engine.processes > 1:
+        row["batch"] = min(accumulate, training.batches) * training.images
+    return row | {"seconds": round(state.seconds, 2)}
 
 
 def _images_a_step(loader: DataLoader) -> int:

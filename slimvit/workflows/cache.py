@@ -1,6 +1,6 @@
-"""What several runs have in common, computed by the first and taken from a folder by the others.
+"""Results that several runs share: the first run computes them, the others read them from the cache folder.
 
-Each entry lies in a file or folder whose name is a hash of all that it depends on, and appears whole or not at all.
+The name of an entry is a hash of everything it depends on. An entry appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -10,31 +10,35 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from slimvit.config.recipe import Recipe
 from slimvit.io import saved_model
 from slimvit.io.open import random_weights
 from slimvit.measure.accuracy import Outputs
-from slimvit.models.registry import plan_of
+from slimvit.models.base import TimmModule
+from slimvit.models.plan import SlimPlan
 from slimvit.prune.criteria.registry import Scores
 from slimvit.prune.criteria.scores import read_scores, write_scores
+from slimvit.train.state import History
 from slimvit.utils.files import disk_errors
 from slimvit.utils.output import fingerprint
-from slimvit.workflows.state import RunState
+from slimvit.workflows.state import RunContext
 
 HISTORY = "history.json"
 NEW = ".new-"
-"""How the names of folders begin in which entries are written."""
+"""Prefix of the folders in which entries are written before they take their place."""
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:
-    """What a run would take from the shelf or put there: `original`, `scores`, `adapted` -> name of the entry.
+    """Names of a run's cache entries, by kind: `original`, `scores`, `adapted`.
 
-    The seed counts only where something depends on it, so that seeds share what they can.
+    The seed enters a name only where the entry depends on it, so that seeds share what they can.
     """
     trained = recipe.adapt.epochs > 0
     start: dict[str, Any] = {"model": recipe.model.model_dump(), "data": recipe.data.model_dump()}
@@ -42,70 +46,83 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
         start |= {"adapt": recipe.adapt.model_dump()}
     if trained or random_weights(recipe.model):
         start |= {"seed": recipe.seed}
-    found = {"adapted": fingerprint(start)} if trained else {}
-    found["original"] = fingerprint(start)
+    keys = {"adapted": fingerprint(start)} if trained else {}
+    keys["original"] = fingerprint(start)
     if recipe.prune.wanted and recipe.prune.plan is None:
         section = recipe.prune
         draws = {"criterion": section.criterion, "images": section.calibration_images, "seed": recipe.seed}
-        found["scores"] = fingerprint(start | {"scores": draws})
-    return {what: f"{what}-{name}" for what, name in found.items()}
+        keys["scores"] = fingerprint(start | {"scores": draws})
+    return {kind: f"{kind}-{key}" for kind, key in keys.items()}
 
 
-def original_outputs(state: RunState) -> Outputs:
-    """What the uncut network gives on the validation images."""
-    path = _place(state, "original", ".safetensors")
+def original_outputs(context: RunContext, original: nn.Module) -> Outputs:
+    """The original's outputs for the validation images."""
+    path = _place(context, "original", ".safetensors")
     if path is None or not path.exists():
-        found = state.outputs(state.original, state.data.val)
-        _put(state, path, lambda partial: save_file(_known(found), partial))
-        return found
+        outputs = context.outputs(original, context.data.val)
+        _put(context, path, lambda partial: save_file(_tensors(outputs), partial))
+        return outputs
     stored = load_file(path)
     return Outputs(stored.get("logits"), stored["features"], stored.get("labels"))
 
 
-def scores(state: RunState, parts: tuple[str, ...], make: Callable[[], Scores]) -> Scores:
-    """The scores of the network's ``parts``."""
-    path = _place(state, "scores", f"-{'-'.join(parts)}.json")
+def scores(context: RunContext, parts: tuple[str, ...], plan: SlimPlan, make: Callable[[], Scores]) -> Scores:
+    """The scores of the `parts` of a network whose heads and neurons are those of `plan`."""
+    path = _place(context, "scores", f"-{'-'.join(parts)}.json")
     if path is not None and path.exists():
-        return read_scores(path, plan_of(state.model))
-    found = make()
-    _put(state, path, lambda partial: write_scores(found, partial))
-    return found
+        return read_scores(path, plan)
+    made = make()
+    _put(context, path, lambda partial: write_scores(made, partial))
+    return made
 
 
-def adapted(state: RunState, train: Callable[[], None]) -> None:
-    """Let ``train`` make the run's model one for the data's classes, or take the one that it made before."""
-    folder = _place(state, "adapted", "")
-    if folder is None or not folder.exists() or state.interrupted == "adapt":
-        train()
-        _put(state, folder, lambda partial: _write_adapted(state, partial))
-        return
-    state.model = saved_model.load_folder(folder).to(state.device)
+@dataclass(frozen=True)
+class Adapted:
+    """A model trained for the data's classes.
+
+    Attributes:
+        model: The network with a classifier for them.
+        notes: Remarks for the report.
+        histories: A row an epoch, by training.
+        seconds: Time that it took in this run.
+    """
+
+    model: TimmModule
+    notes: list[str]
+    histories: dict[str, History]
+    seconds: float = 0.0
+
+
+def adapted(context: RunContext, make: Callable[[], Adapted], anew: bool) -> Adapted:
+    """The model trained for the data's classes; `anew` makes it even where another run has left it."""
+    folder = _place(context, "adapted", "")
+    if folder is None or not folder.exists() or anew:
+        made = make()
+        _put(context, folder, lambda partial: _write_adapted(context, made, partial))
+        return made
     kept = json.loads((folder / HISTORY).read_text())
-    state.notes += kept["notes"]
-    state.histories |= kept["histories"]
-    state.adapted = True
+    return Adapted(saved_model.load_folder(folder).to(context.device), kept["notes"], kept["histories"])
 
 
-def _write_adapted(state: RunState, partial: Path) -> None:
+def _write_adapted(context: RunContext, made: Adapted, partial: Path) -> None:
     partial.mkdir()
-    saved_model.write_model(state.model, partial, state.data.class_names)
-    kept = {"notes": state.notes, "histories": state.histories}
-    (partial / HISTORY).write_text(json.dumps(kept))
+    saved_model.write_model(made.model, partial, context.data.class_names)
+    (partial / HISTORY).write_text(json.dumps({"notes": made.notes, "histories": made.histories}))
 
 
-def _known(outputs: Outputs) -> dict[str, Any]:
+def _tensors(outputs: Outputs) -> dict[str, Any]:
     return {name: tensor.contiguous() for name, tensor in vars(outputs).items() if tensor is not None}
 
 
-def _place(state: RunState, what: str, suffix: str) -> Path | None:
-    """Where the entry lies or would lie; None for a run that shares nothing, or needs no such thing."""
-    shelf = state.options.shelf if state.engine.processes == 1 else None  # all processes must take the same way
-    name = None if shelf is None else keys_of(state.recipe).get(what)
-    return None if shelf is None or name is None else shelf / f"{name}{suffix}"
+def _place(context: RunContext, what: str, suffix: str) -> Path | None:
+    """Where the entry lies or would lie; None for a run that shares nothing, or has no such entry."""
+    cache = context.options.cache if context.engine.processes == 1 else None  # all processes must take the same way
+    name = None if cache is None else keys_of(context.recipe).get(what)
+    return None if cache is None or name is None else cache / f"{name}{suffix}"
 
 
-def _put(state: RunState, place: Path | None, write: Callable[[Path], Any]) -> None:
-    if place is None or not state.engine.is_main:
+def _put(context: RunContext, place: Path | None, write: Callable[[Path], Any]) -> None:
+    if place is None or not context.engine.is_main:
         return
     with disk_errors(place), saved_model.safetensors_errors():
         place.parent.mkdir(parents=True, exist_ok=True)

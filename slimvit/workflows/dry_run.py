@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from slimvit.config.options import Options
+from slimvit.config.recipe import Recipe
 from slimvit.measure.flops.count import count_macs, count_params
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.prune.costs.latency import latency_costs
 from slimvit.prune.surgery import prune_model
-
-if TYPE_CHECKING:
-    from slimvit.workflows.state import RunState
+from slimvit.utils.errors import RecipeError
+from slimvit.workflows import run_folder
+from slimvit.workflows.run import A_BUDGET, DEFAULTS, adapt, make_plan
+from slimvit.workflows.start import open_run
+from slimvit.workflows.state import RunState
 
 REFIT_PASSES = 5.0
 """Forward passes over the calibration images that a refit costs (measured: benchmarks/cost.py)."""
 TRAIN_PASSES = 3.0
 """A training step in forward passes; distillation adds one."""
+
+
+def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[RunState, SlimPlan]:
+    """Everything up to the plan; nothing is cut. With `options.out` the plan is written there."""
+    if not recipe.prune.wanted:
+        raise RecipeError(f"a dry run needs a budget: give {A_BUDGET}")
+    with open_run(recipe, options) as state:
+        state = make_plan(adapt(state))
+        plan = state.plan
+        assert plan is not None
+        if options.out is not None:
+            run_folder.write_plan(plan, options.out, options.force)
+    return state, plan
 
 
 def estimate(state: RunState, plan: SlimPlan) -> dict[str, Any]:
@@ -50,24 +67,26 @@ def _seconds(state: RunState) -> dict[str, float]:
     refitting, epochs = recipe.refit.target != "none", recipe.finetune.epochs
     stages = 2 + refitting + (epochs > 0)
     passes = TRAIN_PASSES + recipe.finetune.distill
-    calibration = min(recipe.prune.calibration_images, len(state.data.train))
+    train, val = len(state.context.data.train), len(state.context.data.val)
+    calibration = min(recipe.prune.calibration_images, train)
     parts = {
-        "adapt": state.adapting,
-        "scores": state.spent,
+        "adapt": state.adapt_seconds,
+        "scores": state.planning_seconds,
         "refit": REFIT_PASSES * calibration * image * refitting,
-        "finetune": epochs * (passes * len(state.data.train) + len(state.data.val)) * image,
-        "evaluation": stages * len(state.data.val) * image,
+        "finetune": epochs * (passes * train + val) * image,
+        "evaluation": stages * val * image,
     }
     return {k: round(v, 1) for k, v in parts.items()} | {"total": round(sum(parts.values()), 1)}
 
 
 @torch.inference_mode()
 def _seconds_an_image(state: RunState) -> float:
-    batches = iter(state.in_order(state.data.val))
-    images = next(batches)[0].to(state.device)
+    context = state.context
+    batches = iter(context.in_order(context.data.val))
+    images = next(batches)[0].to(context.device)
     state.model(images)
     started = time.perf_counter()
-    state.model(next(batches, (images,))[0].to(state.device))  # loading a batch counts too
-    if state.device.type == "cuda":
+    state.model(next(batches, (images,))[0].to(context.device))  # loading a batch counts too
+    if context.device.type == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - started) / len(images)

@@ -22,7 +22,7 @@ from slimvit.utils.errors import ModelError
 from slimvit.utils.lock import locked
 from slimvit.utils.output import EXPORT, check_free_file, new_file, new_folder
 from slimvit.workflows.preflight import check_out
-from slimvit.workflows.run import open_run
+from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
 
 
@@ -58,7 +58,7 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
         with open_run(recipe, Options(device="cpu", workers=options.workers)) as state:
             exported = _exported(state, options, form)
             form.check(exported)
-            images = torch.cat([batch for batch, _ in state.in_order(state.data.val)])
+            images = torch.cat([batch for batch, _ in state.context.in_order(state.context.data.val)])
         with _place(options, form) as partial:
             form.write(exported, partial)
             found = _checked(exported, form.load(partial), images, options.out)
@@ -92,7 +92,7 @@ def _exported(state: RunState, options: ExportOptions, form: Format) -> Exported
             f"{state.recipe.model.name}: has no classifier, so there are no logits to export; train one first: "
             "slimvit prune --adapt-epochs 20"
         )
-    names = getattr(model, "class_names", ()) or state.data.class_names
+    names = getattr(model, "class_names", ()) or state.context.data.class_names
     return exported_model(model, names, None if form.any_batch else options.batch, options.half)
 
 
@@ -117,6 +117,6 @@ def _figures(
         "precision": exported.label["precision"],
         "batch": exported.batch,
         "bytes": sum(file.stat().st_size for file in files),
-        "data": state.data.name,
+        "data": state.context.data.name,
     }
     return written | asdict(found)

@@ -1,4 +1,4 @@
-"""What can stop a run, looked at before its long part: folders, classes, images, training (budgets: planning.py)."""
+"""What can stop a run, looked at before its long part: folders, classes, images, training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from slimvit.models.insert_dense import check_takes_dense, dense_mix
 from slimvit.models.modes import evaluating
 from slimvit.prune.criteria.registry import NEEDS_CLASSIFIER
 from slimvit.train.distill import training_loss
-from slimvit.train.mixup import check_mixing
 from slimvit.train.optimizer import check_optimizer
-from slimvit.train.streams import check_same_streams
+from slimvit.train.step import check_mixing
+from slimvit.train.teacher import Teacher, check_same_streams
 from slimvit.utils.errors import DataError, ModelError, RecipeError, StoreError
 from slimvit.utils.output import check_free
 
@@ -82,7 +82,7 @@ def check_training(recipe: Recipe, data: Data, model: TimmModule, compiles: bool
     if recipe.finetune.epochs:
         if recipe.finetune.train == "head" and not (model.num_classes or recipe.adapt.epochs):
             raise ModelError(f"{recipe.model.name}: has no classifier, so train head has nothing to train; drop it")
-        teacher = model if recipe.changes_the_model or recipe.finetune.teacher else None
+        teacher = Teacher(model) if recipe.changes_the_model or recipe.finetune.teacher else None
         training_loss(recipe.finetune, teacher, data.labelled, bool(model.num_classes or recipe.adapt.epochs))
 
 

@@ -1,4 +1,4 @@
-"""The part of a run folder that is there only while a training is under way: what it takes to go on after a stop."""
+"""The state of a training under way in the run folder, and what resumes it after a stop."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.config.recipe import Recipe
 from slimvit.io import saved_model
@@ -21,16 +21,16 @@ from slimvit.train.checkpoint import Checkpoints
 from slimvit.utils.errors import DiskError, StoreError, WorkerError
 from slimvit.utils.files import Unreadable, disk_errors, read_json
 from slimvit.utils.output import LOGS, UNFINISHED, aside
-from slimvit.workflows.state import RunState
+from slimvit.workflows.state import RunContext, RunState
 
 FORMAT_VERSION = 1
 MODEL, ORIGINAL, RECIPE, PROGRESS = "model", "original", "recipe.yaml", "run.json"
 
 
 class Progress(BaseModel):
-    """run.json: what the run knew when the training began."""
+    """run.json: the results of a run when its training began."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
     format_version: int = FORMAT_VERSION
     training: str
@@ -39,46 +39,66 @@ class Progress(BaseModel):
     notes: list[str]
     histories: dict[str, list[dict[str, Any]]]
     scores: list[list[float | None]] | None
-    adapting: float
+    adapt_seconds: float = Field(alias="adapting")
+    """The file keeps the key of its first version."""
     adapted: bool
 
 
 CARRIED = tuple(Progress.model_fields.keys() - {"format_version", "training"})
-"""What a run and its run.json have in common."""
+"""Fields that `RunState` and run.json share."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """An interrupted run as its folder has it.
+
+    Attributes:
+        training: `adapt` or `finetune`: the training that was interrupted.
+        model: The network that the training began with.
+        original: The network before the cut.
+        values: Further fields of `RunState`.
+    """
+
+    training: str
+    model: TimmModule
+    original: TimmModule
+    values: dict[str, Any]
 
 
 def checkpoints(state: RunState, training: str) -> Checkpoints | None:
-    """Where the states of a training go that is about to begin, or to go on; None for a run that writes nothing."""
-    out = state.options.out
+    """The checkpoints of a training that begins or is resumed; None for a run without a folder.
+
+    A training that begins saves the run's state first.
+    """
+    context, out = state.context, state.context.options.out
     if out is None:
         return None
-    if state.interrupted != training and state.engine.is_main:
+    if state.interrupted != training and context.engine.is_main:
         with disk_errors(out), aside(_made(out) / UNFINISHED) as folder:
-            _write(state, training, folder)
-    state.engine.wait()
-    state.interrupted = None
-    return Checkpoints(out / UNFINISHED, resume_command(state), state.options.save_minutes, state.engine.is_main)
+            _write(state, training, folder, out / UNFINISHED / LOGS)
+    context.engine.wait()
+    return Checkpoints(out / UNFINISHED, resume_command(context), context.options.save_minutes, context.engine.is_main)
 
 
-def resume_command(state: RunState, workers: int | None = None) -> str:
-    """The command that goes on with this run, perhaps with other ``workers``."""
-    program = "accelerate launch -m slimvit" if state.engine.processes > 1 else "slimvit"
-    options = state.options if workers is None else replace(state.options, workers=workers)
+def resume_command(context: RunContext, workers: int | None = None) -> str:
+    """The command that resumes this run, with other `workers` if given."""
+    program = "accelerate launch -m slimvit" if context.engine.processes > 1 else "slimvit"
+    options = context.options if workers is None else replace(context.options, workers=workers)
     return f"{program} {shlex.join(['run', str(options.out), '--resume', *options.flags()])}"
 
 
 @contextmanager
-def going_on(state: RunState) -> Iterator[None]:
-    """What the machine does to a run whose training has begun is told with the command that goes on with it."""
+def resume_hints(context: RunContext) -> Iterator[None]:
+    """Add the resume command to disk and worker errors raised after training has started."""
     try:
         yield
     except (DiskError, WorkerError) as error:
-        begun = state.options.out is not None and recipe_in(state.options.out) is not None
-        if not begun or resume_command(state) in str(error):
+        started = context.options.out is not None and recipe_in(context.options.out) is not None
+        if not started or resume_command(context) in str(error):
             raise
-        workers = state.options.workers // 2 if isinstance(error, WorkerError) else None
-        told = f"The training's state is kept; then go on with: {resume_command(state, workers)}"
-        raise type(error)(f"{error}. {told}") from None
+        workers = context.options.workers // 2 if isinstance(error, WorkerError) else None
+        hint = f"The training's state is kept; then go on with: {resume_command(context, workers)}"
+        raise type(error)(f"{error}. {hint}") from None
 
 
 def recipe_in(folder: str | Path) -> Path | None:
@@ -87,26 +107,26 @@ def recipe_in(folder: str | Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def restore(state: RunState) -> None:
-    """Put a run that has just started where the interrupted one in its folder was when its training began.
+def read_saved(context: RunContext) -> Saved | None:
+    """The interrupted run in the run folder; None where there is none.
 
-    Raises :class:`StoreError` when that one followed another recipe, or its files are damaged.
+    Raises:
+        StoreError: It followed another recipe, or its files are damaged.
     """
-    assert state.options.out is not None
-    folder = state.options.out / UNFINISHED
-    if (path := recipe_in(state.options.out)) is None:
-        return
-    if changed := _changed(Recipe.read(path), state.recipe):
+    out = context.options.out
+    assert out is not None
+    if (path := recipe_in(out)) is None:
+        return None
+    if changed := _changed(Recipe.read(path), context.recipe):
         raise StoreError(
-            f"{state.options.out}: the unfinished run in it has other settings ({changed}); go on with them "
-            f"({resume_command(state)}), or begin anew with --force instead of --resume"
+            f"{out}: the unfinished run in it has other settings ({changed}); go on with them "
+            f"({resume_command(context)}), or begin anew with --force instead of --resume"
         )
-    found = _progress(folder / PROGRESS)
-    for name in CARRIED:
-        setattr(state, name, getattr(found, name))
-    state.model = _loaded(folder / MODEL, state)
-    state.original = _loaded(folder / ORIGINAL, state) if saved_model.is_saved(folder / ORIGINAL) else state.model
-    state.interrupted = found.training
+    folder = out / UNFINISHED
+    progress = _progress(folder / PROGRESS)
+    model = _loaded(folder / MODEL, context)
+    original = _loaded(folder / ORIGINAL, context) if saved_model.is_saved(folder / ORIGINAL) else model
+    return Saved(progress.training, model, original, {name: getattr(progress, name) for name in CARRIED})
 
 
 def _made(out: Path) -> Path:
@@ -114,31 +134,29 @@ def _made(out: Path) -> Path:
     return out
 
 
-def _write(state: RunState, training: str, folder: Path) -> None:
+def _write(state: RunState, training: str, folder: Path, logs: Path) -> None:
     models = {MODEL: state.model} | ({} if state.original is state.model else {ORIGINAL: state.original})
     for name, model in models.items():
         (folder / name).mkdir()
-        saved_model.write_model(model, folder / name, state.data.class_names)
+        saved_model.write_model(model, folder / name, state.context.data.class_names)
     (folder / RECIPE).write_text(state.recipe.to_yaml())
-    found = Progress(training=training, **{name: getattr(state, name) for name in CARRIED})
-    (folder / PROGRESS).write_text(json.dumps(found.model_dump(mode="json"), indent=1) + "\n")
-    assert state.options.out is not None
-    logs = state.options.out / UNFINISHED / LOGS
+    progress = Progress(training=training, **{name: getattr(state, name) for name in CARRIED})
+    (folder / PROGRESS).write_text(json.dumps(progress.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     if logs.is_dir():  # of the training before this one
         shutil.copytree(logs, folder / LOGS)
 
 
-def _loaded(folder: Path, state: RunState) -> TimmModule:
+def _loaded(folder: Path, context: RunContext) -> TimmModule:
     model: TimmModule = saved_model.load_folder(folder)
-    return model.to(state.device)
+    return model.to(context.device)
 
 
 def _progress(path: Path) -> Progress:
     try:
         data = read_json(path)
         if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
-            told = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
-            raise StoreError(f"{path}: {told}; go on with the slimvit that wrote it")
+            found = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
+            raise StoreError(f"{path}: {found}; go on with the slimvit that wrote it")
         return Progress.model_validate(data)
     except (FileNotFoundError, Unreadable, ValidationError) as error:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; begin anew with --force") from None

@@ -1,272 +1,233 @@
-"""run(recipe): original -> scores -> plan -> cut -> refit -> dense -> fine-tune -> save -> report, on one page."""
+"""One run: original -> adapt -> scores -> plan -> cut -> refit -> dense -> fine-tune -> check -> save.
+
+Each stage takes the run's state and returns the next one. No other module replaces a state.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
-
-from torch import nn
+from dataclasses import replace
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import BUDGETS, Recipe
-from slimvit.data.sources import open_data
-from slimvit.data.workers import worker_deaths
-from slimvit.io.load import pinned
-from slimvit.io.open import open_model
-from slimvit.measure.accuracy import Outputs, compare
-from slimvit.measure.flops.count import count_params
-from slimvit.models.insert_dense import NOTHING_TO_MIX, can_mix, insert_dense_attention, mixes_in
-from slimvit.models.parts.registry import PARTS
+from slimvit.measure.accuracy import Outputs
+from slimvit.models.base import TimmModule
+from slimvit.models.insert_dense import insert_dense_attention, mixes_in
 from slimvit.models.plan import SlimPlan
-from slimvit.models.registry import family_of, plan_of
-from slimvit.prune.criteria.registry import Scores, score_parts
-from slimvit.prune.planner import agree_on_prices, check_budget, decide, goal_of, read_plan, scored_parts
+from slimvit.models.registry import plan_of
 from slimvit.prune.refit import refit
 from slimvit.prune.surgery import prune_model
-from slimvit.report.columns import METRICS
-from slimvit.report.record import Stage, units_of
-from slimvit.utils.distributed import open_engine
-from slimvit.utils.errors import ModelError, RecipeError
-from slimvit.utils.lock import locked
-from slimvit.utils.output import LOGS, UNFINISHED
-from slimvit.utils.progress import is_main, log
-from slimvit.utils.seeds import seeded
-from slimvit.workflows import cache, resume, run_folder
+from slimvit.utils.errors import RecipeError
+from slimvit.utils.progress import log
+from slimvit.workflows import cache, plan, resume, run_folder, training
+from slimvit.workflows.evaluate import stage_row
 from slimvit.workflows.latency_check import check_latency
-from slimvit.workflows.preflight import (
-    check_classes,
-    check_dense,
-    check_out,
-    check_readable,
-    check_teacher,
-    check_training,
-)
+from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
-from slimvit.workflows.training import adapt, choose_teacher, learn, learn_between
+from slimvit.workflows.training import ADAPT_LR, FINETUNE_LR, Training
 
 DEFAULTS = Options()
-FINETUNE_LR = 2e-5
 A_BUDGET = " or ".join(", ".join(f"--{key.replace('_', '-')}" for key in BUDGETS).rsplit(", ", 1))
 
 
 def run(recipe: Recipe, options: Options = DEFAULTS) -> RunState:
-    """Carry out a recipe; the run folder, if one is asked for, appears complete or not at all."""
+    """Carry out a recipe.
+
+    Args:
+        recipe: What to compute.
+        options: Where and how; the run folder `out`, if any, appears complete or not at all.
+
+    Returns:
+        The final state: `model`, `original`, `report`, `histories`, ...
+
+    Raises:
+        SlimvitError: Something in the recipe cannot be carried out here.
+    """
     if not (recipe.changes_the_model or recipe.finetune.epochs or recipe.adapt.epochs):
         raise RecipeError(f"nothing to do: give {A_BUDGET}, or --dense, or epochs to train")
     with open_run(recipe, options) as state:
         if state.interrupted != "finetune":
-            slim(state)
-        if recipe.finetune.epochs:
-            tune(state)
-        check_latency(state)
-        if options.out is not None and state.engine.is_main:
-            run_folder.write_run(state, options.out, options.force)
-        state.engine.wait()
+            state = adapt(state)
+            state = measure(state, "original", state.original)
+            state = prune(state)
+            state = densify(state)
+        state = tune(state)
+        state = check(state)
+        run_folder.save(state)
     return state
 
 
-def slim(state: RunState) -> None:
-    """Everything before the fine-tuning."""
-    recipe = state.recipe
-    adapt(state)
-    measure(state, "original", state.original)
-    if recipe.prune.wanted:
-        for step in range(1, recipe.prune.steps):
-            prune_round(state, step)
-        cut(state, make_plan(state))
-        repair(state)
-    elif state.original is not state.model:
-        measure(state, "pruned", state.model)
-    if recipe.dense.mix:
-        densify(state, recipe.dense.mix)
+def adapt(state: RunState) -> RunState:
+    """Train the model for the data's classes where the recipe asks for it; the result is the original."""
+    if state.recipe.adapt.epochs:
+        made = cache.adapted(state.context, lambda: _adapted(state), anew=state.interrupted == "adapt")
+        state = replace(
+            state,
+            model=made.model,
+            notes=state.notes + made.notes,
+            histories=state.histories | made.histories,
+            adapt_seconds=made.seconds,
+            adapted=True,
+            interrupted=None,
+        )
+    original, teacher = training.choose_teacher(state.recipe, state.model, state.model, state.teacher)
+    return replace(state, original=original, teacher=teacher)
 
 
-def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[RunState, SlimPlan]:
-    """Everything up to the plan; nothing is cut. With ``options.out`` the plan is written there."""
-    if not recipe.prune.wanted:
-        raise RecipeError(f"a dry run needs a budget: give {A_BUDGET}")
-    with open_run(recipe, options) as state:
-        adapt(state)
-        plan = make_plan(state)
-        if options.out is not None:
-            run_folder.write_plan(plan, options.out, options.force)
-    return state, plan
+def _adapted(state: RunState) -> cache.Adapted:
+    """A classifier trained on the frozen features, then (mode `all`) the whole network."""
+    section, context, started = state.recipe.adapt, state.context, time.perf_counter()
+    resumed = state.interrupted == "adapt"
+    model = state.model if resumed else training.with_classifier(context, state.model)
+    histories = {}
+    if section.mode == "all":
+        checkpoints = resume.checkpoints(replace(state, model=model, original=model), "adapt")
+        trained = training.learn(context, model, Training("adapt", section, ADAPT_LR, checkpoints=checkpoints))
+        model, histories = trained.model, {"adapt": trained.history}
+    model.class_names = context.data.class_names
+    what = "classifier" if section.mode == "head" else "classifier, then the whole network,"
+    note = f"before the cut: {what} trained for {section.epochs} epochs on {len(context.data.train)} images"
+    return cache.Adapted(model, [note], histories, time.perf_counter() - started)
 
 
-@contextmanager
-def open_run(recipe: Recipe, options: Options) -> Iterator[RunState]:
-    """:func:`start`, as the only one that writes to the run folder; what the machine does to the run meanwhile (a full
-    disk, a dead process) is told in one line."""
-    with locked(options.out) if options.out is not None and is_main() else nullcontext():
-        state = start_run(recipe, options)
-        with resume.going_on(state), worker_deaths(options.workers):
-            yield state
+def prune(state: RunState) -> RunState:
+    """Cut the network to the budget, in one round or several, and refit what is left."""
+    section = state.recipe.prune
+    if not section.wanted:  # a model that another run has cut
+        return state if state.original is state.model else measure(state, "pruned", state.model)
+    for step in range(1, section.steps):
+        state = prune_round(state, step)
+    return repair(cut(make_plan(state)))
 
 
-def start_run(recipe: Recipe, options: Options) -> RunState:
-    """Open model and data and check that they fit each other; with ``resume``, be where an interrupted run was."""
-    if options.out is not None:
-        check_out(recipe, options.out, options.force or options.resume)
-    elif options.resume:
-        raise RecipeError("--resume goes on with the training in a run folder; name it with --out")
-    log_dir = None if options.out is None else options.out / UNFINISHED / LOGS
-    engine = open_engine(options.device, options.precision, options.compile, options.log_with, log_dir)
-    recipe = engine.agreed(pinned(recipe))
-    with seeded(recipe.seed):  # weights that nothing brings are drawn
-        model = open_model(recipe.model)
-    family_of(model)
-    model.to(engine.device)  # where a budget in milliseconds is measured
-    agree_on_prices(recipe, model, engine)
-    check_budget(recipe, model)
-    check_dense(recipe.dense, model)
-    teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
-    data = open_data(recipe.data, recipe.seed)
-    check_classes(recipe, data, model)
-    check_training(recipe, data, model, options.compile)
-    check_teacher(recipe, data, model, teacher)
-    check_readable(recipe, data)
-    state = RunState(recipe, options, engine, data, model, model)
-    if teacher is not None:
-        state.teacher = teacher.to(engine.device)
-    if data.bad_images:
-        state.notes.append(f"unreadable images left out (--skip-bad-images): {data.bad_images}")
-    engine.wait()  # nobody writes before everybody has looked at the folder
-    if options.resume:
-        resume_run(state)
-    return state
-
-
-def resume_run(state: RunState) -> None:
-    """Where the run folder holds an interrupted run, be where that one's training began."""
-    resume.restore(state)
-    if state.interrupted is None:
-        log(f"{state.options.out}: holds no interrupted run; this one starts from the beginning")
-    elif state.interrupted == "finetune":
-        choose_teacher(state)
-        state.reference = cache.original_outputs(state)
-
-
-def make_plan(state: RunState, share: float = 1.0) -> SlimPlan:
-    """From a plan file, or from scores and a budget, of which ``share`` is to be met."""
-    file = state.recipe.prune.plan
-    plan = read_plan(file, state.model) if file is not None else _scored_plan(state, share)
-    if state.recipe.dense.mix and not can_mix(plan):
-        raise ModelError(f"--dense {state.recipe.dense.mix}: {NOTHING_TO_MIX} in this plan")
-    return plan
-
-
-def _scored_plan(state: RunState, share: float) -> SlimPlan:
-    recipe, started = state.recipe, time.perf_counter()
-    agree_on_prices(recipe, state.original, state.engine)
-    goal = goal_of(recipe, state.model, state.original, share)
-    parts = scored_parts(recipe.prune, goal)
-
-    def score() -> Scores:
-        return score_parts(state.model, state.calibration(), recipe.prune.criterion, recipe.seed, parts)
-
-    uncut = state.model is state.original  # what other runs start from too
-    scores = state.engine.agreed(cache.scores(state, parts, score) if uncut else score())
-    state.scores = scores.table()
-    plan = decide(scores, recipe, state.model, state.original, goal, share)
-    state.spent += time.perf_counter() - started
-    return plan
-
-
-def prune_round(state: RunState, step: int) -> None:
-    """One round of several on the way to the budget: cut, refit, and train if that was asked for."""
-    section, started = state.recipe.prune, time.perf_counter() - state.spent
-    plan = make_plan(state, step / section.steps)
-    if not plan.same_size(plan_of(state.model)):
-        state.model = _refitted(state, prune_model(state.model, plan))
-    log(f"round {step} of {section.steps}: {_told(plan)} left")
-    state.spent = time.perf_counter() - started
-    if section.step_epochs:
-        learn_between(state, f"round {step}", section.step_epochs, teacher_of(state), FINETUNE_LR)
-
-
-def cut(state: RunState, plan: SlimPlan) -> None:
-    """Decide, then cut: the plan is carried out on a copy."""
-    started = time.perf_counter() - state.spent
-    before = plan_of(state.model)
-    state.model = prune_model(state.model, plan)
-    log(f"cut {_gone(plan, plan_of(state.original))}")
-    if plan.same_size(before):
-        state.notes.append("the last round of the cut removed nothing more")
-    measure(state, "pruned", state.model, started)
-
-
-def _gone(plan: SlimPlan, before: SlimPlan) -> str:
-    """`18 of 36 heads (50.0%)`, and neurons where some are gone."""
-    counts = [(before.kept, plan.kept, "heads"), (before.kept_neurons, plan.kept_neurons, "neurons")]
-    told = [f"{was - left:,} of {was:,} {what} ({(was - left) / was:.1%})" for was, left, what in counts if was > left]
-    return " and ".join(told) or "nothing"
-
-
-def _told(plan: SlimPlan) -> str:
-    return f"{plan.kept} heads and {plan.kept_neurons:,} neurons"
-
-
-def repair(state: RunState) -> None:
-    """Refit what is left in closed form."""
-    if state.recipe.refit.target == "none":
-        return
+def make_plan(state: RunState, share: float = 1.0) -> RunState:
+    """Score the network and decide on the plan that reaches `share` of the budget's saving."""
     started = time.perf_counter()
-    state.model = _refitted(state, state.model)
-    measure(state, "refit", state.model, started)
+    made, scores = plan.make_plan(state.context, state.model, state.original, share)
+    seconds = state.planning_seconds + time.perf_counter() - started
+    return replace(state, plan=made, scores=scores, planning_seconds=seconds)
 
 
-def _refitted(state: RunState, model: nn.Module) -> nn.Module:
+def prune_round(state: RunState, step: int) -> RunState:
+    """One of several rounds on the way to the budget: plan, cut, refit, and train where the recipe asks for it."""
+    section = state.recipe.prune
+    state, started = make_plan(state, step / section.steps), time.perf_counter()
+    plan = _plan(state)
+    if not plan.same_size(plan_of(state.model)):
+        state = replace(state, model=_refitted(state, prune_model(state.model, plan)))
+    log(f"round {step} of {section.steps}: {plan.kept} heads and {plan.kept_neurons:,} neurons left")
+    state = replace(state, planning_seconds=state.planning_seconds + time.perf_counter() - started)
+    return _trained_between(state, f"round {step}") if section.step_epochs else state
+
+
+def _trained_between(state: RunState, name: str) -> RunState:
+    """A short training between two rounds. It has no checkpoints: a run interrupted in it begins anew."""
+    section = state.recipe.finetune.model_copy(update={"epochs": state.recipe.prune.step_epochs})
+    job = Training(name, section, FINETUNE_LR, teacher_of(state))
+    model, history = training.train_model(state.context, state.model, job)
+    return replace(state, model=model, histories=state.histories | {name: history})
+
+
+def cut(state: RunState) -> RunState:
+    """Carry out the plan on a copy of the network."""
+    started, plan, before = time.perf_counter() - state.planning_seconds, _plan(state), plan_of(state.model)
+    state = replace(state, model=prune_model(state.model, plan))
+    log(f"cut {_removed(plan, plan_of(state.original))}")
+    if plan.same_size(before):
+        state = _noted(state, "the last round of the cut removed nothing more")
+    return measure(state, "pruned", state.model, started)
+
+
+def _plan(state: RunState) -> SlimPlan:
+    assert state.plan is not None
+    return state.plan
+
+
+def _removed(plan: SlimPlan, before: SlimPlan) -> str:
+    """`18 of 36 heads (50.0%)`, and neurons where some are removed."""
+    counts = [(before.kept, plan.kept, "heads"), (before.kept_neurons, plan.kept_neurons, "neurons")]
+    texts = [f"{was - left:,} of {was:,} {unit} ({(was - left) / was:.1%})" for was, left, unit in counts if was > left]
+    return " and ".join(texts) or "nothing"
+
+
+def repair(state: RunState) -> RunState:
+    """Refit the remaining weights in closed form, unless the recipe says `none`."""
+    if state.recipe.refit.target == "none":
+        return state
+    started = time.perf_counter()
+    state = replace(state, model=_refitted(state, state.model))
+    return measure(state, "refit", state.model, started)
+
+
+def _refitted(state: RunState, model: TimmModule) -> TimmModule:
     section = state.recipe.refit
     if section.target == "none":
         return model
-    return refit(model, state.original, state.calibration(), section.target, section.ridge)
+    return refit(model, state.original, state.context.calibration(), section.target, section.ridge)
 
 
-def densify(state: RunState, mix: str) -> None:
-    """Let every attention block also attend over the values of the earlier blocks of its stage."""
-    started, section = time.perf_counter(), state.recipe.dense
-    state.model = insert_dense_attention(state.model, mix, section.init, seed=state.recipe.seed)
-    log(f"inserted dense attention: {mixes_in(state.model)} mixes")
-    measure(state, "dense", state.model, started)
+def densify(state: RunState) -> RunState:
+    """Let every attention block also attend over the values of earlier blocks, where the recipe asks for it."""
+    section, started = state.recipe.dense, time.perf_counter()
+    if section.mix is None:
+        return state
+    model = insert_dense_attention(state.model, section.mix, section.init, seed=state.recipe.seed)
+    log(f"inserted dense attention: {mixes_in(model)} mixes")
+    return measure(replace(state, model=model), "dense", model, started)
 
 
-def tune(state: RunState) -> None:
-    """Fine-tune, learning from the teacher that the recipe names, or from the uncut network, unless told otherwise."""
-    outputs = learn(state, "finetune", state.recipe.finetune, teacher_of(state), FINETUNE_LR)
-    seconds = sum(row["seconds"] for row in state.histories["finetune"])  # those of interrupted processes included
-    measure(state, "finetuned", state.model, time.perf_counter() - seconds, outputs)
+def tune(state: RunState) -> RunState:
+    """Fine-tune where the recipe asks for it, with its teacher or the original as the teacher."""
+    section = state.recipe.finetune
+    if not section.epochs:
+        return state
+    checkpoints = resume.checkpoints(state, "finetune")
+    job = Training("finetune", section, FINETUNE_LR, teacher_of(state), state.reference, checkpoints, state.histories)
+    trained = training.learn(state.context, state.model, job)
+    histories = state.histories | {"finetune": trained.history}
+    notes = [*state.notes, *trained.notes]
+    state = replace(state, model=trained.model, histories=histories, best=trained.best, notes=notes, interrupted=None)
+    seconds = sum(row["seconds"] for row in trained.history)  # those of interrupted processes included
+    return measure(state, "finetuned", state.model, time.perf_counter() - seconds, trained.outputs)
 
 
-def teacher_of(state: RunState) -> nn.Module | None:
+def teacher_of(state: RunState) -> TimmModule | None:
+    """The recipe's teacher, or the original where the network was changed."""
     return state.teacher or (state.original if state.original is not state.model else None)
 
 
+def check(state: RunState) -> RunState:
+    """Compare planned and measured latency, where the budget is in milliseconds."""
+    latency = check_latency(state.context, state.original, state.model)
+    if latency is None:
+        return state
+    log(latency.note)
+    stages = list(state.stages)
+    for place, milliseconds in zip((0, -1), latency.milliseconds or (), strict=False):
+        stages[place] = stages[place].model_copy(update={"latency_ms": milliseconds})
+    return _noted(replace(state, stages=stages), latency.note)
+
+
 def measure(
-    state: RunState, stage: str, model: nn.Module, started: float | None = None, outputs: Outputs | None = None
-) -> None:
-    """Accuracy, size and cost of a model; ``started``: when the stage's own work began; ``outputs``: what the model
-    gives on the validation images, where that is known."""
-    seconds = None if started is None else round(time.perf_counter() - started, 2)
+    state: RunState, stage: str, model: TimmModule, started: float | None = None, outputs: Outputs | None = None
+) -> RunState:
+    """Add a row to the report: accuracy, size and cost of a model.
+
+    Args:
+        state: The run.
+        stage: Name of the row.
+        model: The network to measure.
+        started: When the stage's own work began, by `time.perf_counter`.
+        outputs: The network's outputs for the validation images, where they are known.
+    """
+    seconds, context = None if started is None else round(time.perf_counter() - started, 2), state.context
+    reference = state.reference or cache.original_outputs(context, state.original)
     if outputs is None:
-        outputs = cache.original_outputs(state) if state.reference is None else state.outputs(model, state.data.val)
-    state.reference = state.reference or outputs
-    accuracy = compare(outputs, state.reference).figures
-    macs = state.macs_of(model)
-    if (doubt := macs.disagreement()) is not None:
-        state.notes.append(f"{stage}: {doubt}")
-    units = {part: kept for part, (_, kept) in units_of(plan_of(model)).items()}
-    size = {"units": units, "params": count_params(model), "macs": macs.total}
-    state.stages.append(Stage(stage=stage, seconds=seconds, macs_by_part=macs.by_part, **size, **accuracy))
+        outputs = reference if state.reference is None else context.outputs(model, context.data.val)
+    row, notes = stage_row(context, stage, model, outputs, reference)
+    stages = [*state.stages, row.model_copy(update={"seconds": seconds})]
+    return replace(state, reference=reference, stages=stages, notes=state.notes + notes)
 
 
-def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Accuracy, size and cost of a recipe's model on its data; None where nothing was measured."""
-    with open_run(recipe, options) as state:
-        measure(state, "original", state.model)
-    stage = state.stages[0]
-    shown = [*(part.units for part in PARTS.values()), "params", "macs", *stage.accuracy]
-    shown = [key for key in shown if key not in METRICS or not METRICS[key].against_original]
-    about = {"model": state.recipe.model.name, "data": recipe.data.name, "images": len(state.data.val)}
-    return about | {key: stage.figure(key) for key in shown}
+def _noted(state: RunState, note: str) -> RunState:
+    return replace(state, notes=[*state.notes, note])

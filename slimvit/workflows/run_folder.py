@@ -25,9 +25,17 @@ BEST = "best"
 """Subfolder with the network after the best epoch of the fine-tuning, where that was not the last."""
 
 
+def save(state: RunState) -> None:
+    """Write the run folder, if the options name one, from the main process."""
+    options, engine = state.context.options, state.context.engine
+    if options.out is not None and engine.is_main:
+        write_run(state, options.out, options.force)
+    engine.wait()
+
+
 def write_run(state: RunState, out: Path, force: bool) -> None:
-    """Everything a run leaves behind, all at once."""
-    report, plan, names = state.report, plan_of(state.model), state.data.class_names
+    """Write everything that a run leaves behind, all at once."""
+    report, plan, names = state.report, plan_of(state.model), state.context.data.class_names
     with new_folder(out, force or (out / UNFINISHED).is_dir()) as folder:
         saved_model.write_model(state.model, folder, names)
         if state.best is not None:

@@ -1,4 +1,8 @@
-"""One run under way: what it was asked for, what it works on, what it measured so far."""
+"""A run under way: its context, which stays the same, and its state, which every stage replaces.
+
+`start.py` makes the first state and `run.py` the ones after it. Other modules read the values they need and return
+results.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,8 @@ from torch import Tensor, nn
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.data.images import Images
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.loaders import draw, eval_loader
+from slimvit.data.preprocessing import Preprocessing
 from slimvit.data.sources import Data
 from slimvit.measure.accuracy import Outputs, outputs_of
 from slimvit.measure.flops.count import MacCount, count_macs
@@ -28,73 +33,109 @@ from slimvit.utils.distributed import Engine
 PACKAGES = ("slimvit", "torch", "torchvision", "timm", "torch-pruning", "fvcore")
 
 
-@dataclass
-class RunState:
-    """``model`` is the network as it is now, ``original`` the one before the cut, after any adapting."""
+@dataclass(frozen=True)
+class RunContext:
+    """The parts of a run that no stage changes.
+
+    Attributes:
+        recipe: What to compute.
+        options: How to carry it out.
+        engine: Device and processes.
+        data: Training and validation images.
+        preprocessing: Input size and normalisation of the model.
+        counted: MACs of every form that the network has had, by its plan and its number of mixes.
+    """
 
     recipe: Recipe
     options: Options
     engine: Engine
     data: Data
-    model: TimmModule
-    original: nn.Module
-    stages: list[Stage] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    histories: dict[str, History] = field(default_factory=dict)
-    scores: list[list[float | None]] | None = None
-    """The score of every head, block by block, where heads were scored."""
-    reference: Outputs | None = None
-    """What the uncut network gives on the validation images."""
-    spent: float = 0.0
-    """Seconds that scoring and planning took; they count as the cut's."""
-    adapting: float = 0.0
-    """Seconds that training a classifier before the cut took."""
-    teacher: nn.Module | None = None
-    """What the recipe names to learn from, where that is not the uncut network."""
-    adapted: bool = False
-    best: dict[str, Tensor] | None = None
-    """Weights of the fine-tuning's best epoch on the validation images, where that is not the last one."""
+    preprocessing: Preprocessing
     counted: dict[tuple[SlimPlan, int], MacCount] = field(default_factory=dict)
-    """Of every form that the network has had: what it keeps and how many mixes it has."""
-    interrupted: str | None = None
-    """The training (`adapt` or `finetune`) that an earlier process was stopped in, until it goes on."""
 
     @property
     def device(self) -> torch.device:
+        """The device that computes."""
         return self.engine.device
 
     def outputs(self, model: nn.Module, images: Images) -> Outputs:
-        """What a model gives for images, shared out among the processes."""
+        """The model's outputs for images, computed by all processes together."""
         return outputs_of(model, self.engine.shared(self.in_order(images)), self.device, self.engine.gather)
 
     def macs_of(self, model: nn.Module) -> MacCount:
-        """Neither a refit nor training changes the form, so most stages share their counts."""
+        """MACs of the model. Refit and training keep its form, so most stages share one count."""
         form = (plan_of(model), mixes_in(model))
         if form not in self.counted:
             self.counted[form] = count_macs(model)
         return self.counted[form]
 
     def in_order(self, images: Images) -> Iterable[tuple[Tensor, Tensor]]:
-        """Batches as evaluation sees them."""
-        prep = preprocessing_of(self.model)
-        return eval_loader(images, prep, self.recipe.data.batch_size, self.options.workers)
+        """Batches (images [B, C, H, W], labels [B]) as evaluation sees them."""
+        return eval_loader(images, self.preprocessing, self.recipe.data.batch_size, self.options.workers)
 
     def calibration(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Training images for scores and refit: the same ones, in the same order, every time."""
+        """Batches of training images for scores and refit: the same ones in the same order every time."""
         return self.in_order(draw(self.data.train, self.recipe.prune.calibration_images, self.recipe.seed))
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The results of a run so far.
+
+    Attributes:
+        context: Recipe, options, engine and data.
+        model: The network as it is now.
+        original: The network before the cut and after any adapting.
+        teacher: The network that the recipe names to learn from, where that is not `original`.
+        plan: The heads and neurons to keep, once that is decided.
+        scores: The score of every head by block, where heads were scored.
+        reference: Outputs of `original` for the validation images.
+        stages: A row of the report for each stage.
+        notes: Remarks for the report.
+        histories: A row an epoch, by training.
+        planning_seconds: Time of scoring and planning, which counts as the cut's.
+        adapt_seconds: Time of training a classifier before the cut.
+        adapted: Whether the run trained `original`.
+        best: Weights of the fine-tuning's best epoch on the validation images, where that is not the last one.
+        interrupted: The training (`adapt` or `finetune`) that an earlier process stopped in, until it is resumed.
+    """
+
+    context: RunContext
+    model: TimmModule
+    original: TimmModule
+    teacher: TimmModule | None = None
+    plan: SlimPlan | None = None
+    scores: list[list[float | None]] | None = None
+    reference: Outputs | None = None
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    histories: dict[str, History] = field(default_factory=dict)
+    planning_seconds: float = 0.0
+    adapt_seconds: float = 0.0
+    adapted: bool = False
+    best: dict[str, Tensor] | None = None
+    interrupted: str | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that is carried out."""
+        return self.context.recipe
 
     @property
     def report(self) -> Report:
+        """The run's record so far."""
         section, before = self.recipe.prune, plan_of(self.original).kept
         return Report(
             model=self.recipe.model.name,
-            data=self.data.name,
+            data=self.context.data.name,
             seed=self.recipe.seed,
-            device=_device_name(self.device),
+            device=_device_name(self.context.device),
             versions={p: version(p) for p in PACKAGES} | {"python": platform.python_version()},
-            images=len(self.data.val),
-            input_size=list(preprocessing_of(self.model).input_size),
-            calibration_images=min(section.calibration_images, len(self.data.train)) if section.wanted else None,
+            images=len(self.context.data.val),
+            input_size=list(self.context.preprocessing.input_size),
+            calibration_images=min(section.calibration_images, len(self.context.data.train))
+            if section.wanted
+            else None,
             ratio_asked=section.ratio,
             ratio_reached=round((before - plan_of(self.model).kept) / before, 4) if section.wanted else None,
             notes=list(dict.fromkeys(self.notes)),

@@ -1,140 +1,181 @@
-"""The trainings of a run: what it starts from is adapted to the data, what is left of it is fine-tuned."""
+"""The trainings of a run: the original is adapted to the data, the pruned network is fine-tuned."""
 
 from __future__ import annotations
 
 import copy
-import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from slimvit.config.recipe import TrainSection
+from slimvit.config.recipe import Recipe, TrainSection
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.preprocessing import converter
 from slimvit.io.open import random_weights
 from slimvit.measure.accuracy import Outputs, compare
+from slimvit.models.base import TimmModule
 from slimvit.models.registry import is_uncut_form
 from slimvit.train.adapt import fit_head
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.train.finetune import finetune
+from slimvit.train.loop import AfterEpoch, TrainOptions
+from slimvit.train.state import History
+from slimvit.train.teacher import Teacher
 from slimvit.utils.progress import epoch_line, log
 from slimvit.utils.seeds import seeded
-from slimvit.workflows import cache, resume, run_folder
-from slimvit.workflows.state import RunState
+from slimvit.workflows import run_folder
+from slimvit.workflows.state import RunContext
 
 ADAPT_LR = 1e-5
+FINETUNE_LR = 2e-5
+"""Peak learning rates where the recipe names none."""
 HEAD_EPOCHS = 30
 """Epochs on the frozen features before the whole network is trained (`adapt: mode: all`)."""
 
 
-def adapt(state: RunState) -> None:
-    """Train what the run starts from, where that is asked for; this is the original from now on."""
-    if state.recipe.adapt.epochs:
-        cache.adapted(state, lambda: _adapt(state))
-    state.original = state.model
-    choose_teacher(state)
+@dataclass(frozen=True)
+class Training:
+    """One training of a run.
 
-
-def _adapt(state: RunState) -> None:
-    """Train a classifier on the frozen features, then (mode `all`) the whole network."""
-    section, data, started = state.recipe.adapt, state.data, time.perf_counter()
-    if state.interrupted != "adapt":
-        _begin_adapting(state)
-    if section.mode == "all":
-        learn(state, "adapt", section, None, ADAPT_LR)
-    state.model.class_names = data.class_names
-    state.adapted, state.adapting = True, time.perf_counter() - started
-    what = "classifier" if section.mode == "head" else "classifier, then the whole network,"
-    state.notes.append(f"before the cut: {what} trained for {section.epochs} epochs on {len(data.train)} images")
-
-
-def _begin_adapting(state: RunState) -> None:
-    """A classifier for the data's classes."""
-    section, data = state.recipe.adapt, state.data
-    log(f"training a classifier for the {data.num_classes} classes of {data.name}")
-    if (
-        random_weights(state.recipe.model) and section.mode == "all"
-    ):  # features that mean nothing: no head start in them
-        with seeded(state.recipe.seed):
-            state.model.reset_classifier(data.num_classes)
-    else:
-        _fit_head(state, section.epochs if section.mode == "head" else HEAD_EPOCHS)
-
-
-def _fit_head(state: RunState, epochs: int) -> None:
-    bare = copy.deepcopy(state.model)
-    bare.reset_classifier(0)
-    outputs = state.outputs(bare, state.data.train)
-    assert outputs.labels is not None
-    balanced, seed = state.recipe.adapt.sampler == "balanced", state.recipe.seed
-    state.model = fit_head(
-        state.model, outputs.features, outputs.labels, state.data.num_classes, epochs, seed, balanced
-    )
-
-
-def choose_teacher(state: RunState) -> None:
-    """Where the run does not cut, a teacher that is the model's uncut form is the original too."""
-    if state.teacher is not None and not state.recipe.changes_the_model and is_uncut_form(state.teacher, state.model):
-        state.original, state.teacher = state.teacher, None
-
-
-def learn(state: RunState, name: str, section: TrainSection, teacher: nn.Module | None, lr: float) -> Outputs | None:
-    """Train the run's model: `adapt` or `finetune`, from its last saved state if it was interrupted.
-
-    What the trained model gives on the validation images, where it was evaluated as it is now: compiled kernels round
-    in another way, and an interrupted training may have had its last epoch behind it.
+    Attributes:
+        name: `adapt`, `finetune` or `round 2`.
+        section: Its settings.
+        lr: Peak learning rate where the section names none.
+        teacher: The network to learn from, if any.
+        reference: Outputs of the original for the validation images, to compare with.
+        checkpoints: Where its state is saved; None saves nothing.
+        earlier: Histories of the trainings before it.
     """
-    states = resume.checkpoints(state, name)
-    rows = [] if states is None else states.history()
-    state.engine.start_log(name)
 
+    name: str
+    section: TrainSection
+    lr: float
+    teacher: TimmModule | None = None
+    reference: Outputs | None = None
+    checkpoints: Checkpoints | None = None
+    earlier: Mapping[str, History] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training.
+
+    Attributes:
+        model: The trained network.
+        history: A row an epoch.
+        outputs: Its outputs for the validation images, where they were computed and are those of the network as
+            returned: compiled kernels round differently, and a resumed training may have ended before.
+        best: Weights of the best epoch on the validation images, where that is not the last one.
+        notes: Remarks for the report.
+    """
+
+    model: TimmModule
+    history: History
     outputs: Outputs | None = None
-
-    def after_epoch(model: nn.Module, row: dict[str, Any]) -> None:
-        nonlocal outputs
-        if row["epoch"] % section.eval_every == 0 or row["epoch"] == section.epochs:
-            outputs = state.outputs(model, state.data.val)
-            found = compare(outputs, state.reference)
-            row.update(top1=found.top1, agreement=found.agreement, feature_error=found.feature_error)
-        rows.append(row)
-        log(epoch_line(name, row, section.epochs, first=len(rows) == 1))
-        state.engine.log(row, row["epoch"])
-        if states is not None and state.engine.is_main:
-            states.put("history.csv", lambda path: run_folder.write_history(state.histories | {name: rows}, path))
-
-    _train(state, name, section, teacher, lr, after_epoch=after_epoch, checkpoints=states)
-    state.engine.end_log()
-    if name == "finetune" and states is not None:
-        _keep_best(state, states)
-    return None if state.engine.compiles else outputs
+    best: dict[str, Tensor] | None = None
+    notes: tuple[str, ...] = ()
 
 
-def learn_between(state: RunState, name: str, epochs: int, teacher: nn.Module | None, lr: float) -> None:
-    """A short training between two rounds of a cut; no state of it is kept, a run interrupted in it begins anew."""
-    _train(state, name, state.recipe.finetune.model_copy(update={"epochs": epochs}), teacher, lr)
+def with_classifier(context: RunContext, model: TimmModule) -> TimmModule:
+    """The model with a classifier for the data's classes, trained on its frozen features."""
+    section, data, seed = context.recipe.adapt, context.data, context.recipe.seed
+    log(f"training a classifier for the {data.num_classes} classes of {data.name}")
+    if random_weights(context.recipe.model) and section.mode == "all":  # its features mean nothing yet
+        with seeded(seed):
+            model = copy.deepcopy(model)
+            model.reset_classifier(data.num_classes)
+        return model
+    epochs = section.epochs if section.mode == "head" else HEAD_EPOCHS
+    bare = copy.deepcopy(model)
+    bare.reset_classifier(0)
+    outputs = context.outputs(bare, data.train)
+    assert outputs.labels is not None
+    balanced = section.sampler == "balanced"
+    return fit_head(model, outputs.features, outputs.labels, data.num_classes, epochs, seed, balanced)
 
 
-def _train(
-    state: RunState, name: str, section: TrainSection, teacher: nn.Module | None, lr: float, **more: Any
-) -> None:
-    """The training itself: its network and history become the run's. ``more``: further arguments of `finetune`."""
-    prep, seed = preprocessing_of(state.model), state.recipe.seed
-    loader = train_loader(state.data.train, prep, section, state.recipe.data.batch_size, state.options.workers, seed)
-    sees = converter(prep, prep if teacher is None else preprocessing_of(teacher))
-    state.model, state.histories[name] = finetune(
-        state.model, loader, section, teacher=teacher, teacher_sees=sees, labelled=state.data.labelled, lr=lr,
-        engine=state.engine, seed=seed, mix_lr_scale=state.recipe.dense.lr_scale, what=name,
-        in_order=state.in_order(state.data.train), **more,
-    )  # fmt: skip
+def choose_teacher(
+    recipe: Recipe, model: TimmModule, original: TimmModule, teacher: TimmModule | None
+) -> tuple[TimmModule, TimmModule | None]:
+    """Original and teacher: a run that cuts nothing takes a teacher that is the model's uncut form as its original."""
+    if teacher is not None and not recipe.changes_the_model and is_uncut_form(teacher, model):
+        return teacher, None
+    return original, teacher
 
 
-def _keep_best(state: RunState, states: Checkpoints) -> None:
-    """The best epoch's network too, where it is not the last one's."""
-    measured = [row for row in state.histories["finetune"] if row.get("top1") is not None]
+def learn(context: RunContext, model: TimmModule, training: Training) -> Trained:
+    """Train the model from its beginning or its last saved state; measure, log and keep the rows of its epochs."""
+    checkpoints = training.checkpoints
+    follow = _EpochLog(context, training, [] if checkpoints is None else checkpoints.history())
+    context.engine.start_log(training.name)
+    model, history = train_model(context, model, training, follow)
+    context.engine.end_log()
+    best, notes = _best(checkpoints, history) if training.name == "finetune" else (None, ())
+    return Trained(model, history, None if context.engine.compiles else follow.outputs, best, notes)
+
+
+class _EpochLog:
+    """Measures the network after an epoch, and writes the epoch's row wherever rows go."""
+
+    def __init__(self, context: RunContext, training: Training, rows: History) -> None:
+        self.context, self.training, self.rows = context, training, rows
+        self.outputs: Outputs | None = None
+        """Of the last epoch that was measured."""
+
+    def __call__(self, model: nn.Module, row: dict[str, Any]) -> None:
+        context, training = self.context, self.training
+        name, epochs, checkpoints = training.name, training.section.epochs, training.checkpoints
+        if row["epoch"] % training.section.eval_every == 0 or row["epoch"] == epochs:
+            self.outputs = context.outputs(model, context.data.val)
+            accuracy = compare(self.outputs, training.reference)
+            row.update(top1=accuracy.top1, agreement=accuracy.agreement, feature_error=accuracy.feature_error)
+        self.rows.append(row)
+        log(epoch_line(name, row, epochs, first=len(self.rows) == 1))
+        context.engine.log(row, row["epoch"])
+        if checkpoints is not None and context.engine.is_main:
+            histories = {**training.earlier, name: self.rows}
+            checkpoints.put("history.csv", lambda path: run_folder.write_history(histories, path))
+
+
+def train_model(
+    context: RunContext, model: TimmModule, training: Training, after_epoch: AfterEpoch = lambda model, row: None
+) -> tuple[TimmModule, History]:
+    """The trained network and a row an epoch."""
+    section, seed, data = training.section, context.recipe.seed, context.data
+    options = TrainOptions(
+        lr=training.lr,
+        mix_lr_scale=context.recipe.dense.lr_scale,
+        seed=seed,
+        engine=context.engine,
+        name=training.name,
+        after_epoch=after_epoch,
+        checkpoints=training.checkpoints,
+    )
+    teacher = _teacher(context, model, training)
+    batch_size, workers = context.recipe.data.batch_size, context.options.workers
+    loader = train_loader(data.train, context.preprocessing, section, batch_size, workers, seed)
+    return finetune(model, loader, section, teacher=teacher, labelled=data.labelled, options=options)
+
+
+def _teacher(context: RunContext, model: TimmModule, training: Training) -> Teacher | None:
+    """The teacher as the student's images reach it, with its answers where the section keeps them."""
+    if training.teacher is None:
+        return None
+    teacher = Teacher(training.teacher, converter(context.preprocessing, preprocessing_of(training.teacher)))
+    if model.num_classes and training.section.numbered:
+        return teacher.with_answers(context.in_order(context.data.train), context.device)
+    return teacher
+
+
+def _best(checkpoints: Checkpoints | None, history: History) -> tuple[dict[str, Tensor] | None, tuple[str, ...]]:
+    """Weights of the best epoch where that is not the last one measured, and a note on it."""
+    measured = [row for row in history if row.get("top1") is not None]
     best = max(measured, key=lambda row: row["top1"], default=None)  # the first of equals
-    if best is not None and best["top1"] > measured[-1]["top1"]:
-        state.best = states.best()
-        state.notes.append(
-            f"best/ holds the network after epoch {best['epoch']} of the fine-tuning ({best['top1']:.1f} top-1 on "
-            f"the validation images, {measured[-1]['top1']:.1f} after the last)"
-        )
+    if checkpoints is None or best is None or best["top1"] <= measured[-1]["top1"]:
+        return None, ()
+    note = (
+        f"best/ holds the network after epoch {best['epoch']} of the fine-tuning ({best['top1']:.1f} top-1 on "
+        f"the validation images, {measured[-1]['top1']:.1f} after the last)"
+    )
+    return checkpoints.best(), (note,)

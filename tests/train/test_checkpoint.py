@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimvit.train.checkpoint import BEST, LAST, Checkpoints, Interrupted
-from slimvit.train.loop import Diverged, train
+from slimvit.train.loop import TrainOptions, train
+from slimvit.train.step import Diverged
 from slimvit.utils.errors import StoreError
 
 Build = Callable[..., Any]
@@ -85,7 +86,11 @@ def test_killed_is_not_lost(
 
     def once(step: int, act: Callable[[], None], states: Checkpoints | None) -> Any:
         return train(
-            untrained, loader(untrained, wanted, 16), loss_that(step, act), wanted, lr=1e-3, checkpoints=states
+            untrained,
+            loader(untrained, wanted, 16),
+            loss_that(step, act),
+            wanted,
+            TrainOptions(lr=1e-3, checkpoints=states),
         )
 
     whole, rows = once(-1, nothing, None)
@@ -106,14 +111,23 @@ def test_a_polite_stop_saves_and_says_how_to_go_on(
     wanted, states = section(epochs=2), Checkpoints(tmp_path, "slimvit run here --resume", 60)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match=r"epoch 0 of 2 and 6 of the next 8 steps.*slimvit run here --resume"):
-        train(untrained, loader(untrained, wanted, 16), loss_that(5, ask), wanted, lr=1e-3, checkpoints=states)
+        train(
+            untrained,
+            loader(untrained, wanted, 16),
+            loss_that(5, ask),
+            wanted,
+            TrainOptions(lr=1e-3, checkpoints=states),
+        )
     assert signal.getsignal(signal.SIGINT) is before
     steps: list[int] = []
     model, _ = train(
-        untrained, loader(untrained, wanted, 16), loss_that(-1, nothing), wanted, lr=1e-3, checkpoints=states,
-        after_epoch=lambda model, row: steps.append(row["epoch"]),
-    )  # fmt: skip
-    whole, _ = train(untrained, loader(untrained, wanted, 16), loss_that(-1, nothing), wanted, lr=1e-3)
+        untrained,
+        loader(untrained, wanted, 16),
+        loss_that(-1, nothing),
+        wanted,
+        TrainOptions(lr=1e-3, checkpoints=states, after_epoch=lambda model, row: steps.append(row["epoch"])),
+    )
+    whole, _ = train(untrained, loader(untrained, wanted, 16), loss_that(-1, nothing), wanted, TrainOptions(lr=1e-3))
     assert same(model, whole) and steps == [1, 2]
 
 
@@ -124,14 +138,17 @@ def test_a_second_interrupt_does_not_wait(untrained: Any, section: Build, loader
 
     with pytest.raises(KeyboardInterrupt):
         train(
-            untrained, loader(untrained, section()), loss_that(1, twice), section(), lr=1e-3,
-            checkpoints=Checkpoints(tmp_path),
-        )  # fmt: skip
+            untrained,
+            loader(untrained, section()),
+            loss_that(1, twice),
+            section(),
+            TrainOptions(lr=1e-3, checkpoints=Checkpoints(tmp_path)),
+        )
 
 
 def test_without_a_folder_interrupts_are_python_s_own(untrained: Any, section: Build, loader: Build) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(untrained, loader(untrained, section()), loss_that(1, interrupt), section(), lr=1e-3)
+        train(untrained, loader(untrained, section()), loss_that(1, interrupt), section(), TrainOptions(lr=1e-3))
 
 
 def test_the_last_and_the_best_are_kept(untrained: Any, section: Build, loader: Build, tmp_path: Path) -> None:
@@ -143,9 +160,12 @@ def test_the_last_and_the_best_are_kept(untrained: Any, section: Build, loader: 
 
     wanted, states = section(epochs=3), Checkpoints(tmp_path)
     model, _ = train(
-        untrained, loader(untrained, wanted), loss_that(-1, nothing), wanted, lr=1e-3, after_epoch=measure,
-        checkpoints=states,
-    )  # fmt: skip
+        untrained,
+        loader(untrained, wanted),
+        loss_that(-1, nothing),
+        wanted,
+        TrainOptions(lr=1e-3, after_epoch=measure, checkpoints=states),
+    )
     assert {f.name for f in tmp_path.iterdir()} == {LAST, BEST}
     best, last = states.best(), states.last()
     assert best is not None and last is not None
@@ -163,7 +183,7 @@ def test_divergence_names_step_rate_and_the_last_good_state(
 
     wanted, states = section(epochs=2, warmup_epochs=0), Checkpoints(tmp_path)
     with pytest.raises(Diverged, match=r"became inf in epoch 2, step 3, at lr \S+; the last good state is .*last.pt "):
-        train(untrained, loader(untrained, wanted), breaks, wanted, lr=1e-3, checkpoints=states)
+        train(untrained, loader(untrained, wanted), breaks, wanted, TrainOptions(lr=1e-3, checkpoints=states))
     state = states.last()
     assert state is not None and (state["epoch"], state["batch"]) == (1, 0)
     assert all(t.isfinite().all() for t in state["model"].values())

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from slimvit.config.recipe import AdaptSection, FinetuneSection
 from slimvit.train.distill import feature_gap, soft_kl, stream_gap, training_loss
-from slimvit.train.streams import run_with_streams
+from slimvit.train.teacher import Teacher, run_with_streams
 from slimvit.utils.errors import DataError
 
 
@@ -63,7 +63,7 @@ def test_the_gap_between_features_is_relative_to_their_variance() -> None:
 def test_labels_and_teacher_share_the_loss(nets: tuple[Any, Any]) -> None:
     student, teacher = nets
     section = FinetuneSection(distill_weight=0.3, temperature=4.0, smoothing=0.1)
-    found = training_loss(section, teacher, True, True)(student, IMAGES, LABELS)
+    found = training_loss(section, Teacher(teacher), True, True)(student, IMAGES, LABELS)
     labels = F.cross_entropy(student(IMAGES), LABELS, label_smoothing=0.1)
     soft = soft_kl(student(IMAGES), teacher(IMAGES), 4.0)
     assert found.item() == pytest.approx((0.7 * labels + 0.3 * soft).item())
@@ -73,8 +73,8 @@ def test_soft_targets_are_labels_too(nets: tuple[Any, Any]) -> None:
     student, teacher = nets
     hard = F.one_hot(LABELS, 4).float()
     for section, who in (
-        (FinetuneSection(), teacher),
-        (FinetuneSection(distill=False), teacher),
+        (FinetuneSection(), Teacher(teacher)),
+        (FinetuneSection(distill=False), Teacher(teacher)),
         (AdaptSection(), None),
     ):
         loss = training_loss(section, who, True, True)
@@ -85,19 +85,21 @@ def test_soft_targets_are_labels_too(nets: tuple[Any, Any]) -> None:
 
 def test_without_labels_only_the_teacher_counts(nets: tuple[Any, Any]) -> None:
     student, teacher = nets
-    found = training_loss(FinetuneSection(temperature=3.0), teacher, False, True)(student, IMAGES, LABELS * 0 - 1)
+    found = training_loss(FinetuneSection(temperature=3.0), Teacher(teacher), False, True)(
+        student, IMAGES, LABELS * 0 - 1
+    )
     assert torch.equal(found, soft_kl(student(IMAGES), teacher(IMAGES), 3.0))
 
 
 def test_without_a_classifier_features_count(nets: tuple[Any, Any]) -> None:
     student, teacher = nets
     for labelled in (True, False):
-        assert training_loss(FinetuneSection(), teacher, labelled, False)(student, IMAGES, LABELS) == 0
+        assert training_loss(FinetuneSection(), Teacher(teacher), labelled, False)(student, IMAGES, LABELS) == 0
 
 
 def test_the_teacher_gets_no_gradient(nets: tuple[Any, Any]) -> None:
     student, teacher = nets
-    training_loss(FinetuneSection(), teacher, True, True)(student, IMAGES, LABELS).backward()
+    training_loss(FinetuneSection(), Teacher(teacher), True, True)(student, IMAGES, LABELS).backward()
     assert student.weight.grad is not None and teacher.weight.grad is None
 
 
@@ -108,9 +110,9 @@ def test_something_must_be_there_to_learn_from(
     nets: tuple[Any, Any], labelled: bool, classifier: bool, said: str
 ) -> None:
     for section, teacher in (
-        (FinetuneSection(distill=False), nets[1]),
+        (FinetuneSection(distill=False), Teacher(nets[1])),
         (FinetuneSection(), None),
-        (AdaptSection(), nets[1]),
+        (AdaptSection(), Teacher(nets[1])),
     ):
         with pytest.raises(DataError, match=f"{said}.*without --no-distill"):
             training_loss(section, teacher, labelled, classifier)
@@ -120,13 +122,13 @@ def test_hard_distillation_learns_the_teachers_best_class(nets: tuple[Any, Any])
     student, teacher = nets
     section = FinetuneSection(distill_kind="hard", distill_weight=0.3, smoothing=0.1)
     best = teacher(IMAGES).argmax(1)
-    found = training_loss(section, teacher, True, True)(student, IMAGES, LABELS)
+    found = training_loss(section, Teacher(teacher), True, True)(student, IMAGES, LABELS)
     labels = F.cross_entropy(student(IMAGES), LABELS, label_smoothing=0.1)
     assert found.item() == pytest.approx((0.7 * labels + 0.3 * F.cross_entropy(student(IMAGES), best)).item())
-    alone = training_loss(section, teacher, False, True)(student, IMAGES, LABELS * 0 - 1)
+    alone = training_loss(section, Teacher(teacher), False, True)(student, IMAGES, LABELS * 0 - 1)
     assert alone.item() == pytest.approx(F.cross_entropy(student(IMAGES), best).item())
     with pytest.raises(DataError, match="no classifier, so it cannot learn classes; use distill_kind features"):
-        training_loss(section, teacher, True, False)
+        training_loss(section, Teacher(teacher), True, False)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -135,7 +137,7 @@ def test_streams_can_be_learnt_with_and_without_labels(vit: Any, images: Any, la
     student, teacher = vit(seed=0, num_classes=classes), vit(seed=1, num_classes=classes)
     pictures, targets = images(student, 3), LABELS if labelled else LABELS * 0 - 1
     section = FinetuneSection(distill_kind="features", distill_weight=0.25)
-    found = training_loss(section, teacher, labelled, bool(classes))(student, pictures, targets)
+    found = training_loss(section, Teacher(teacher), labelled, bool(classes))(student, pictures, targets)
     streams = stream_gap(run_with_streams(student, pictures)[1], run_with_streams(teacher, pictures)[1])
     wanted = streams
     if labelled and classes:
@@ -150,7 +152,11 @@ def test_streams_can_be_learnt_with_and_without_labels(vit: Any, images: Any, la
 def test_the_teacher_sees_the_images_as_it_wants_them(nets: tuple[Any, Any], kind: str) -> None:
     student, teacher = nets
     section = FinetuneSection(distill_kind=kind, distill_weight=1.0)
-    through = training_loss(section, teacher, True, True, lambda images: -2 * images)(student, IMAGES, LABELS)
+    through = training_loss(section, Teacher(teacher, lambda images: -2 * images), True, True)(student, IMAGES, LABELS)
     louder = Net(-2 * teacher.weight.detach())
-    assert through.item() == pytest.approx(training_loss(section, louder, True, True)(student, IMAGES, LABELS).item())
-    assert through.item() != pytest.approx(training_loss(section, teacher, True, True)(student, IMAGES, LABELS).item())
+    assert through.item() == pytest.approx(
+        training_loss(section, Teacher(louder), True, True)(student, IMAGES, LABELS).item()
+    )
+    assert through.item() != pytest.approx(
+        training_loss(section, Teacher(teacher), True, True)(student, IMAGES, LABELS).item()
+    )

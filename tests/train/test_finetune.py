@@ -14,6 +14,8 @@ from slimvit.data.loaders import draw, eval_loader, preprocessing_of, train_load
 from slimvit.data.sources import Data, open_data
 from slimvit.measure.accuracy import Accuracy, outputs_of
 from slimvit.train.finetune import finetune
+from slimvit.train.loop import TrainOptions
+from slimvit.train.teacher import Teacher
 
 Build = Callable[..., Any]
 
@@ -31,7 +33,7 @@ def closeness(model: Any, original: Any, data: Data) -> Accuracy:
 def test_the_teacher_stays_as_it_is_and_in_eval_mode(trained: Any, cut: Any, section: Build, loader: Build) -> None:
     teacher, modes = copy.deepcopy(trained), []
     teacher.register_forward_hook(lambda net, *_: modes.append((net.training, torch.is_grad_enabled())))
-    finetune(cut, loader(cut, section(), images=64), section(), teacher=teacher, lr=1e-3)
+    finetune(cut, loader(cut, section(), images=64), section(), teacher=teacher, options=TrainOptions(lr=1e-3))
     assert modes == [(False, False)] * 2
     assert all(torch.equal(p, teacher.state_dict()[k]) for k, p in trained.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
@@ -63,7 +65,7 @@ def test_mixing_goes_together_with_distillation(
         net.reset_classifier(classes)
     wanted = section(mixup=0.8, cutmix=1.0, smoothing=0.1)
     images = train_loader(data.train, preprocessing_of(cut), wanted, 10)
-    _, history = finetune(student, images, wanted, teacher=teacher, labelled=labelled, lr=1e-4)
+    _, history = finetune(student, images, wanted, teacher=teacher, labelled=labelled, options=TrainOptions(lr=1e-4))
     assert 0 < history[0]["loss"] < 100
 
 
@@ -84,9 +86,10 @@ def test_a_teacher_that_is_asked_once_says_the_same(
     live = section(epochs=2, distill_kind=kind, **more)
     once = section(epochs=2, distill_kind=kind, cache_teacher=True, **more)
     in_order = eval_loader(draw(digits.train, 64, 0), preprocessing_of(cut), 64)
-    wanted, rows = finetune(cut, loader(cut, live, images=64), live, teacher=trained, lr=1e-4)
+    wanted, rows = finetune(cut, loader(cut, live, images=64), live, teacher=trained, options=TrainOptions(lr=1e-4))
     before = len(asked)
-    model, history = finetune(cut, loader(cut, once, images=64), once, teacher=trained, lr=1e-4, in_order=in_order)
+    kept = Teacher(trained).with_answers(in_order, torch.device("cpu"))
+    model, history = finetune(cut, loader(cut, once, images=64), once, teacher=kept, options=TrainOptions(lr=1e-4))
     assert len(asked) == before + 1 and before == 4
     assert [row["loss"] for row in history] == pytest.approx([row["loss"] for row in rows], rel=1e-5)
 

@@ -20,7 +20,7 @@ from slimvit.workflows.run import run  # noqa: E402
 def main(recipe: Path, out: Path, told: Path) -> None:
     now = run(Recipe.read(recipe), Options(out=out, device="cpu"))
     found = {
-        "processes": now.engine.processes,
+        "processes": now.context.engine.processes,
         "scores": now.scores,
         "plan": plan_of(now.model).to_json(),
         "losses": [row["loss"] for row in now.histories["finetune"]],
@@ -28,7 +28,7 @@ def main(recipe: Path, out: Path, told: Path) -> None:
         "top1": [stage.top1 for stage in now.stages],
         "evaluated": None if now.reference is None else len(now.reference.features),
     }
-    now.engine.close()
+    now.context.engine.close()
     (told / f"{os.environ.get('RANK', 'alone')}.json").write_text(json.dumps(found))
 
 

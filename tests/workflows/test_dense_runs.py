@@ -20,6 +20,7 @@ from slimvit.io.open import open_model
 from slimvit.models.insert_dense import dense_mix, mixes_in, mixes_of
 from slimvit.models.registry import plan_of
 from slimvit.train.finetune import finetune
+from slimvit.train.loop import TrainOptions
 from slimvit.utils.errors import ModelError, PlanError, RecipeError, StoreError
 
 Invoke = Callable[..., Any]
@@ -157,7 +158,7 @@ def test_the_mixes_have_a_learning_rate_of_their_own(vit: Any, images: Any) -> N
     section = FinetuneSection(epochs=1, distill=False, warmup_epochs=0)
     moved = {}
     for scale in (1.0, 10.0):
-        tuned, _ = finetune(model, loader, section, lr=1e-4, mix_lr_scale=scale)
+        tuned, _ = finetune(model, loader, section, options=TrainOptions(lr=1e-4, mix_lr_scale=scale))
         moved[scale] = torch.tensor(list(mixes_of(tuned).values())).abs()
     assert torch.allclose(moved[10.0], 10 * moved[1.0], rtol=1e-3)  # Adam's first step is the learning rate
 

@@ -230,7 +230,7 @@ def test_agreement_counts_every_image_once() -> None:
 
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_workflow, "begun", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(export_workflow, "open_run", lambda *_: pytest.fail("it began"))
 
 
 @pytest.mark.usefixtures("never")

@@ -23,7 +23,8 @@ from slimvit.utils import lock, output
 from slimvit.utils.errors import StoreError
 from slimvit.utils.lock import ASIDE, OLD, locked
 from slimvit.utils.output import new_folder
-from slimvit.workflows import run
+from slimvit.workflows import plan
+from slimvit.workflows.run import run
 from slimvit.workflows.sweep import executors
 
 STRESS = pytest.mark.skipif("SLIMVIT_STRESS" not in os.environ, reason="takes minutes; make stress")
@@ -139,7 +140,7 @@ def commands(folder):
 
 
 def test_the_second_command_is_told_before_anything_long(slimvit_, tmp_path, in_a_thread, monkeypatch):
-    monkeypatch.setattr("slimvit.workflows.run.start", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr("slimvit.workflows.start.start_run", lambda *_: pytest.fail("it began"))
     for words in commands(tmp_path):
         told = slimvit_(*words, code=1).stderr
         assert told.count("\n") == 1 and f"{words[words.index('--out') + 1]}: another thread of this process is" in told
@@ -272,7 +273,7 @@ def test_a_dead_worker_in_evaluate_and_in_the_scores_of_prune(slimvit_, dying, t
     dying.set()
     told = slimvit_("evaluate", "vit_digits", *FEW, "--workers", 2, code=1).stderr
     assert told == f"{DEAD} workers, or 0\n"
-    monkeypatch.setattr("slimvit.workflows.run.score_parts", arming(dying, run.score_parts))
+    monkeypatch.setattr(plan, "score_parts", arming(dying, plan.score_parts))
     words = ("prune", "vit_digits", *FEW, "--calibration-images", 16, "--ratio", 0.5, "--workers", 2)
     told = slimvit_(*words, "--out", tmp_path / "run", code=1).stderr
     assert told == f"{DEAD} workers, or 0\n" and os.listdir(tmp_path) == []
@@ -363,7 +364,7 @@ def test_a_run_of_a_sweep_that_is_gone_saves_and_ends(tmp_path, monkeypatch):
     tree["data"] |= {"eval_images": 16}
     recipe = Recipe.parse(tree | {"finetune": {"epochs": 3, "distill": False}}, "test")
     with pytest.raises(Interrupted, match="stopped after epoch 1 of 3 and 1 of the next 2 steps; the state is saved"):
-        run.run(recipe, Options(out=tmp_path / "run", device="cpu"))
+        run(recipe, Options(out=tmp_path / "run", device="cpu"))
     assert (tmp_path / "run" / "unfinished" / "last.pt").is_file()
     sys.stdin.close()
 

@@ -39,7 +39,8 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def spy(model: Any, loader: Any, section: Any, **given: Any) -> Any:
         batch = next(iter(loader))[0]
-        found.append((given["teacher"], batch, given["teacher_sees"](batch)))
+        teacher = given["teacher"]
+        found.append((teacher and teacher.model, batch, batch if teacher is None else teacher.view(batch)))
         return real(model, loader, section, **given)
 
     monkeypatch.setattr(training, "finetune", spy)

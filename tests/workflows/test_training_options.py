@@ -19,7 +19,7 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.accuracy import Outputs, compare
 from slimvit.utils.errors import SlimvitError
 from slimvit.workflows import run, training
-from slimvit.workflows.state import RunState
+from slimvit.workflows.state import RunContext
 
 Tree = dict[str, Any]
 DATA: Tree = {"name": "digits", "train_images": 48, "eval_images": 30, "batch_size": 8}
@@ -48,20 +48,20 @@ def test_the_average_is_what_is_reported_and_saved(tmp_path: Path) -> None:
 
 def test_evaluated_as_often_as_asked_and_no_network_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated: list[torch.nn.Module] = []
-    outputs = RunState.outputs
+    outputs = RunContext.outputs
 
-    def counted(now: RunState, model: torch.nn.Module, images: Images) -> Outputs:
+    def counted(context: RunContext, model: torch.nn.Module, images: Images) -> Outputs:
         evaluated.append(model)
-        return outputs(now, model, images)
+        return outputs(context, model, images)
 
-    monkeypatch.setattr(RunState, "outputs", counted)
+    monkeypatch.setattr(RunContext, "outputs", counted)
     now = slimvit.run(recipe({"epochs": 5, "eval_every": 2, "lr": 3e-3}), Options(out=tmp_path / "run"))
     rows = list(csv.DictReader((tmp_path / "run" / "history.csv").read_text().splitlines()))
     assert [bool(row["top1"]) for row in rows] == [False, True, False, True, True]
     assert len(evaluated) == 4  # the original too
     assert float(rows[-1]["top1"]) == now.report.stages[-1].top1
     model = slimvit.load(tmp_path / "run")
-    found = slimvit.evaluate(model, eval_loader(now.data.val, preprocessing_of(model), 8))
+    found = slimvit.evaluate(model, eval_loader(now.context.data.val, preprocessing_of(model), 8))
     assert found.loss == pytest.approx(now.report.stages[-1].loss, rel=1e-4)
 
 

@@ -43,7 +43,7 @@ class Executor(Protocol):
 def run_task(task: Task) -> str | None:
     """One run in this process. Whatever goes wrong ends this run alone, but for a wish to stop."""
     try:
-        run(task.recipe, task.options).engine.close()
+        run(task.recipe, task.options).context.engine.close()
     except Interrupted:
         raise
     except Exception as error:
@@ -120,7 +120,7 @@ def _command(task: Task, recipe: Path) -> list[str]:
     found = [sys.executable, "-m", "slimvit", "run", str(recipe), "--out", str(options.out), *options.flags()]
     found += ["--ends-with-stdin"]
     found += ["--resume"] if options.resume else []
-    return found + (["--shelf", str(options.shelf)] if options.shelf else [])
+    return found + (["--cache", str(options.cache)] if options.cache else [])
 
 
 def _why(code: int, story: Path) -> str:

@@ -32,7 +32,8 @@ from slimvit.workflows.cache import NEW, keys_of
 from slimvit.workflows.resume import recipe_in
 from slimvit.workflows.sweep.executors import Executor, ProcessExecutor, RayExecutor, SerialExecutor, Task
 
-SHELF, FAILED, REPORT = "shelf", "failed", "report"
+CACHE, FAILED, REPORT = "shelf", "failed", "report"
+"""Folders inside a sweep folder. The cache has had the name `shelf` since the first version."""
 
 
 def sweep(
@@ -40,7 +41,7 @@ def sweep(
 ) -> Contents:
     """Carry out the ``points`` of ``file`` that ``out`` does not hold yet.
 
-    ``options.out`` and ``options.shelf`` are set for each run. ``jobs``: runs at once on this machine; ``engine``:
+    ``options.out`` and ``options.cache`` are set for each run. ``jobs``: runs at once on this machine; ``engine``:
     `local`, or `ray` for a cluster. Raises :class:`StoreError` before anything is run when ``out`` holds other runs
     under the names of these, and :class:`Interrupted` after a wish to stop: what was done is kept, and the same call
     goes on.
@@ -144,14 +145,14 @@ def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str,
     with disk_errors(out):
         write_whole(out / SWEEP, file.to_yaml())
         write_contents(out, contents)
-        for left in (out / FAILED, *(out / SHELF).glob(f"{NEW}*")):  # the failed get another chance
+        for left in (out / FAILED, *(out / CACHE).glob(f"{NEW}*")):  # the failed get another chance
             shutil.rmtree(left, ignore_errors=True)
     return contents
 
 
 def _options(point: Point, out: Path, options: Options) -> Options:
     folder = point_folder(out, point.id)
-    return replace(options, out=folder, resume=(folder / UNFINISHED).is_dir(), shelf=out / SHELF)
+    return replace(options, out=folder, resume=(folder / UNFINISHED).is_dir(), cache=out / CACHE)
 
 
 def _carry_out(tasks: Mapping[str, Task], crew: Executor, errors: dict[str, str], total: int) -> None:

@@ -20,12 +20,13 @@ import yaml
 from slimvit.config.options import Options
 from slimvit.config.sweep import Sweep, points_of
 from slimvit.io.sweep_folder import read_contents
+from slimvit.models.registry import plan_of
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.utils.errors import StoreError
 from slimvit.utils.lock import lock_owner
-from slimvit.workflows import cache
-from slimvit.workflows import run as run_workflow
+from slimvit.workflows import cache, plan
 from slimvit.workflows.run import run
+from slimvit.workflows.state import RunContext
 from slimvit.workflows.sweep import executors
 from slimvit.workflows.sweep.sweep import sweep
 
@@ -65,13 +66,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_original_and_the_scores_are_computed_once(tmp_path, monkeypatch):
     scored, measured = [], []
     monkeypatch.setattr(
-        run_workflow,
+        plan,
         "score_parts",
         lambda *a: scored.append(a[2]) or score_parts(*a),  # type: ignore[func-returns-value]
     )
-    real = run_workflow.Run.outputs
+    real = RunContext.outputs
     monkeypatch.setattr(
-        run_workflow.Run, "outputs", lambda self, *a: measured.append(a[0] is self.original) or real(self, *a)
+        RunContext,
+        "outputs",
+        lambda self, model, images: measured.append(plan_of(model).removed == 0) or real(self, model, images),
     )
     made(tmp_path / "sweep")
     assert sorted(scored) == ["magnitude", "residual"]

@@ -10,7 +10,7 @@ import slimvit
 from slimvit.models.base import Branch, State
 from slimvit.models.registry import plan_of, steps
 from slimvit.train.distill import stream_gap
-from slimvit.train.streams import check_same_streams, run_with_streams
+from slimvit.train.teacher import check_same_streams, run_with_streams
 from slimvit.utils.errors import ModelError
 
 Build = Callable[..., Any]

@@ -1,0 +1,100 @@
+"""The beginning of a run: model and data are opened and checked, or an interrupted run is restored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from slimvit.config.options import Options
+from slimvit.config.recipe import Recipe
+from slimvit.data.loaders import preprocessing_of
+from slimvit.data.sources import open_data
+from slimvit.data.workers import worker_deaths
+from slimvit.io.load import pinned
+from slimvit.io.open import open_model
+from slimvit.models.registry import family_of
+from slimvit.prune.planner import agree_on_prices, check_budget
+from slimvit.utils.distributed import Engine, open_engine
+from slimvit.utils.errors import RecipeError
+from slimvit.utils.lock import locked
+from slimvit.utils.output import LOGS, UNFINISHED
+from slimvit.utils.progress import is_main, log
+from slimvit.utils.seeds import seeded
+from slimvit.workflows import cache, resume
+from slimvit.workflows.preflight import (
+    check_classes,
+    check_dense,
+    check_out,
+    check_readable,
+    check_teacher,
+    check_training,
+)
+from slimvit.workflows.state import RunContext, RunState
+from slimvit.workflows.training import choose_teacher
+
+
+@contextmanager
+def open_run(recipe: Recipe, options: Options) -> Iterator[RunState]:
+    """Lock the run folder, start the run, and add the resume command to disk and worker errors in the block."""
+    with locked(options.out) if options.out is not None and is_main() else nullcontext():
+        state = start_run(recipe, options)
+        with resume.resume_hints(state.context), worker_deaths(options.workers):
+            yield state
+
+
+def start_run(recipe: Recipe, options: Options) -> RunState:
+    """Open model and data, check that they fit each other, and restore an interrupted run with `options.resume`.
+
+    Raises:
+        SlimvitError: Something in the recipe cannot be carried out here.
+    """
+    _check_folder(recipe, options)
+    engine = _open_engine(options)
+    recipe = engine.agreed(pinned(recipe))
+    with seeded(recipe.seed):  # weights without a file are drawn
+        model = open_model(recipe.model)
+    family_of(model)
+    model.to(engine.device)  # where a budget in milliseconds is measured
+    agree_on_prices(recipe, model, engine)
+    check_budget(recipe, model)
+    check_dense(recipe.dense, model)
+    teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
+    data = open_data(recipe.data, recipe.seed)
+    check_classes(recipe, data, model)
+    check_training(recipe, data, model, options.compile)
+    check_teacher(recipe, data, model, teacher)
+    check_readable(recipe, data)
+    notes = [f"unreadable images left out (--skip-bad-images): {data.bad_images}"] if data.bad_images else []
+    context = RunContext(recipe, options, engine, data, preprocessing_of(model))
+    if teacher is not None:
+        teacher.to(engine.device)
+    engine.wait()  # no process writes before every process has checked the folder
+    state = RunState(context, model, model, teacher=teacher, notes=notes)
+    return resumed(state) if options.resume else state
+
+
+def resumed(state: RunState) -> RunState:
+    """The state in which the interrupted run of the folder began its training; `state` where there is none."""
+    context, saved = state.context, resume.read_saved(state.context)
+    if saved is None:
+        log(f"{context.options.out}: holds no interrupted run; this one starts from the beginning")
+        return state
+    original, teacher, reference = saved.original, state.teacher, None
+    if saved.training == "finetune":
+        original, teacher = choose_teacher(context.recipe, saved.model, original, teacher)
+        reference = cache.original_outputs(context, original)
+    return RunState(
+        context, saved.model, original, teacher=teacher, reference=reference, interrupted=saved.training, **saved.values
+    )
+
+
+def _check_folder(recipe: Recipe, options: Options) -> None:
+    if options.out is not None:
+        check_out(recipe, options.out, options.force or options.resume)
+    elif options.resume:
+        raise RecipeError("--resume goes on with the training in a run folder; name it with --out")
+
+
+def _open_engine(options: Options) -> Engine:
+    log_dir = None if options.out is None else options.out / UNFINISHED / LOGS
+    return open_engine(options.device, options.precision, options.compile, options.log_with, log_dir)
