@@ -24,7 +24,7 @@ def writes(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         targets = node.targets if isinstance(node, ast.Assign | ast.Delete) else []
         targets += [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
-        found += [f"assigns {t.attr}" for t in targets if _of_a_state(_without_index(t))]
+        found += [f"assigns {ast.unparse(t)}" for t in targets if _of_a_state(_without_index(t))]
         if isinstance(node, ast.Call):
             name, first = ast.unparse(node.func), ast.unparse(node.args[0]) if node.args else ""
             found += ["replaces"] if name == "replace" and first in ("state", "context") else []
