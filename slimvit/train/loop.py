@@ -65,7 +65,7 @@ DEFAULTS = TrainOptions()
 
 
 @dataclass(frozen=True)
-class Training:
+class _Training:
     """The parts of one training that stay the same from step to step."""
 
     section: TrainSection
@@ -117,7 +117,7 @@ def train(
         engine.accelerator.gradient_accumulation_steps = section.accumulate
         network, optimizer = engine.accelerator.prepare(ModelWithLoss(state.model, loss), state.optimizer)
         images *= engine.processes
-        training = Training(section, options, engine, network, optimizer, share, images, batches, mix, stop)
+        training = _Training(section, options, engine, network, optimizer, share, images, batches, mix, stop)
         if checkpoints is not None and (saved := checkpoints.last()) is not None:
             state.restore(saved)
         while state.epoch < section.epochs:
@@ -128,7 +128,7 @@ def train(
     return finish(state, section, model), state.history
 
 
-def _epoch(state: TrainState, training: Training) -> None:
+def _epoch(state: TrainState, training: _Training) -> None:
     """The rest of the epoch under way."""
     section, accelerator, options = training.section, training.engine.accelerator, training.options
     training_mode(state.model, section)
@@ -157,7 +157,7 @@ def _epoch(state: TrainState, training: Training) -> None:
     state.seconds = time.perf_counter() - started
 
 
-def _batches(state: TrainState, training: Training) -> Iterator[Any]:
+def _batches(state: TrainState, training: _Training) -> Iterator[Any]:
     """The batches of the epoch that are not done yet."""
     training.loader.set_epoch(state.epoch)
     rest = training.loader
@@ -168,7 +168,7 @@ def _batches(state: TrainState, training: Training) -> Iterator[Any]:
     return track(rest, title, training.batches - state.batch)
 
 
-def _between_steps(state: TrainState, training: Training, losses: Losses) -> None:
+def _between_steps(state: TrainState, training: _Training, losses: Losses) -> None:
     """Check the losses, save the state when due, and stop when asked to."""
     losses.look()
     checkpoints = training.options.checkpoints
@@ -177,7 +177,7 @@ def _between_steps(state: TrainState, training: Training, losses: Losses) -> Non
     _stop_if_asked(state, training)
 
 
-def _stop_if_asked(state: TrainState, training: Training) -> None:
+def _stop_if_asked(state: TrainState, training: _Training) -> None:
     """A signal does not reach all processes at the same step, so they ask each other."""
     asked, engine, checkpoints = training.stop.asked, training.engine, training.options.checkpoints
     if engine.processes > 1:
@@ -191,7 +191,7 @@ def _stop_if_asked(state: TrainState, training: Training) -> None:
         )
 
 
-def _end_epoch(state: TrainState, training: Training) -> None:
+def _end_epoch(state: TrainState, training: _Training) -> None:
     """Measure, keep the row, save."""
     options = training.options
     row = _row(state, training)
@@ -208,7 +208,7 @@ def _end_epoch(state: TrainState, training: Training) -> None:
     _stop_if_asked(state, training)
 
 
-def _row(state: TrainState, training: Training) -> dict[str, Any]:
+def _row(state: TrainState, training: _Training) -> dict[str, Any]:
     """The epoch's row of the history, before anything is measured."""
     accumulate = training.section.accumulate
     row = {"epoch": state.epoch + 1, "loss": state.total / training.batches, "lr": rate_of(state.optimizer)}

@@ -16,7 +16,7 @@ Planned = tuple[SlimPlan, list[list[float | None]] | None]
 """The plan, and the score of every head by block where heads were scored."""
 
 
-def make_plan(context: RunContext, model: TimmModule, original: TimmModule, share: float = 1.0) -> Planned:
+def decide_plan(context: RunContext, model: TimmModule, original: TimmModule, share: float = 1.0) -> Planned:
     """Decide on the heads and neurons to keep.
 
     Args:

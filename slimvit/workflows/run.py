@@ -53,7 +53,7 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> RunState:
             state = densify(state)
         state = tune(state)
         state = check(state)
-        run_folder.save(state)
+        run_folder.save_run(state)
     return state
 
 
@@ -103,7 +103,7 @@ def prune(state: RunState) -> RunState:
 def make_plan(state: RunState, share: float = 1.0) -> RunState:
     """Score the network and decide on the plan that reaches `share` of the budget's saving."""
     started = time.perf_counter()
-    made, scores = plan.make_plan(state.context, state.model, state.original, share)
+    made, scores = plan.decide_plan(state.context, state.model, state.original, share)
     seconds = state.planning_seconds + time.perf_counter() - started
     return replace(state, plan=made, scores=scores, planning_seconds=seconds)
 

@@ -25,7 +25,7 @@ BEST = "best"
 """Subfolder with the network after the best epoch of the fine-tuning, where that was not the last."""
 
 
-def save(state: RunState) -> None:
+def save_run(state: RunState) -> None:
     """Write the run folder, if the options name one, from the main process."""
     options, engine = state.context.options, state.context.engine
     if options.out is not None and engine.is_main:
