@@ -13,9 +13,9 @@ from torch import nn
 import slimvit
 from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, is_saved, load_folder, save
 from slimvit.models.build import build_model
-from slimvit.models.registry import plan_of
+from slimvit.models.registry import is_uncut_form, model_name, plan_of
 from slimvit.prune.surgery import prune_model
-from slimvit.utils.errors import StoreError
+from slimvit.utils.errors import SlimvitError, StoreError
 
 KEPT = [[0, 2], [], [1]]
 
@@ -353,3 +353,36 @@ def test_training_leaves_a_model_that_can_be_saved(slim, tmp_path):
     trained.blocks[2].drop_path1 = DropPath(0.1)
     save(trained, tmp_path / "run")
     assert isinstance(load_folder(tmp_path / "run").blocks[2].drop_path1, nn.Identity)
+
+
+@pytest.mark.parametrize("name", ["vit_digits", "swin_digits"])
+def test_embedded_models_keep_their_names(name, tmp_path):
+    """Built or loaded, cut, made dense, saved and loaded again."""
+    model = slimvit.create_model(name)
+    loaded = slimvit.load(name)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
+    plan = plan_of(model).keeping([b.kept_heads[:2] for b in plan_of(model).blocks])
+    slimvit.save(slimvit.insert_dense_attention(slimvit.prune_model(model, plan)), tmp_path / "slim")
+    slim = slimvit.load(tmp_path / "slim")
+    assert {model_name(m) for m in (model, loaded, slim)} == {name} == {plan_of(slim).model}
+    assert is_uncut_form(model, slim)
+    untrained = slimvit.create_model(name, pretrained=False, num_classes=3)
+    assert model_name(untrained) == name and untrained.num_classes == 3
+
+
+def test_runs_of_earlier_versions_have_no_name(tmp_path):
+    """Such a run loads, goes by its timm name, and is known to come from the embedded model."""
+    model = slimvit.load("vit_digits")
+    slimvit.save(model, tmp_path / "run")
+    file = tmp_path / "run" / "slim.json"
+    file.write_text(file.read_text().replace(' "name": "vit_digits",\n', ""))
+    earlier = slimvit.load(tmp_path / "run")
+    assert model_name(earlier) == "vit_tiny_patch16_224" and is_uncut_form(model, earlier)
+
+
+@pytest.mark.parametrize("build", [slimvit.create_model, slimvit.load])
+def test_a_misspelt_embedded_model(build):
+    with pytest.raises(SlimvitError, match="did you mean vit_digits"):
+        build("vit_digit")

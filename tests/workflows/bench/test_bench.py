@@ -203,7 +203,7 @@ def test_a_batch_that_does_not_fit(slimvit_: Invoke, monkeypatch: pytest.MonkeyP
     def full(*_: Any) -> Any:
         raise bench_workflow.OutOfMemory
 
-    monkeypatch.setattr(bench_workflow.Contest, "calls", full)
+    monkeypatch.setattr(bench_workflow.InterleavedTimer, "calls", full)
     told = "the device's memory ends before 64 images; bench fewer or smaller models, or give smaller --batches"
     assert told in slimvit_("bench", "vit_digits", "--batches", 64, code=1).stderr
     with pytest.raises(SlimvitError, match="before 1 images"):
