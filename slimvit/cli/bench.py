@@ -80,10 +80,10 @@ def bench_command(
       slimvit bench runs/digits
     """
     from slimvit.report.run.timing_table import print_timings
-    from slimvit.workflows.bench.bench import BenchOptions, bench
+    from slimvit.workflows.bench.bench import BenchOptions, bench_models
 
     compiled = tuple(kind for kind, wanted in ((False, eager or not compile), (True, compile)) if wanted)
-    rows = [row.to_json() for row in bench(models, BenchOptions(compiled=compiled, save=not no_save, **given))]
+    rows = [row.to_json() for row in bench_models(models, BenchOptions(compiled=compiled, save=not no_save, **given))]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     else:

@@ -11,9 +11,6 @@ import click
 from slimvit.cli import options, shared
 from slimvit.config.choices import EXPORT_FORMATS
 
-CHECK_IMAGES = 256
-"""Validation images that an exported file is checked on, unless --eval-images is given."""
-
 
 @options.command()
 @click.argument("model", metavar="RUN")
@@ -56,7 +53,7 @@ def export_command(
     """
     from slimvit.config.recipe import Recipe
     from slimvit.io.export.formats import format_of
-    from slimvit.workflows.export import ExportOptions, export_model
+    from slimvit.workflows.export import CHECK_IMAGES, ExportOptions, export_model
     from slimvit.workflows.run_folder import recipe_of
 
     if dynamic_batch and batch is not None:

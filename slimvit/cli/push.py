@@ -53,9 +53,9 @@ def push_command(run: Path, dry_run: bool, as_json: bool, **given: Any) -> None:
     if dry_run:
         _show_contents(parcel, as_json)
         return
-    from slimvit.workflows.push.upload import push
+    from slimvit.workflows.push.upload import upload
 
-    done = push(parcel, options)
+    done = upload(parcel, options)
     click.echo(json.dumps(done, indent=1) if as_json else f"{done['url']}\nload it: slimvit.load({done['model']!r})")
 
 

@@ -12,7 +12,6 @@ from slimvit.cli import options
 
 if TYPE_CHECKING:
     from slimvit.report.compare.comparison import Comparison
-    from slimvit.report.compare.measurement import CollectedRuns
     from slimvit.report.compare.pick import PickRule
 
 PLACE = click.Path(path_type=Path)
@@ -86,33 +85,13 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
 
         click.echo(report_markdown(Report.read(run_folder(places[0]) / "report.json")))
         return
-    from slimvit.report.compare.collect import collect_runs
-    from slimvit.report.compare.comparison import compare_runs
+    from slimvit.workflows.compare import report
 
-    gathered = collect_runs(places, references, allow_mixed)
-    check_apart(gathered, given["out"])
-    comparison = compare_runs(gathered, given["picks"])
-    if given["out"] is not None:
-        write_report(comparison, given["out"], given["force"])
-    show_comparison(comparison, given["as_json"])
-
-
-def check_apart(gathered: CollectedRuns, out: Path | None) -> None:
-    """Raise `StoreError` where --force would put the report in the place of what it is on."""
-    from slimvit.utils.errors import StoreError
-
-    if out is not None and any(
-        out.resolve() in (f, *f.parents) for f in (m.folder.resolve() for m in gathered.measurements)
-    ):
-        raise StoreError(f"{out}: holds runs that the report is on; name another folder for --out")
-
-
-def write_report(comparison: Comparison, out: Path, force: bool) -> None:
-    from slimvit.report.compare.formats import write_comparison
-    from slimvit.utils.output import new_folder
-
-    with new_folder(out, force) as folder:
-        write_comparison(comparison, folder)
+    show_comparison(
+        report(*places, out=given["out"], pick=given["picks"], references=references, allow_mixed=allow_mixed,
+               force=given["force"]),
+        given["as_json"],
+    )  # fmt: skip
 
 
 def show_comparison(comparison: Comparison, as_json: bool) -> None:

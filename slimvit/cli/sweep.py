@@ -71,14 +71,14 @@ def sweep_command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: An
 def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given: dict[str, Any]) -> None:
     from slimvit.cli.report import show_comparison
     from slimvit.utils.lock import locked
-    from slimvit.workflows.sweep.sweep import begin_anew, report_on, sweep
+    from slimvit.workflows.sweep.sweep import begin_anew, report_on, run_points
 
     keep_freed_memory()
     with locked(out):
         if given.pop("force"):
             begin_anew(out)
         del given["out"]
-        contents = sweep(file, points, out, shared.run_options(given), jobs=jobs, engine=engine)
+        contents = run_points(file, points, out, shared.run_options(given), jobs=jobs, engine=engine)
         comparison = report_on(out, contents)
     if comparison is not None:
         show_comparison(comparison, as_json=False)

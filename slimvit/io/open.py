@@ -15,6 +15,7 @@ from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.load import named, pinned_section, saved_folder
 from slimvit.models.build import is_timm_model
+from slimvit.models.wrappers import check_unwrapped
 from slimvit.utils.errors import ModelError
 from slimvit.utils.files import MOST
 from slimvit.utils.output import UNFINISHED
@@ -54,6 +55,18 @@ def open_model(section: ModelSection) -> nn.Module:
     with named(section.name, folder):
         model = saved_model.load_folder(folder)
     return fit_to_section(model, section.img_size, section.num_classes)
+
+
+def model_of(model: nn.Module | str | Path) -> nn.Module:
+    """A model as it is, or the model of a name, in eval mode on the CPU.
+
+    Raises:
+        ModelError: The name is unknown, or the model is a compiled or parallel wrapper.
+    """
+    if isinstance(model, str | Path):
+        return open_model(ModelSection(name=str(model)))
+    check_unwrapped(model)
+    return model
 
 
 def random_weights(section: ModelSection) -> bool:

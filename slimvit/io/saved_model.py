@@ -26,6 +26,7 @@ from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import arguments_of, plan_of
+from slimvit.models.wrappers import check_unwrapped
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError, SlimvitError, StoreError, nearest
 from slimvit.utils.files import Unreadable, check_regular, read_json
@@ -52,6 +53,8 @@ class SlimFile(BaseModel):
     model_args: dict[str, Any]
     """Arguments of timm's create_model, number of classes and image size included."""
     num_classes: int
+    own_class: str | None = None
+    """`module.Class` of a model of the user's own class, which timm cannot build; None for a timm model."""
     plan: dict[str, Any]
     dense: DenseMix | None = None
     """The kind of dense attention; None without."""
@@ -76,37 +79,35 @@ def save(
     class_names: tuple[str, ...] | list[str] = (),
     force: bool = False,
 ) -> None:
-    """Write a timm model, pruned or not, as a folder that `slimvit.load` reads back bit for bit.
+    """Save a model, pruned or not, as a folder without pickle: slim.json and model.safetensors.
+
+    `slimvit.load` reads a timm model back bit for bit, `slimvit.load_into` a model of your own class.
 
     Args:
-        model: The model.
-        folder: Where to write.
+        model: A timm model, or a model of your own class that subclasses one of timm's.
+        folder: Folder to write.
         class_names: Names of the classes, in the order of the logits.
-        force: Whether to replace an earlier model or run.
+        force: Replace an earlier folder.
 
     Raises:
-        StoreError: The folder is in use, the disk is full, or timm cannot build the model again.
+        StoreError: The folder is in use, the disk is full, or timm could not build the model again.
+        ModelError: The model is a compiled or parallel wrapper.
+
+    Example:
+        >>> slimvit.save(model, "runs/small", class_names=["cat", "dog"])
     """
+    check_unwrapped(model)
     with new_folder(Path(folder), force) as partial:
         write_model(model, partial, class_names)
 
 
 def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
     """Write slim.json and model.safetensors into an existing folder."""
-    source = description_of(model)
+    own = own_class(model)
+    source = ModelSource(type(model).__name__, {}) if own else description_of(model)
+    if own is None:
+        _check_repeatable(model, source)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    try:
-        skeleton = _skeleton(source, plan_of(model), dense_mix(model))
-        if differences := _differences(_shapes(skeleton), _shapes(model)) or _replaced(skeleton, model):
-            changed = "this model was changed after timm built it, so it could not be loaded again"
-            raise StoreError(f"{source.name}: {changed}: {differences}")
-    except StoreError:
-        if hasattr(model, "slim_source") or hasattr(model, "_model_args"):
-            raise
-        raise StoreError(
-            f"{source.name}: timm {timm.__version__} does not keep the arguments that this model was built with; build "
-            "it with slimvit.create_model, or use timm >= 1.0.31"
-        ) from None
     with safetensors_errors():
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
@@ -116,14 +117,37 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
         name=getattr(model, "slim_name", None),
         model_args=source.args,
         num_classes=model.num_classes,
+        own_class=own,
         plan=plan_of(model).to_json(),
         dense=cast("DenseMix | None", dense_mix(model)),
         preprocessing=_preprocessing(model),
         class_names=list(class_names),
         weights_sha256=_sha256(folder / WEIGHTS),
     )
-    written = text.model_dump(exclude={"name"} if text.name is None else None)
+    written = text.model_dump(exclude={key for key in ("name", "own_class") if getattr(text, key) is None})
     (folder / DESCRIPTION).write_text(json.dumps(written, indent=1) + "\n")
+
+
+def own_class(model: nn.Module) -> str | None:
+    """`module.Class` of a model of the user's own class; None for a timm model."""
+    cls = type(model)
+    return None if cls.__module__.partition(".")[0] in ("timm", "slimvit") else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_repeatable(model: TimmModule, source: ModelSource) -> None:
+    """Raise `StoreError` unless timm would build this model again from its description."""
+    try:
+        skeleton = _skeleton(source, plan_of(model), dense_mix(model))
+        if differences := _differences(shapes_of(skeleton), shapes_of(model)) or _replaced(skeleton, model):
+            changed = "this model was changed after timm built it, so it could not be loaded again"
+            raise StoreError(f"{source.name}: {changed}: {differences}")
+    except StoreError:
+        if hasattr(model, "slim_source") or hasattr(model, "_model_args"):
+            raise
+        raise StoreError(
+            f"{source.name}: timm {timm.__version__} does not keep the arguments that this model was built with; build "
+            "it with slimvit.create_model, or use timm >= 1.0.31"
+        ) from None
 
 
 @contextmanager
@@ -174,27 +198,41 @@ def load_folder(folder: str | Path) -> nn.Module:
     check_timm()
     info = read_description(folder)
     source, plan, skeleton = _described(info, folder)
-    _check_weights(folder / WEIGHTS, _shapes(skeleton), info.weights_sha256)
+    check_weights(folder / WEIGHTS, shapes_of(skeleton), info.weights_sha256)
     whole: TimmModule = timm.create_model(source.name, pretrained=False, **source.args)
     whole.slim_name = info.name
-    model = _cut(whole, plan, info.dense)
-    # copies, since tensors of a file have any alignment, and matrix products round by alignment
-    state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
-    model.load_state_dict(state, strict=True, assign=True)
+    model = cut_to(whole, plan, info.dense)
     model.slim_source = source
-    model.class_names = tuple(info.class_names)
     model.pretrained_cfg = dict(model.pretrained_cfg, **timm_config(info.preprocessing), num_classes=info.num_classes)
-    return model.eval()
+    return fill(model, info, folder)
 
 
 def _described(info: SlimFile, folder: Path) -> tuple[ModelSource, SlimPlan, nn.Module]:
     """The unpruned model's source, the plan, and the pruned model on the meta device."""
-    source = ModelSource(info.model, info.model_args)
+    if info.own_class is not None:
+        raise StoreError(
+            f"{folder}: a model of your own class {info.own_class}, which slimvit cannot build; build it uncut and "
+            f'fill it: slimvit.load_into(model, "{folder}")'
+        )
+    source, plan = ModelSource(info.model, info.model_args), plan_in(info, folder)
+    return source, plan, _skeleton(source, plan, info.dense, folder)
+
+
+def plan_in(info: SlimFile, folder: Path) -> SlimPlan:
+    """The plan of a description; raises `StoreError` for a damaged one."""
     try:
-        plan = SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
+        return SlimPlan.from_json(info.plan, f"{folder / DESCRIPTION}: plan")
     except PlanError as error:
         raise StoreError(str(error)) from None
-    return source, plan, _skeleton(source, plan, info.dense, folder)
+
+
+def fill(model: TimmModule, info: SlimFile, folder: Path) -> nn.Module:
+    """A cut model with the weights and class names of a folder, in eval mode; the weights were checked before."""
+    # copies, since tensors of a file have any alignment, and matrix products round by alignment
+    state = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    model.class_names = tuple(info.class_names)
+    return model.eval()
 
 
 def largest_weights(folder: Path) -> int:
@@ -238,7 +276,7 @@ def read_description(folder: Path) -> SlimFile:
         raise StoreError(f"{path}: damaged: {'; '.join(clauses)}") from None
 
 
-def _cut(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
+def cut_to(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
     slim = prune_model(model, plan)
     return slim if dense is None else insert_dense_attention(slim, dense)
 
@@ -255,7 +293,7 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise StoreError(f"{where}timm cannot build {source.name} with {source.args}: {reason}") from None
         try:
-            built = _cut(model, plan, dense)
+            built = cut_to(model, plan, dense)
             check_tables(built)
         except SlimvitError as error:
             raise StoreError(f"{where}{error}") from None
@@ -272,7 +310,7 @@ def check_tables(built: nn.Module) -> None:
         raise StoreError(f"its model_args ask for tables of {entries:,} entries, more than {TABLES:,}")
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v.shape) for k, v in model.state_dict().items()}
 
 
@@ -285,7 +323,7 @@ def _replaced(expected: nn.Module, found: nn.Module) -> str:
     return "; ".join(clauses[:8])
 
 
-def _check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
+def check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as file:

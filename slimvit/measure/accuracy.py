@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ def outputs_of(
     """
     net: Any = model
     target = torch.device(device) if device is not None else device_of(model)
-    total = len(loader) if isinstance(loader, Sized) else None
+    total = length_hint(loader) or None
     logits, features, labels = _Rows(total), _Rows(total), _Rows(total)
     with evaluating(model):
         for images, wanted in track(loader, "evaluating", total):
@@ -139,23 +140,6 @@ def compare(outputs: Outputs, original: Outputs | None = None) -> Accuracy:
     closeness = {} if original is None else _closeness(outputs, original)
     added = {key: figure(outputs, original) for key, figure in FIGURES.items()}
     return Accuracy(len(outputs.features), **_scores(outputs), **closeness, added=added)
-
-
-def evaluate(
-    model: nn.Module,
-    loader: Iterable[Any],
-    original: Outputs | None = None,
-    device: torch.device | str | None = None,
-) -> Accuracy:
-    """Run a model on every batch and measure its outputs: `outputs_of`, then `compare`.
-
-    Args:
-        model: A timm model.
-        loader: Batches (images [B, C, H, W], labels [B]); label -1 means none.
-        original: The outputs of its original for the same images in the same order.
-        device: Where the model lives. Default: where its first parameter does.
-    """
-    return compare(outputs_of(model, loader, device), original)
 
 
 def _check_logits(logits: Tensor) -> None:

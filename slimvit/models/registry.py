@@ -14,6 +14,7 @@ from slimvit.models.families.swin_v2 import SWIN_V2
 from slimvit.models.families.vit import VIT
 from slimvit.models.mlp import hidden_neurons
 from slimvit.models.plan import BlockPlan, SlimPlan
+from slimvit.models.wrappers import check_unwrapped
 from slimvit.utils.errors import ModelError
 from slimvit.utils.plugins import load_plugins
 
@@ -47,6 +48,7 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         ModelError: The model is of no family, or its family does not support it.
     """
+    check_unwrapped(model)
     found = family_or_reason(model)
     if isinstance(found, Family):
         return found

@@ -10,15 +10,18 @@ W0 the weights before. A large ridge leaves the layer as it is and keeps small c
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 
 import torch
 from torch import Tensor, nn
 
+from slimvit.data.batches import checked_batches
 from slimvit.data.loaders import Batches
 from slimvit.models.base import Branch, State, Step
 from slimvit.models.modes import device_of, evaluating
 from slimvit.models.registry import steps
+from slimvit.models.wrappers import check_unwrapped
 from slimvit.utils.errors import PlanError
 from slimvit.utils.memory import SHARE, free_bytes
 from slimvit.utils.progress import log, track
@@ -92,6 +95,8 @@ def refit(
     """
     if target not in TARGETS_OF_REFIT:
         raise PlanError(f"refit target {target!r} is not known; choose from {', '.join(TARGETS_OF_REFIT)}, none")
+    check_unwrapped(model)
+    batches = checked_batches(batches, original)
     slim = copy.deepcopy(model)
     with evaluating(slim), evaluating(original):
         mine, theirs = steps(slim), steps(original)
@@ -191,10 +196,11 @@ def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) 
     """Whether the streams of all ``batches`` in two networks and the features of one branch fit into the memory of
     ``device``, of which half is left for all else; True where either is not known. That they do not is said."""
     free = free_bytes(device)
-    if free is None or not isinstance(batches, Sized):
+    count = length_hint(batches)
+    if free is None or not count:
         return True
     first = next(iter(batches))[0]
-    images = len(first) * len(batches)
+    images = len(first) * count
     needed = images * bytes_per_image(walk, first[:1].to(device))
     if needed <= SHARE * free:
         return True

@@ -1,16 +1,21 @@
-"""Accuracy, size and cost of a model: a row of a run's report, or the answer of `slimvit evaluate`."""
+"""Accuracy, size and cost of a model: a row of a run's report, and what `slimvit evaluate` answers."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
-from slimvit.measure.accuracy import Outputs, compare
-from slimvit.measure.flops.count import count_params
-from slimvit.models.base import TimmModule
+from slimvit.data.open_batches import BatchSettings, validation_batches
+from slimvit.io.open import model_of
+from slimvit.measure.accuracy import Outputs, compare, outputs_of
+from slimvit.measure.flops.count import MacCount, count_macs, count_params
+from slimvit.models.base import Family, TimmModule
 from slimvit.models.parts.registry import PARTS
-from slimvit.models.registry import plan_of
+from slimvit.models.registry import family_or_reason, plan_of
 from slimvit.report.columns import METRICS
 from slimvit.report.record import Stage, units_of
 from slimvit.workflows.start import open_run
@@ -30,14 +35,7 @@ def stage_row(
         reference: Outputs of the original for the same images.
     """
     macs = context.macs_of(model)
-    row = Stage(
-        stage=stage,
-        units={part: kept for part, (_, kept) in units_of(plan_of(model)).items()},
-        params=count_params(model),
-        macs=macs.total,
-        macs_by_part=macs.by_part,
-        **compare(outputs, reference).figures,
-    )
+    row = model_figures(stage, model, macs, outputs, reference)
     doubt = macs.disagreement()
     return row, [] if doubt is None else [f"{stage}: {doubt}"]
 
@@ -52,3 +50,57 @@ def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
     shown = [key for key in shown if key not in METRICS or not METRICS[key].against_original]
     about = {"model": context.recipe.model.name, "data": recipe.data.name, "images": len(context.data.val)}
     return about | {key: row.figure(key) for key in shown}
+
+
+def evaluate(
+    model: nn.Module | str | Path,
+    images: Any,
+    original: nn.Module | Outputs | None = None,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Stage:
+    """Measure accuracy, size and cost of a model, as `slimvit evaluate` does.
+
+    Args:
+        model: A timm model, or a name as commands take it: a run folder, an embedded model, a timm name, a Hub name.
+        images: A data set as `--data` takes it (its validation split is used), or batches of images
+            [B, C, H, W] with labels [B] or without.
+        original: The model to compare with, or its outputs for the same images.
+        batch_size: Images per batch of a data set.
+        workers: Processes that load images of a data set.
+
+    Returns:
+        `top1`, `top5` and `agreement` in per cent, `loss` in nats, `feature_error` (squared distance over variance),
+        `params`, `macs` of one image, `units` left by part. A figure that cannot be measured is None.
+
+    Raises:
+        DataError: The images do not fit the model, or there are none.
+        ModelError: The model is unknown, or a compiled or parallel wrapper.
+
+    Example:
+        >>> slimvit.evaluate("vit_digits", "digits").top1
+    """
+    net, settings = model_of(model), BatchSettings(batch_size, workers)
+    reference = None if isinstance(original, nn.Module) else original
+    if isinstance(original, nn.Module):
+        images = images if isinstance(images, str | Path) else list(images)
+        reference = outputs_of(original, validation_batches(images, original, settings))
+    outputs = outputs_of(net, validation_batches(images, net, settings))
+    return model_figures("evaluated", net, count_macs(net), outputs, reference)
+
+
+def model_figures(
+    stage: str, model: nn.Module, macs: MacCount, outputs: Outputs, reference: Outputs | None = None
+) -> Stage:
+    """Accuracy, size and cost of a model whose MACs and outputs are known."""
+    known = isinstance(family_or_reason(model), Family)
+    units = {part: kept for part, (_, kept) in units_of(plan_of(model)).items()} if known else {}
+    return Stage(
+        stage=stage,
+        units=units,
+        params=count_params(model),
+        macs=macs.total,
+        macs_by_part=macs.by_part,
+        **compare(outputs, reference).figures,
+    )

@@ -7,23 +7,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
+from slimvit.io import saved_model
 from slimvit.io.export.exported_model import ExportedModel, exported_model
 from slimvit.io.export.formats import Format, format_of
 from slimvit.io.export.parity import BOUNDS, Parity, output_parity
 from slimvit.io.load import saved_folder
-from slimvit.utils.errors import ModelError
+from slimvit.utils.errors import ModelError, RecipeError
 from slimvit.utils.lock import locked
 from slimvit.utils.output import EXPORT, check_free_file, new_file, new_folder
+from slimvit.workflows import run_folder
 from slimvit.workflows.preflight import check_out
 from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
+
+CHECK_IMAGES = 256
+"""Validation images that an exported file is checked on."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,61 @@ class ExportOptions:
     """fp16 weights and arithmetic."""
     force: bool = False
     workers: int = 0
+
+
+def export(
+    model: nn.Module | str | Path,
+    out: str | Path,
+    format: str = "onnx",
+    *,
+    data: str | None = None,
+    batch: int | None = 1,
+    fp16: bool = False,
+    images: int = CHECK_IMAGES,
+    workers: int = 0,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Export a model for use without slimvit, and check the file on validation images, as `slimvit export` does.
+
+    Args:
+        model: A saved model by name (a run folder, an embedded model, a Hub name), or a timm model.
+        out: File to write (.onnx, .pt2), or the folder for timm.
+        format: `onnx`, `torch-export` or `timm`.
+        data: Data set to check on; by default that of the run.
+        batch: Fixed batch size; None accepts any. A timm folder accepts any.
+        fp16: Export weights and arithmetic in half precision.
+        images: Validation images to check on.
+        workers: Processes that load images.
+        force: Replace an earlier export.
+
+    Returns:
+        `file`, `format`, `precision`, `batch`, `bytes`, and the check: `images`, `difference` (of a logit, relative to
+        the largest), `agreement` in per cent.
+
+    Raises:
+        ModelError: The format cannot hold the model, a package is missing, or the file does not compute what the model
+            computes (no file is left then).
+        RecipeError: No data set is given or known.
+
+    Example:
+        >>> slimvit.export("runs/digits", "digits.onnx", batch=None)
+    """
+    if isinstance(model, nn.Module):
+        with TemporaryDirectory() as folder:
+            saved_model.save(model, Path(folder) / "model", class_names=getattr(model, "class_names", ()))
+            return export(
+                str(Path(folder) / "model"), out, format, data=data, batch=batch, fp16=fp16, images=images,
+                workers=workers, force=force,
+            )  # fmt: skip
+    made_by = run_folder.recipe_of(model)
+    section: dict[str, Any] = {} if made_by is None else made_by.data.model_dump()
+    if data is not None:
+        section = {"name": data}
+    section["eval_images"] = min(images, section.get("eval_images") or images)
+    if "name" not in section:
+        raise RecipeError(f"{model}: no run folder, so its data is not known; give data, such as digits or a folder")
+    recipe = Recipe.parse({"model": {"name": str(model)}, "data": section}, "slimvit.export")
+    return export_model(recipe, ExportOptions(format, Path(out), batch, fp16, force, workers))
 
 
 def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from slimvit.data.folder import IMAGE_TYPES
 from slimvit.data.images import decode
 from slimvit.data.preprocessing import Transform, eval_transform, preprocessing_of
+from slimvit.io.open import model_of
 from slimvit.models.base import TimmModule
 from slimvit.models.modes import device_of, evaluating
 from slimvit.utils.errors import DataError, ModelError
@@ -52,18 +53,33 @@ def class_names(model: TimmModule) -> tuple[str, ...] | None:
     return names if len(names) == model.num_classes else None
 
 
-def predict(model: TimmModule, files: Sequence[str], top: int = 5) -> Answers:
-    """The ``top`` likeliest classes of every file, by the model's own preprocessing.
+def predict(model: TimmModule | str | Path, images: str | Path | Sequence[str | Path], top: int = 3) -> Answers:
+    """Classify image files with a model and its own preprocessing, as `slimvit predict` does.
 
-    Raises :class:`ModelError` for a model without a classifier, or with one that nobody has trained.
+    Args:
+        model: A timm model, or a name as commands take it: a run folder, an embedded model, a timm name, a Hub name.
+        images: Image files, or folders of them.
+        top: Classes per image, the most probable first.
+
+    Returns:
+        `guesses`: file -> [(class, probability 0-1), ...]; `unreadable`: file -> reason.
+
+    Raises:
+        DataError: A path does not exist, or a folder holds no images.
+        ModelError: The model has no classifier, or an untrained one.
+
+    Example:
+        >>> slimvit.predict("runs/digits", "photos/").guesses
     """
-    if model.num_classes < 1 or getattr(model, "untrained_classifier", False):
+    files = image_files([images] if isinstance(images, str | Path) else images)
+    net: TimmModule = model_of(model)
+    if net.num_classes < 1 or getattr(net, "untrained_classifier", False):
         raise ModelError("this model has no trained classifier; train one with slimvit prune --adapt-epochs")
-    names = class_names(model) or tuple(map(str, range(model.num_classes)))
-    answers, transform = Answers(), eval_transform(preprocessing_of(model))
-    with evaluating(model), torch.inference_mode():
-        for group, images in _batches(files, transform, answers):
-            likely = model(images.to(device_of(model))).float().softmax(-1).topk(min(top, len(names)))
+    names = class_names(net) or tuple(map(str, range(net.num_classes)))
+    answers, transform = Answers(), eval_transform(preprocessing_of(net))
+    with evaluating(net), torch.inference_mode():
+        for group, batch in _batches(files, transform, answers):
+            likely = net(batch.to(device_of(net))).float().softmax(-1).topk(min(top, len(names)))
             for file, shares, classes in zip(group, likely.values.tolist(), likely.indices.tolist(), strict=True):
                 answers.guesses[file] = [(names[c], share) for c, share in zip(classes, shares, strict=True)]
     return answers

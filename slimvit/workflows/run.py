@@ -49,7 +49,7 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> RunState:
         if state.interrupted != "finetune":
             state = adapt(state)
             state = measure(state, "original", state.original)
-            state = prune(state)
+            state = prune_and_refit(state)
             state = densify(state)
         state = tune(state)
         state = check(state)
@@ -90,7 +90,7 @@ def _adapted(state: RunState) -> cache.Adapted:
     return cache.Adapted(model, [note], histories, time.perf_counter() - started)
 
 
-def prune(state: RunState) -> RunState:
+def prune_and_refit(state: RunState) -> RunState:
     """Cut the network to the budget, in one round or several, and refit what is left."""
     section = state.recipe.prune
     if not section.wanted:  # a model that another run has cut

@@ -7,7 +7,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch.nn import functional as F
 
-from slimvit.measure.accuracy import AT_ONCE, Accuracy, Outputs, compare, evaluate, outputs_of
+from slimvit.measure.accuracy import AT_ONCE, Accuracy, Outputs, compare, outputs_of
 from slimvit.utils.errors import DataError, ModelError
 
 SETTINGS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 10}
@@ -113,12 +113,6 @@ def test_no_labels_still_measure_agreement():
     original = outputs_of(net, loader(labels=torch.full((8,), -1)))
     found = compare(original, original)
     assert found.agreement == 100.0 and found.top1 is None and found.loss is None
-
-
-def test_evaluate_is_outputs_then_compare():
-    net = model()
-    original = outputs_of(model(num_heads=1), loader())
-    assert evaluate(net, loader(), original) == compare(outputs_of(net, loader()), original)
 
 
 def test_top1_top5_loss_and_agreement():

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slimvit.data.batches import checked_batches
 from slimvit.data.loaders import Batches
 from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.mlp import input_layers, why_neurons_stay
 from slimvit.models.modes import device_of
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import attention_blocks, plan_of
+from slimvit.models.wrappers import check_unwrapped
 from slimvit.prune.costs.base import head_macs, neuron_macs
 from slimvit.prune.criteria.calibration import NO_IMAGES, batch_loss, observe
 from slimvit.prune.criteria.residual import rank
@@ -70,11 +72,14 @@ def score_parts(
     ``batches``: calibration images [B, C, H, W] with labels [B] (-1 where there is none), from the training split.
     ``taylor``, ``fisher`` and ``tp-taylor`` need labels and a classifier. The model is left as it was.
     """
+    check_unwrapped(model)
     if criterion not in CRITERIA:
         known = ", ".join(CRITERIA)
         raise PlanError(f"criterion {criterion!r} is not known{nearest(criterion, CRITERIA)}; choose from {known}")
     if criterion in NEEDS_CLASSIFIER and model.num_classes == 0:
         raise DataError(f"criterion {criterion} needs a classifier, but the model has none; use residual or magnitude")
+    labels_for = f"criterion {criterion}" if criterion in NEEDS_CLASSIFIER else None
+    batches = checked_batches(batches, model, labels_for=labels_for)
     plan = plan_of(model)
     if "mlp" in parts and not all(b.neurons for b in plan.blocks):
         block = next(b for b, planned in zip(attention_blocks(model), plan.blocks, strict=True) if not planned.neurons)

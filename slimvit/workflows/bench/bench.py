@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby, product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,11 +61,30 @@ class BenchRow:
         return own | self.timing.model_dump(mode="json")
 
 
-def bench(names: Sequence[str], options: BenchOptions) -> list[BenchRow]:
-    """Time the named models and the originals of those that were cut; everything is checked first.
+def bench(models: str | Path | Sequence[str | Path], **settings: Any) -> list[BenchRow]:
+    """Time models side by side on this machine, each pruned one beside its original, as `slimvit bench` does.
 
-    Raises :class:`SlimvitError` for what cannot be opened, compiled or computed here.
+    Args:
+        models: Names as the command takes them: run folders, embedded models, timm names, Hub names, .onnx files.
+        **settings: Fields of `BenchOptions`: `device`, `threads`, `precisions`, `compiled`, `batches`, `rounds`,
+            `img_size`, `save`.
+
+    Returns:
+        One row per model and setting: `model`, `original`, `params`, `macs`, and `timing` with `latency_ms` (one
+        image), `throughput` (images/s), `speedup` and their intervals.
+
+    Raises:
+        SlimvitError: A model cannot be opened, compiled or run here.
+
+    Example:
+        >>> slimvit.bench("runs/digits", device="cpu", rounds=20)
     """
+    names = [models] if isinstance(models, str | Path) else models
+    return bench_models([str(name) for name in names], BenchOptions(**settings))
+
+
+def bench_models(names: Sequence[str], options: BenchOptions) -> list[BenchRow]:
+    """Time the named models and the originals of the pruned ones; everything is checked first."""
     device = resolve_device(options.device)
     for precision in options.precisions:
         check_precision(precision, device)

@@ -18,7 +18,7 @@ GITS = ".gitattributes"
 """What the Hub itself puts into every repository."""
 
 
-def push(parcel: UploadContents, options: PushOptions) -> dict[str, Any]:
+def upload(parcel: UploadContents, options: PushOptions) -> dict[str, Any]:
     """Put a parcel on the Hub, in one commit, and say where it lies.
 
     Raises :class:`ModelError` before anything is sent where nobody is logged in, the repository may not be written to,

@@ -1,4 +1,4 @@
-"""sweep(...): the runs of a sweep file, each into its own run folder; what is there already is not done again."""
+"""The runs of a sweep file, each in its own run folder; finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
-from slimvit.config.sweep import Point, Sweep
+from slimvit.config.shipped import sweep_path
+from slimvit.config.sweep import Point, Sweep, points_of
 from slimvit.io.load import hub_names, pinned, pinned_name
 from slimvit.io.sweep_folder import SWEEP, Contents, Entry, is_sweep_folder, point_folder, read_contents, write_contents
 from slimvit.report.compare.collect import collect_runs
@@ -32,19 +33,60 @@ from slimvit.workflows.cache import NEW, keys_of
 from slimvit.workflows.resume import recipe_in
 from slimvit.workflows.sweep.executors import Executor, ProcessExecutor, RayExecutor, SerialExecutor, Task
 
+DEFAULTS = Options()
 CACHE, FAILED, REPORT = "shelf", "failed", "report"
 """Folders inside a sweep folder. The cache has had the name `shelf` since the first version."""
 
 
 def sweep(
+    sweep: str | Path,
+    out: str | Path,
+    options: Options = DEFAULTS,
+    *,
+    data: Mapping[str, Any] | None = None,
+    jobs: int = 1,
+    engine: str = "local",
+    force: bool = False,
+) -> Comparison | None:
+    """Run every point of a sweep and compare the runs, as `slimvit sweep` does.
+
+    Args:
+        sweep: A sweep file, or the name of a sweep of the package.
+        out: Folder of the sweep; finished points in it are skipped.
+        options: How the runs are carried out; its folders are set for each run.
+        data: Keys of the data section that replace those of every point, such as `{"name": "photos/"}`.
+        jobs: Runs at a time on this machine.
+        engine: `local`, or `ray` for a cluster.
+        force: Remove an earlier sweep in `out` and start again.
+
+    Returns:
+        The comparison, which also lies in `out/report`; None where every point failed.
+
+    Raises:
+        RecipeError: The sweep file or one of its points is wrong.
+        StoreError: `out` holds other runs under the names of these.
+        Interrupted: The sweep was stopped; the same call continues it.
+
+    Example:
+        >>> slimvit.sweep("quick", "runs/quick", jobs=2)
+    """
+    path, folder = sweep_path(str(sweep)), Path(out)
+    file = Sweep.read(path)
+    points = points_of(file, str(path), dict(data or {}))
+    with locked(folder):
+        if force:
+            begin_anew(folder)
+        return report_on(folder, run_points(file, points, folder, options, jobs=jobs, engine=engine))
+
+
+def run_points(
     file: Sweep, points: Sequence[Point], out: Path, options: Options, *, jobs: int = 1, engine: str = "local"
 ) -> Contents:
-    """Carry out the ``points`` of ``file`` that ``out`` does not hold yet.
+    """Carry out the points of a sweep file that `out` does not hold yet; what was done is kept after an interruption.
 
-    ``options.out`` and ``options.cache`` are set for each run. ``jobs``: runs at once on this machine; ``engine``:
-    `local`, or `ray` for a cluster. Raises :class:`StoreError` before anything is run when ``out`` holds other runs
-    under the names of these, and :class:`Interrupted` after a wish to stop: what was done is kept, and the same call
-    goes on.
+    Raises:
+        StoreError: `out` holds other runs under the names of these; nothing is run.
+        Interrupted: The sweep was stopped; the same call continues it.
     """
     with locked(out):
         return _sweep(file, points, out.absolute(), options, jobs, engine)

@@ -19,7 +19,7 @@ from slimvit.models.plan import SlimPlan
 from slimvit.report.timing import read_timings
 from slimvit.utils.errors import SlimvitError
 from slimvit.workflows.bench import bench as bench_workflow
-from slimvit.workflows.bench.bench import BenchOptions, bench
+from slimvit.workflows.bench.bench import BenchOptions, bench_models
 from slimvit.workflows.bench.models import open_bench_models
 
 Invoke = Callable[..., Any]
@@ -141,7 +141,7 @@ def test_threads_are_given_back(runs: Path, monkeypatch: pytest.MonkeyPatch) -> 
     before, seen = torch.get_num_threads(), []
     monkeypatch.setattr(bench_workflow, "_filling", lambda *_: seen.append(torch.get_num_threads()) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        bench(["vit_digits"], BenchOptions(threads=before + 1))
+        bench_models(["vit_digits"], BenchOptions(threads=before + 1))
     assert seen == [before + 1] and torch.get_num_threads() == before
 
 
@@ -207,4 +207,4 @@ def test_a_batch_that_does_not_fit(slimvit_: Invoke, monkeypatch: pytest.MonkeyP
     told = "the device's memory ends before 64 images; bench fewer or smaller models, or give smaller --batches"
     assert told in slimvit_("bench", "vit_digits", "--batches", 64, code=1).stderr
     with pytest.raises(SlimvitError, match="before 1 images"):
-        bench(["vit_digits"], BenchOptions())
+        bench_models(["vit_digits"], BenchOptions())

@@ -28,7 +28,7 @@ from slimvit.workflows import cache, plan
 from slimvit.workflows.run import run
 from slimvit.workflows.state import RunContext
 from slimvit.workflows.sweep import executors
-from slimvit.workflows.sweep.sweep import sweep
+from slimvit.workflows.sweep.sweep import run_points
 
 Invoke = Callable[..., Any]
 BASE: dict[str, Any] = {
@@ -43,7 +43,7 @@ POINTS = 8
 
 def made(out: Path, grid: dict[str, Any] | None = None, **more: Any) -> Any:
     file = Sweep.parse({"base": BASE, "grid": grid or GRID})
-    return sweep(file, points_of(file), out, Options(device="cpu"), **more)
+    return run_points(file, points_of(file), out, Options(device="cpu"), **more)
 
 
 def figures(out: Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def test_another_run_in_a_points_place_is_left_alone(whole, tmp_path):
     shutil.copytree(whole, out)
     file = Sweep.parse({"base": BASE | {"seed": 1}, "grid": GRID})
     with pytest.raises(StoreError, match="holds another run than this sweep's"):
-        sweep(file, points_of(file), out, Options(device="cpu"))
+        run_points(file, points_of(file), out, Options(device="cpu"))
     assert figures(out) == figures(whole)
 
 

@@ -1,0 +1,63 @@
+"""Batches from whatever the Python API takes as images: batches, a tensor, or the name of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slimvit.config.recipe import DataSection
+from slimvit.data.batches import CheckedBatches, checked_batches
+from slimvit.data.images import Images
+from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.sources import open_data
+from slimvit.models.wrappers import check_unwrapped
+
+
+@dataclass(frozen=True)
+class BatchSettings:
+    """How images of a data set are read."""
+
+    batch_size: int = 64
+    workers: int = 0
+    """Processes that load images."""
+    seed: int = 0
+    """Of the drawing of calibration images."""
+
+
+DEFAULTS = BatchSettings()
+
+
+def open_batches(
+    images: Any, model: nn.Module, count: int, settings: BatchSettings = DEFAULTS
+) -> tuple[CheckedBatches, CheckedBatches | None]:
+    """Calibration batches, and validation batches where `images` is a data set.
+
+    Args:
+        images: Batches as `checked_batches` takes them, or a data set as `--data` does: a folder, `digits`, a timm
+            data name.
+        model: The model whose preprocessing a data set gets.
+        count: Calibration images to draw from the training split of a data set.
+        settings: How a data set is read.
+    """
+    if not isinstance(images, str | Path):
+        return checked_batches(images, model), None
+    check_unwrapped(model)
+    data = open_data(DataSection(name=str(images)), settings.seed)
+    drawn = draw(data.train, count, settings.seed)
+    return _batches(drawn, model, settings), _batches(data.val, model, settings)
+
+
+def validation_batches(images: Any, model: nn.Module, settings: BatchSettings = DEFAULTS) -> CheckedBatches:
+    """Validation batches: the validation split of a data set, or batches as they are."""
+    if not isinstance(images, str | Path):
+        return checked_batches(images, model, once=True)
+    check_unwrapped(model)
+    return _batches(open_data(DataSection(name=str(images))).val, model, settings)
+
+
+def _batches(images: Images, model: nn.Module, settings: BatchSettings) -> CheckedBatches:
+    loader = eval_loader(images, preprocessing_of(model), settings.batch_size, settings.workers)
+    return checked_batches(loader, model)
