@@ -37,8 +37,10 @@ from slimvit.data.loaders import draw, preprocessing_of, train_loader
 from slimvit.measure.accuracy import compare
 from slimvit.measure.flops.count import count_macs
 from slimvit.prune.budget_search import plan_budget
-from slimvit.prune.costs.base import Costs, macs_costs
-from slimvit.prune.criteria.registry import Scores, score_parts
+from slimvit.prune.costs.base import Costs
+from slimvit.prune.costs.macs import macs_costs
+from slimvit.prune.criteria.registry import score_parts
+from slimvit.prune.criteria.scores import Scores
 from slimvit.train.loop import TrainOptions
 from slimvit.utils.errors import PlanError
 
@@ -135,7 +137,8 @@ class Bench:
         costs = macs_costs(model, count_macs(model).total)
         if "only" not in arm:
             return costs
-        return Costs(costs.unit, costs.rest, costs.heads, tuple(lambda _, p=p: p(1536) for p in costs.mlp))
+        whole = tuple(lambda _, p=p: p(1536) for p in costs.of("mlp"))
+        return Costs(costs.unit, costs.rest, {**costs.prices, "mlp": whole})
 
     def trained(self, row: dict[str, Any], slim: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
         section = FinetuneSection(epochs=row["epochs"], crop_scale=1, hflip=0)
@@ -143,7 +146,7 @@ class Bench:
         batches = train_loader(images, preprocessing_of(slim), section, 32, 0, row["seed"])
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False):
             tuned, history = slimvit.finetune(
-                slim, batches, section, teacher=self.model, options=TrainOptions(lr=row["lr"], seed=row["seed"])
+                slim, batches, section, teacher=self.model, lr=row["lr"], seed=row["seed"]
             )
         return tuned, {"losses": [round(epoch["loss"], 4) for epoch in history]}
 
@@ -156,12 +159,12 @@ class Bench:
         found = []
         for _ in range(plans):
             most, predicted, heads, neurons = rng.uniform(0.1, 0.9), 0.0, [], []
-            for block, of_heads, of_mlp in zip(scores.plan.blocks, scores.heads, scores.mlp, strict=True):
+            for block, of_heads, of_mlp in zip(scores.plan.blocks, scores.of("heads"), scores.of("mlp"), strict=True):
                 h, n = int(rng.uniform(0, most) * block.heads), 8 * int(rng.uniform(0, most) * block.neurons / 8)
                 heads.append(of_heads.order[h:])
                 neurons.append(of_mlp.order[n:])
                 predicted += sum(of_heads.costs[:h]) + sum(of_mlp.costs[:n])
-            slim = slimvit.prune_model(self.model, scores.plan.keeping(heads, neurons))
+            slim = slimvit.prune_model(self.model, scores.plan.keeping(heads=heads, neurons=neurons))
             outputs = [said(m, test, self.precision) for m in (slim, slimvit.refit(slim, self.model, images))]
             after = [compare(o, first(self.original, 1000)) for o in outputs]
             row = {"predicted": predicted, "macs": count_macs(slim).total / self.total}

@@ -82,7 +82,7 @@ def rounds() -> dict[str, list[float]]:
     for number in range(ROUNDS):
         before, _ = timed(forward, model, images)
         score, scores = timed(slimvit.score_parts, model, images)
-        plan, planned = timed(slimvit.plan_heads, scores, ratio=0.5)
+        plan, planned = timed(slimvit.plan_units, scores, ratio=0.5)
         slim = slimvit.prune_model(model, planned)
         cached, _ = timed(slimvit.refit, slim, model, images)
         figures = {"score": score, "plan": plan, "refit": cached, "score + plan + refit": score + plan + cached}
@@ -105,7 +105,7 @@ def peak_here(images: int, cache: bool) -> None:
     model = network()
     stream = Stream(images)
     scores = slimvit.score_parts(model, stream)
-    slim = slimvit.prune_model(model, slimvit.plan_heads(scores, ratio=0.5))
+    slim = slimvit.prune_model(model, slimvit.plan_units(scores, ratio=0.5))
     slimvit.refit(slim, model, stream, cache=cache)
     print(peak_gib())
 

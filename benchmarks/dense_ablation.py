@@ -37,7 +37,7 @@ from slimvit.models.insert_dense import dense_mix, mixes_of
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "dense_ablation.jsonl"
 
-CUTS: dict[str, dict[str, Any]] = {"one a block": {"heads": 1}, "two thirds": {"ratio": 2 / 3}, "half": {"ratio": 0.5}}
+CUTS: dict[str, dict[str, Any]] = {"one a block": {"keep": 1}, "two thirds": {"ratio": 2 / 3}, "half": {"ratio": 0.5}}
 ARMS = {"none": Arm(mix=None), "layer": Arm(), "head": Arm(mix="head")}
 VARIANTS = {
     "slot": Arm(align="slot"),
@@ -77,7 +77,7 @@ PICTURE = ("one a block", "slot")
 def refitted(cut: str, seed: int) -> Any:
     """Scored, cut and refit on the calibration images of the seed."""
     model, batches = pretrained(), calibration(512, seed)
-    plan = slimvit.plan_heads(slimvit.score_parts(model, batches, "residual", seed), **CUTS[cut])
+    plan = slimvit.plan_units(slimvit.score_parts(model, batches, "residual", seed), **CUTS[cut])
     return slimvit.refit(slimvit.prune_model(model, plan), model, batches)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from slimvit.models.base import Branch, State
 from slimvit.models.dense.layers import DenseMixin, Values
 from slimvit.models.dense.mixing import Pair, mix_size
 from slimvit.models.families.vit import DenseAttention
-from slimvit.models.plan import SlimPlan
 from slimvit.models.reduced import as_class
 from slimvit.models.registry import steps
 
@@ -59,8 +58,8 @@ class Arm:
 def _by_slot(model: Any) -> Any:
     """The same network, whose heads are numbered by where they are instead of where they came from."""
     copied = copy.deepcopy(model)
-    blocks = (replace(b, kept_heads=tuple(range(len(b.kept_heads)))) for b in model.slim_plan.blocks)
-    copied.slim_plan = SlimPlan(tuple(blocks), model.slim_plan.model)
+    plan = model.slim_plan
+    copied.slim_plan = plan.keeping(heads=[range(len(b.kept_heads)) for b in plan.blocks])
     return copied
 
 

@@ -49,7 +49,9 @@ def cut(name: str, kind: str, dense: str | None, folder: Path) -> None:
     if kind == "uneven":
         heads[1], neurons[2] = [], []
     images = eval_loader(draw(data.train, 256, seed=0), preprocessing_of(model), 64)
-    slim = slimvit.prune_model(model, plan.keeping(None if kind == "narrow MLPs" else heads, neurons))
+    slim = slimvit.prune_model(
+        model, plan.keeping(neurons=neurons, **({} if kind == "narrow MLPs" else {"heads": heads}))
+    )
     slim = slimvit.refit(slim, model, images)
     if dense is not None:
         slim = slimvit.insert_dense_attention(slim, dense)

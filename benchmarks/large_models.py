@@ -30,7 +30,7 @@ import slimvit
 from slimvit.config.recipe import PruneSection
 from slimvit.measure.flops.count import count_macs
 from slimvit.prune.budget_search import plan_budget
-from slimvit.prune.costs.base import macs_costs
+from slimvit.prune.costs.macs import macs_costs
 from slimvit.prune.criteria.registry import score_parts
 
 HERE = Path(__file__).parent

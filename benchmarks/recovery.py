@@ -147,7 +147,7 @@ class Bench:
             images = loader(self.model, Subset(self.images(row), range(row["calibration"])))
             started = time.process_time()
             scores = slimvit.score_parts(self.model, images, arm["criterion"], row["seed"])
-            plan = slimvit.plan_heads(scores, ratio=2 / 3)
+            plan = slimvit.plan_units(scores, ratio=2 / 3)
             slim = slimvit.refit(slimvit.prune_model(self.model, plan), self.model, images)
             return slim, {"cut_seconds": round(time.process_time() - started, 1)}
 

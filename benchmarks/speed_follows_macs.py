@@ -39,8 +39,8 @@ from slimvit.measure.latency.machine import device_words
 from slimvit.measure.latency.profile import MATRIX, amdahl, time_shares
 from slimvit.measure.latency.ratios import median_ratio
 from slimvit.measure.latency.timer import by_round, images_for, interleaved
+from slimvit.models.parts.heads import HEADS
 from slimvit.models.registry import attention_blocks
-from slimvit.prune.costs.base import head_macs
 from slimvit.utils.allocator import keep_freed_memory
 
 HERE = Path(__file__).parent
@@ -58,8 +58,8 @@ def build(name: str, cut: str | None) -> nn.Module:
     if cut is None:
         return model
     scores = slimvit.score_parts(model, (), "random")
-    plan = slimvit.plan_heads(
-        scores, ratio=0.5, scope=CUTS[cut], head_macs=[head_macs(b) for b in attention_blocks(model)]
+    plan = slimvit.plan_units(
+        scores, ratio=0.5, scope=CUTS[cut], unit_macs=[HEADS.macs(b).unit for b in attention_blocks(model)]
     )
     return slimvit.prune_model(model, plan)
 

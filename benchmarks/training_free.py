@@ -29,7 +29,7 @@ from slimvit.data.loaders import draw
 from slimvit.measure.accuracy import Outputs, compare, outputs_of
 from slimvit.measure.flops.count import count_macs
 from slimvit.models.registry import plan_of
-from slimvit.prune.criteria.registry import Scores
+from slimvit.prune.criteria.scores import Scores
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "training_free.jsonl"
@@ -89,7 +89,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     original = Outputs(original.logits[:n], original.features[:n], original.labels[:n])
     drawn = row["data"], row["images"], row["seed"]
     scores = scored(*drawn, row["criterion"])
-    plan = slimvit.plan_heads(scores, ratio=row["ratio"], scope=row["scope"])
+    plan = slimvit.plan_units(scores, ratio=row["ratio"], scope=row["scope"])
     slim = slimvit.prune_model(model, plan)
     if row["target"] != "none":
         slim = slimvit.refit(slim, model, calibration(*drawn), row["target"], row["ridge"])
@@ -97,7 +97,7 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     got = compare(outputs_of(slim, loader(slim, torch.utils.data.Subset(val, range(n)))), original)
     full, chance = compare(original, original).top1, 100 / model.num_classes
     return {
-        "removed": f"{plan.removed}/{plan_of(model).total}", "original": full, "top1": got.top1,
+        "removed": f"{plan.removed_heads}/{plan_of(model).heads}", "original": full, "top1": got.top1,
         "kept": 100 * (got.top1 - chance) / (full - chance), "agreement": got.agreement,
         "feature_error": got.feature_error, "test": n, "macs": count_macs(slim).total,
         "original_macs": count_macs(model).total,

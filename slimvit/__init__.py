@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from slimvit.models.insert_dense import insert_dense_attention as insert_dense_attention
     from slimvit.models.plan import SlimPlan as SlimPlan
     from slimvit.prune.criteria.registry import score_parts as score_parts
-    from slimvit.prune.ratio_search import plan_heads as plan_heads
+    from slimvit.prune.ratio_search import plan_units as plan_units
     from slimvit.prune.refit import refit as refit
     from slimvit.prune.surgery import prune_model as prune_model
     from slimvit.train.finetune import finetune as finetune
@@ -53,7 +53,7 @@ _HOME = {
     "load": "io.load",
     "load_into": "io.load_into",
     "plan": "workflows.training_free",
-    "plan_heads": "prune.ratio_search",
+    "plan_units": "prune.ratio_search",
     "predict": "workflows.predict",
     "prune": "workflows.training_free",
     "prune_model": "prune.surgery",

@@ -111,7 +111,7 @@ def counted_once() -> Iterator[None]:
     from slimvit.measure.flops.count import MacCount, count_macs
     from slimvit.models.insert_dense import mixes_in
     from slimvit.models.registry import plan_of
-    from slimvit.prune import planner
+    from slimvit.prune.costs import macs
     from slimvit.workflows import dry_run, state
 
     known: dict[Any, MacCount] = {}
@@ -124,7 +124,7 @@ def counted_once() -> Iterator[None]:
         return known[form]
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (dry_run, planner, state):
+        for module in (dry_run, macs, state):
             patch.setattr(module, "count_macs", count_once)
         yield
 

@@ -114,7 +114,7 @@ def test_one_call_is_the_steps(model: Any, calibration: Batches) -> None:
     for name, tensor in result.model.state_dict().items():
         assert torch.equal(tensor, wanted.state_dict()[name])
     original, pruned = result.figures["original"], result.figures["pruned"]
-    assert pruned.macs < original.macs and pruned.units["heads"] == plan.kept and pruned.feature_error > 0  # type: ignore[operator]
+    assert pruned.macs < original.macs and pruned.units["heads"] == plan.kept_heads and pruned.feature_error > 0  # type: ignore[operator]
     assert (result.images, result.measured_on) == (12, "calibration images")
     assert len(repr(result).splitlines()) < 8 and "measured on 12 calibration images" in repr(result)
 
@@ -186,7 +186,7 @@ def test_finetune() -> None:
 def test_backbone_dense_and_create_model() -> None:
     model = slimvit.create_model("deit_tiny_patch16_224", heads=2, img_size=32, args={"depth": 2})
     dense = slimvit.insert_dense_attention(model, "layer")
-    assert [f.shape[1] for f in slimvit.backbone(dense)(torch.zeros(1, 3, 32, 32))] and slimvit.plan_heads
+    assert [f.shape[1] for f in slimvit.backbone(dense)(torch.zeros(1, 3, 32, 32))] and slimvit.plan_units
 
 
 # a model of one's own class

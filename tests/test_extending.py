@@ -60,7 +60,7 @@ def test_a_family(tmp_path: Path) -> None:
     slimvit.run(recipe, slimvit.Options(out=tmp_path / "run"))
     model = slimvit.load(tmp_path / "run")
     assert isinstance(model, family.MyViT) and family_of(model) is family.MY_VIT
-    assert plan_of(model).model == "my_vit" and plan_of(model).removed > 0 and plan_of(model).kept_neurons > 0
+    assert plan_of(model).model == "my_vit" and plan_of(model).removed_heads > 0 and plan_of(model).kept_neurons > 0
     whole = slimvit.create_model("my_vit", pretrained=False)
     assert count_macs(model).total <= 0.6 * count_macs(whole).total and count_macs(model).uncounted == ()
 

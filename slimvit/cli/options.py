@@ -78,6 +78,11 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return found
 
 
+def parse_fractions(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
+    """`macs=0.5` as a dict; None where nothing was given."""
+    return parse_pairs(ctx, param, values) or None
+
+
 def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[int] | None:
     """`2` as a number, `2,4,8` as a list."""
     if value is None:

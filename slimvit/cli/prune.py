@@ -17,6 +17,8 @@ budget_options = options.group(
     click.option("--target-params", type=float, metavar="F", help="Final parameters as a fraction, 0-1."),
     click.option("--target-latency", type=float, metavar="F",
                  help="Final latency of a batch on this device as a fraction, 0-1."),
+    click.option("--target", multiple=True, callback=options.parse_fractions, metavar="NAME=F",
+                 help="Final cost as a fraction, for any kind of budget by its name: macs=0.5."),
     click.option("--latency-batch", type=int, metavar="N", help="Images in that batch. [default: 1]"),
     click.option("--ratio", type=float, metavar="R", help="Fraction of the heads to remove, 0-1."),
     click.option("--heads", callback=options.parse_numbers, metavar="N[,N...]",
@@ -139,5 +141,5 @@ def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
     forecast = estimate(state, plan)
     click.echo(json.dumps(forecast, indent=1) if given["as_json"] else estimate_text(forecast))
     if given["out"] is not None:
-        edit = "kept_heads" if plan.kept_neurons == plan.neurons else "kept_heads and kept_neurons"
+        edit = " and ".join(f"kept_{units}" for units in plan.edited_units())
         click.echo(f"\nplan: {given['out'] / 'plan.json'} (edit {edit}, then give it to --plan)", err=given["as_json"])

@@ -72,7 +72,7 @@ def need_data(given: dict[str, Any]) -> None:
 
 def run_and_show(recipe: Recipe, given: dict[str, Any]) -> None:
     """Run a recipe and print its report on stdout."""
-    if recipe.prune.target_latency is None:  # whose latency is measured with the allocator that other programs have
+    if not recipe.prune.asks_for("latency"):  # whose latency is measured with the allocator that other programs have
         keep_freed_memory()
     from slimvit.io.load import pinned
     from slimvit.utils.lock import clean_up

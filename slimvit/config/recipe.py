@@ -5,11 +5,21 @@ Unknown keys are refused with the nearest known one, and every defect of a file 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from slimvit.config.choices import AdaptMode, Criterion, DenseInit, DenseMix, DistillKind, PartWord, RefitTarget, Scope
+from slimvit.config.choices import (
+    AdaptMode,
+    BudgetKind,
+    Criterion,
+    DenseInit,
+    DenseMix,
+    DistillKind,
+    PartWord,
+    RefitTarget,
+    Scope,
+)
 from slimvit.config.training import Section, TrainSection
 from slimvit.config.yaml_file import Document
 
@@ -124,7 +134,16 @@ class FinetuneSection(TrainSection):
 
 
 TARGETS = ("target_macs", "target_params", "target_latency")
-BUDGETS = ("ratio", "heads", "mlp_ratio", *TARGETS, "plan")
+BUDGETS = ("ratio", "heads", "mlp_ratio", *TARGETS, "target", "plan")
+
+
+class AskedBudget(NamedTuple):
+    """A target of a recipe."""
+
+    kind: str
+    """The word of a kind of budget, such as `macs`."""
+    fraction: float
+    """What may be left of the original's."""
 
 
 class PruneSection(Section):
@@ -140,6 +159,8 @@ class PruneSection(Section):
     """Parameters to end with, as a fraction of the original's."""
     target_latency: float | None = None
     """Time of a batch to end with on the device that runs this, as a fraction of the original's."""
+    target: dict[BudgetKind, float] | None = None
+    """The same for any kind of budget, by its word: `{macs: 0.5}`."""
     latency_batch: int = Field(1, gt=0)
     """Images in that batch."""
     plan: str | None = None
@@ -169,13 +190,14 @@ class PruneSection(Section):
             value = getattr(self, key)
             if value is not None and not 0 < value < 1:
                 found.append(f"{key} is {value}, but must lie between 0 and 1, both excluded")
+        found += self._defects_of_target()
         counts = self.heads if isinstance(self.heads, list) else [] if self.heads is None else [self.heads]
         if any(n < 0 for n in counts):
             found.append(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
         rules = {
-            f"parts is for {', '.join(TARGETS)}; drop it": self.parts is not None and self.wanted and not self.target,
+            f"parts is for {', '.join(TARGETS)}; drop it": self.parts is not None and self.wanted and not self.budget,
             "parts is empty; name heads, mlp or branches": self.parts == [],
-            "latency_batch is for target_latency; drop it": self.latency_batch != 1 and self.target_latency is None,
+            "latency_batch is for target_latency; drop it": self.latency_batch != 1 and not self.asks_for("latency"),
             "steps is for ratios and targets; drop it": self.steps > 1
             and (self.heads is not None or self.plan is not None),
             "step_epochs without steps; give at least 2 steps": self.step_epochs > 0 and self.steps == 1,
@@ -188,10 +210,25 @@ class PruneSection(Section):
         return any(getattr(self, key) is not None for key in BUDGETS)
 
     @property
-    def target(self) -> tuple[str, float] | None:
-        """The option and the fraction of a budget in MACs, parameters or time."""
-        given = [(k.replace("_", "-"), getattr(self, k)) for k in TARGETS if getattr(self, k) is not None]
+    def budget(self) -> AskedBudget | None:
+        """The kind and the fraction of a budget in MACs, parameters, time or whatever else has a price."""
+        keys = {key.removeprefix("target_"): getattr(self, key) for key in TARGETS}
+        given = [AskedBudget(*item) for item in (keys | (self.target or {})).items() if item[1] is not None]
         return given[0] if given else None
+
+    def asks_for(self, kind: str) -> bool:
+        """Whether the budget is of this kind."""
+        return self.budget is not None and self.budget.kind == kind
+
+    def _defects_of_target(self) -> list[str]:
+        if self.target is None:
+            return []
+        wrong = [
+            f"target {kind} is {value}, but must lie between 0 and 1, both excluded"
+            for kind, value in self.target.items()
+            if not 0 < value < 1
+        ]
+        return wrong + ["target names one budget, as in {macs: 0.5}"] * (len(self.target) != 1)
 
 
 class RefitSection(Section):

@@ -91,7 +91,7 @@ def _without(kind: type[Section], data: dict[str, Any], items: list[ErrorDetails
 
 
 def _path(item: ErrorDetails) -> list[str]:
-    return [str(part) for part in item["loc"] if part not in ("int", "list[int]")]
+    return [str(part) for part in item["loc"] if part not in ("int", "list[int]", "[key]")]
 
 
 def _known(kind: type[Section], path: list[str]) -> list[str]:

@@ -15,9 +15,10 @@ from slimvit.io.hub.timm_repo import timm_repo
 from slimvit.models import build
 from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import insert_dense_attention
+from slimvit.models.parts.heads import HEADS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
-from slimvit.prune.ratio_search import heads_per_block
+from slimvit.prune.ratio_search import units_per_block
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import ModelError
 
@@ -141,5 +142,5 @@ def _from_hub(
 def _first_heads(model: nn.Module, heads: int | Sequence[int]) -> SlimPlan:
     """The heads with the lowest ids of every block: untrained heads are alike, and blocks mix the heads they share."""
     plan = plan_of(model)
-    counts = heads_per_block(plan, heads)
-    return plan.keeping([b.kept_heads[:n] for b, n in zip(plan.blocks, counts, strict=True)])
+    counts = units_per_block(plan, heads, HEADS.units)
+    return plan.keeping(heads=[b.kept_heads[:n] for b, n in zip(plan.blocks, counts, strict=True)])

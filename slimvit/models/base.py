@@ -198,6 +198,11 @@ class AttentionBlock:
         attn = self.attn
         return attn.head_dim if hasattr(attn, "head_dim") else attn.proj.in_features // attn.num_heads
 
+    @property
+    def qk_dim(self) -> int:
+        """Channels of one head's queries and keys, where they are not those of its values."""
+        return getattr(self.attn, "qk_dim", self.head_dim)
+
 
 @dataclass(frozen=True)
 class BlockWidth:
@@ -257,6 +262,11 @@ class Family:
     def why_no_dense(self, model: nn.Module) -> str | None:
         """Return why a supported model cannot have dense attention; None when it can."""
         return self.no_dense(model) or (None if self.dense else f"the family {self.name} has no dense attention")
+
+
+def layer_types(*modules: nn.Module | None) -> str:
+    """The names of the timm classes of all modules inside, in order."""
+    return " ".join(plain_type(m).__name__ for module in modules if module is not None for m in module.modules())
 
 
 def plain_type(module: nn.Module) -> type:

@@ -56,7 +56,9 @@ def attention_macs(attn: Any, tokens: int, window: int) -> int:
         tokens: Tokens of one image.
         window: Tokens that each token attends to.
     """
-    return linear_macs(attn, tokens) + 2 * tokens * window * attn.proj.in_features
+    values = attn.proj.in_features
+    queries = attn.num_heads * attn.qk_dim if hasattr(attn, "qk_dim") else values
+    return linear_macs(attn, tokens) + tokens * window * (queries + values)
 
 
 def _patches(model: Any, stem: nn.Conv2d, image_size: ImageSize) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from timm.layers import Attention
 from torch import Tensor, nn
 
 
@@ -79,7 +81,8 @@ def projections(attn: Any, head_dim: int) -> tuple[Rows, ...]:
     gate = getattr(attn, "gate", None)
     layers = [Rows(attn.qkv, head_dim, 3)] if attn.qkv is not None else []
     if not layers:
-        layers = [Rows(layer, head_dim) for layer in (attn.q_proj, attn.k_proj, attn.v_proj)]
+        separate = (attn.q_proj, attn.k_proj, attn.v_proj)
+        layers = [Rows(layer, layer.out_features // attn.num_heads) for layer in separate]
     return (*layers, *([] if gate is None else [Rows(gate, head_dim)]))
 
 
@@ -87,3 +90,25 @@ def separate_biases(attn: Any, head_dim: int) -> tuple[Slice, ...]:
     """Of a fused qkv that keeps its biases beside it; that of the keys is zero and a buffer."""
     names = ("q_bias", "k_bias", "v_bias")
     return tuple(Slice(name, width=head_dim) for name in names if getattr(attn, name, None) is not None)
+
+
+def traceable(attn: Any, head_dim: int) -> Any:
+    """A plain attention around the layers of ``attn``: Torch-Pruning's graph understands neither norms that all heads
+    share nor tables of biases, and none of them is part of a group."""
+    plain: Any = Attention(attn.num_heads * head_dim, num_heads=attn.num_heads)
+    plain.qkv, plain.proj = _fused(attn), attn.proj
+    if getattr(attn, "gate", None) is not None:
+        plain.gate = attn.gate
+    return plain
+
+
+def _fused(attn: Any) -> nn.Linear:
+    """Queries, keys and values as one layer, gradients included."""
+    if attn.qkv is not None:
+        return attn.qkv
+    layers = [attn.q_proj, attn.k_proj, attn.v_proj]
+    fused = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False)
+    fused.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]))
+    if all(layer.weight.grad is not None for layer in layers):
+        fused.weight.grad = torch.cat([layer.weight.grad for layer in layers])
+    return fused

@@ -18,11 +18,6 @@ INPUTS: dict[type, tuple[tuple[str, int], ...]] = {
 """The layers before the hidden neurons, and how many outputs of each belong to one neuron."""
 
 
-def hidden_neurons(mlp: Any) -> int:
-    """Hidden neurons that may be removed: 0 where no one of them can go without changing the others."""
-    return mlp.fc2.in_features if why_neurons_stay(mlp) is None else 0
-
-
 def why_neurons_stay(mlp: Any) -> str | None:
     """Why no hidden neuron can be removed; None where they can."""
     if type(mlp) not in INPUTS or not isinstance(mlp.fc2, nn.Linear):

@@ -1,119 +1,98 @@
-"""What to keep: heads and MLP neurons of every block, by original id. Decided first, cut later; readable and editable
+"""What to keep: the units of every part of every block, by original id. Decided first, cut later; readable and editable
 as JSON."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from slimvit.utils.errors import PlanError
+from slimvit.models.block_plan import KEPT, REMOVED, BlockPlan
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS, part_with_units
+from slimvit.utils.errors import PlanError, nearest
 from slimvit.utils.files import Unreadable, read_json
-from slimvit.utils.ranges import from_ranges, to_ranges
 
-FORMAT_VERSION = 2
-"""Format 1 knew heads alone."""
-MOST_NEURONS = 1 << 20
-"""In one block of a plan file: more than any MLP has."""
-
-
-@dataclass(frozen=True)
-class BlockPlan:
-    """One block: the heads and neurons it had in the original model, and which of them (by original id) it keeps."""
-
-    name: str
-    heads: int
-    kept_heads: tuple[int, ...]
-    stage: int = 0
-    neurons: int = 0
-    """Hidden neurons of the MLP; 0 where the plan says nothing about it, and it stays as it is."""
-    kept_neurons: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        for what, kept, number in (
-            ("head", self.kept_heads, self.heads),
-            ("neuron", self.kept_neurons, self.neurons),
-        ):
-            wrong = [i for i in kept if not 0 <= i < number]
-            if wrong:
-                raise PlanError(
-                    f"{self.name}: the plan keeps {what} {wrong[0]}, but the block has {what}s 0-{number - 1}; "
-                    f"edit kept_{what}s of that block"
-                )
-            if list(kept) != sorted(set(kept)):
-                shown = list(kept) if what == "head" else to_ranges(kept)
-                raise PlanError(f"{self.name}: kept_{what}s is {shown}, but {what} ids must rise and none may repeat")
-
-    @property
-    def removed_heads(self) -> tuple[int, ...]:
-        return tuple(h for h in range(self.heads) if h not in self.kept_heads)
-
-    def to_json(self) -> dict[str, Any]:
-        found = {"block": self.name, "stage": self.stage, "heads": self.heads, "kept_heads": list(self.kept_heads)}
-        return found | ({"neurons": self.neurons, "kept_neurons": to_ranges(self.kept_neurons)} if self.neurons else {})
+FORMATS = (1, 2, 3)
+"""Format 1 knew heads alone, format 2 neurons too; format 3 knows any part."""
+WRITTEN = 2
+"""The format of a plan that cuts nothing but what format 2 knows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SlimPlan:
-    """The kept heads and neurons of every block of one model, in forward order."""
+    """The kept units of every block of one model, in forward order.
+
+    What the words of a part say can be read as attributes: `plan.heads` (how many the original model has),
+    `plan.kept_heads` and `plan.removed_heads` (how many stay and go), and the same with `neurons`.
+    """
 
     blocks: tuple[BlockPlan, ...]
     model: str = ""
 
-    @property
-    def total(self) -> int:
-        """Heads of the original model."""
-        return sum(b.heads for b in self.blocks)
+    def __getattr__(self, word: str) -> int:
+        """A number of units, by the word for them, with `kept_` or `removed_` before it or nothing."""
+        what = next((prefix for prefix in (KEPT, REMOVED) if word.startswith(prefix)), "")
+        part = part_with_units(word.removeprefix(what))
+        if part is None:
+            raise AttributeError(f"{type(self).__name__} has no attribute {word!r}")
+        total, kept = self.total_of(part.name), self.kept_of(part.name)
+        return {KEPT: kept, REMOVED: total - kept}[what] if what else total
 
     @property
-    def kept(self) -> int:
-        return sum(len(b.kept_heads) for b in self.blocks)
+    def parts(self) -> tuple[str, ...]:
+        """The parts that the plan speaks of."""
+        return tuple(name for name in PARTS if any(name in b.units for b in self.blocks))
 
-    @property
-    def removed(self) -> int:
-        return self.total - self.kept
+    def total_of(self, part: str) -> int:
+        """Units of a part that the original model has, as far as the plan speaks of them."""
+        return sum(b.of(part).total for b in self.blocks)
 
-    @property
-    def neurons(self) -> int:
-        """Hidden neurons of the original model's MLPs, as far as the plan speaks of them."""
-        return sum(b.neurons for b in self.blocks)
-
-    @property
-    def kept_neurons(self) -> int:
-        return sum(len(b.kept_neurons) for b in self.blocks)
+    def kept_of(self, part: str) -> int:
+        """Units of a part that stay."""
+        return sum(len(b.of(part).kept) for b in self.blocks)
 
     def same_size(self, other: SlimPlan) -> bool:
         """Whether both keep as much of everything."""
-        return (self.kept, self.kept_neurons) == (other.kept, other.kept_neurons)
+        return all(self.kept_of(name) == other.kept_of(name) for name in PARTS)
 
-    def keeping(
-        self, heads: Iterable[Sequence[int]] | None = None, neurons: Iterable[Sequence[int]] | None = None
-    ) -> SlimPlan:
-        """The same blocks with other kept heads, other kept neurons or both: one sequence of ids a block."""
-        blocks = zip(self.blocks, self._chosen(heads, "kept_heads"), self._chosen(neurons, "kept_neurons"), strict=True)
-        return SlimPlan(tuple(replace(b, kept_heads=h, kept_neurons=n) for b, h, n in blocks), self.model)
+    def keeping(self, **kept: Iterable[Sequence[int]]) -> SlimPlan:
+        """The same blocks with other kept units.
 
-    def _chosen(self, kept: Iterable[Sequence[int]] | None, name: str) -> list[tuple[int, ...]]:
-        if kept is None:
-            return [getattr(b, name) for b in self.blocks]
-        chosen = [tuple(sorted(k)) for k in kept]
-        if len(chosen) != len(self.blocks):
-            raise PlanError(f"the plan names {len(chosen)} blocks, but the model has {len(self.blocks)}")
-        return chosen
+        Args:
+            kept: By the word for the units, as in `keeping(heads=[[0, 2], [1]], neurons=...)`, one sequence of
+                original ids a block.
+
+        Raises:
+            PlanError: The word or an id is not known, or the number of blocks differs.
+        """
+        found = {word: part_with_units(word) for word in kept}
+        for word, part in found.items():
+            if part is None:
+                known = [p.units for p in PARTS.values()]
+                raise PlanError(f"no part has units called {word!r}{nearest(word, known)}; known: {', '.join(known)}")
+        return self.keeping_parts({part.name: kept[word] for word, part in found.items() if part is not None})
+
+    def keeping_parts(self, kept: Mapping[str, Iterable[Sequence[int]]]) -> SlimPlan:
+        """The same, by the names of the parts."""
+        chosen = {part: list(ids) for part, ids in kept.items()}
+        for ids in chosen.values():
+            if len(ids) != len(self.blocks):
+                raise PlanError(f"the plan names {len(ids)} blocks, but the model has {len(self.blocks)}")
+        blocks = (b.keeping({part: ids[i] for part, ids in chosen.items()}) for i, b in enumerate(self.blocks))
+        return SlimPlan(tuple(blocks), self.model)
 
     def on(self, current: SlimPlan) -> SlimPlan:
-        """The same plan, with the neurons that a model now has where this one says nothing about them.
+        """The same plan, with the units that a model now has where this one says nothing about them.
 
-        Raises :class:`PlanError` unless this plan can be cut out of a model that now keeps ``current``.
+        Raises:
+            PlanError: This plan cannot be cut out of a model that now keeps ``current``.
         """
         self.check_against(current)
         pairs = zip(self.blocks, current.blocks, strict=True)
-        blocks = (
-            b if b.neurons else replace(b, neurons=now.neurons, kept_neurons=now.kept_neurons) for b, now in pairs
-        )
-        return SlimPlan(tuple(blocks), current.model)
+        return SlimPlan(tuple(b.with_those_of(now) for b, now in pairs), current.model)
 
     def check_against(self, current: SlimPlan) -> None:
         """Raise :class:`PlanError` unless this plan can be cut out of a model that now keeps ``current``."""
@@ -124,17 +103,42 @@ class SlimPlan:
                 "model; make one for this model with --dry-run --out"
             )
         for mine, now in zip(self.blocks, current.blocks, strict=True):
-            _check_part(mine.name, "head", (mine.heads, mine.kept_heads), (now.heads, now.kept_heads))
-            if mine.neurons:
-                theirs = (now.neurons, now.kept_neurons)
-                _check_part(mine.name, "neuron", (mine.neurons, mine.kept_neurons), theirs)
+            mine.check_against(now)
+
+    def edited_units(self) -> list[str]:
+        """The words for the units that a person who edits the plan would look at: all heads, and what else goes."""
+        return [PARTS[name].units for name in self.parts if PARTS[name].everywhere or self._cuts(PARTS[name])]
+
+    def kept_words(self) -> str:
+        """`18 heads and 864 neurons`."""
+        return " and ".join(f"{self.kept_of(name):,} {PARTS[name].units}" for name in self.parts)
+
+    def removed_words(self, before: SlimPlan) -> str:
+        """`18 of 36 heads (50.0%)`, and other parts of which less is kept than ``before``."""
+        counts = [(before.kept_of(name), self.kept_of(name), part.units) for name, part in PARTS.items()]
+        told = [
+            f"{was - now:,} of {was:,} {units} ({(was - now) / was:.1%})" for was, now, units in counts if was > now
+        ]
+        return " and ".join(told) or "nothing"
+
+    def __repr__(self) -> str:
+        """A table of what is kept, block by block."""
+        totals = (f"{self.kept_of(name):,} of {self.total_of(name):,} {PARTS[name].units}" for name in self.parts)
+        width = max((len(b.name) for b in self.blocks), default=0)
+        lines = [f"SlimPlan of {self.model or 'a model'}: keeps {' and '.join(totals) or 'everything'}"]
+        return "\n".join(lines + [f"  {b.name:<{width}}  {b.words()}" for b in self.blocks])
 
     def to_json(self) -> dict[str, Any]:
+        """Plain data. A part that format 2 does not know is in it only where some of its units are gone."""
+        parts = [part for part in PARTS.values() if part.plan_format <= WRITTEN or self._cuts(part)]
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": max(WRITTEN, *(part.plan_format for part in parts)),
             "model": self.model,
-            "blocks": [b.to_json() for b in self.blocks],
+            "blocks": [b.to_json(parts) for b in self.blocks],
         }
+
+    def _cuts(self, part: Part) -> bool:
+        return self.kept_of(part.name) < self.total_of(part.name)
 
     @classmethod
     def from_json(cls, data: Any, source: str = "plan") -> SlimPlan:
@@ -142,18 +146,17 @@ class SlimPlan:
         if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
             raise PlanError(f'{source}: expected an object with a list "blocks", as --dry-run --out writes it')
         version = data.get("format_version")
-        if version not in (1, FORMAT_VERSION):
-            raise PlanError(f"{source}: format_version is {version!r}, this slimvit reads 1 and {FORMAT_VERSION}")
-        blocks = []
-        for i, entry in enumerate(data["blocks"]):
-            try:
-                blocks.append(_block(entry, f"{source}: blocks[{i}]"))
-            except _Misfit as error:
-                raise PlanError(f"{source}: {error}") from None
+        if version not in FORMATS:
+            *most, last = FORMATS
+            raise PlanError(
+                f"{source}: format_version is {version!r}, this slimvit reads {', '.join(map(str, most))} and {last}"
+            )
+        blocks = [_block(entry, source, i) for i, entry in enumerate(data["blocks"])]
         return cls(tuple(blocks), str(data.get("model", "")))
 
     @classmethod
     def read(cls, path: Path) -> SlimPlan:
+        """The plan in a file; raises :class:`PlanError` for one that is missing or damaged."""
         try:
             data = read_json(path)
         except FileNotFoundError:
@@ -164,54 +167,16 @@ class SlimPlan:
 
     def write(self, path: Path) -> None:
         """One block a line, so that a person can edit it."""
-        head = {k: v for k, v in self.to_json().items() if k != "blocks"}
-        lines = ",\n".join("    " + json.dumps(b) for b in self.to_json()["blocks"])
+        data = self.to_json()
+        head = {k: v for k, v in data.items() if k != "blocks"}
+        lines = ",\n".join("    " + json.dumps(b) for b in data["blocks"])
         path.write_text(json.dumps(head)[:-1] + ', "blocks": [\n' + lines + "\n]}\n")
 
 
-def _block(entry: Any, where: str) -> BlockPlan:
-    """One block as :meth:`BlockPlan.to_json` gives it; what is of the wrong kind is named by ``where`` it stands."""
-    if not isinstance(entry, dict):
-        raise PlanError(f"{where}: expected an object, found {type(entry).__name__}")
-    name, stage = entry.get("block"), entry.get("stage", 0)
-    heads, kept = entry.get("heads"), entry.get("kept_heads")
-    neurons, ranges = entry.get("neurons", 0), entry.get("kept_neurons", "")
-    if not isinstance(name, str):
-        raise PlanError(f"{where}.block: expected a block's name, found {name!r}")
-    if not _is_count(stage):
-        raise PlanError(f"{where}.stage: expected a whole number of at least 0, found {stage!r}")
-    if not _is_count(heads) or heads == 0:
-        raise PlanError(f"{where}.heads: expected a whole number of at least 1, found {heads!r}")
-    if not isinstance(kept, list) or not all(_is_count(h) for h in kept):
-        raise PlanError(f"{where}.kept_heads: expected a list of head ids, found {kept!r}")
-    if not _is_count(neurons) or neurons > MOST_NEURONS:
-        raise PlanError(f"{where}.neurons: expected a whole number of 0 to {MOST_NEURONS}, found {neurons!r}")
-    kept_neurons = from_ranges(ranges, neurons)
-    if kept_neurons is None:
-        told = f"expected ids of 0-{neurons - 1} by range, like 0-7,16-31" if neurons else "the block names no neurons"
-        raise PlanError(f"{where}.kept_neurons: {told}, found {ranges!r}")
+def _block(entry: Any, source: str, i: int) -> BlockPlan:
+    """A defect of ids names the block, any other the place in the file."""
+    place = f"{source}: blocks[{i}]"
     try:
-        return BlockPlan(name, heads, tuple(kept), stage, neurons, kept_neurons)
+        return BlockPlan.from_json(entry, place)
     except PlanError as error:
-        raise _Misfit(str(error)) from None
-
-
-class _Misfit(PlanError):
-    """A block that names itself in what it says."""
-
-
-def _check_part(name: str, what: str, mine: tuple[int, tuple[int, ...]], now: tuple[int, tuple[int, ...]]) -> None:
-    """Number of original ids and those kept, in the plan and in the model."""
-    if mine[0] != now[0]:
-        raise PlanError(f"{name}: the plan is for {mine[0]} {what}s, but the model's block has {now[0]}")
-    there = set(now[1])
-    gone = [i for i in mine[1] if i not in there]
-    if gone:
-        left = list(now[1]) if what == "head" else to_ranges(now[1]) or "none"
-        raise PlanError(
-            f"{name}: the plan keeps {what} {gone[0]}, which was removed earlier; {what}s still there: {left}"
-        )
-
-
-def _is_count(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+        raise error if str(error).startswith(place) else PlanError(f"{source}: {error}") from None

@@ -7,13 +7,14 @@ from typing import Any
 from torch import nn
 
 from slimvit.models.base import AttentionBlock, Branch, Family, ImageSize, Step, TimmModule
+from slimvit.models.block_plan import BlockPlan, Units
 from slimvit.models.families.beit import BEIT
 from slimvit.models.families.eva import EVA
 from slimvit.models.families.swin import SWIN
 from slimvit.models.families.swin_v2 import SWIN_V2
 from slimvit.models.families.vit import VIT
-from slimvit.models.mlp import hidden_neurons
-from slimvit.models.plan import BlockPlan, SlimPlan
+from slimvit.models.parts.registry import PARTS
+from slimvit.models.plan import SlimPlan
 from slimvit.models.wrappers import check_unwrapped
 from slimvit.utils.errors import ModelError
 from slimvit.utils.plugins import load_plugins
@@ -93,13 +94,14 @@ def steps(model: nn.Module) -> list[Branch | Step]:
 
 
 def plan_of(model: TimmModule) -> SlimPlan:
-    """Return the heads and neurons that a model keeps, by original id: all of them until it is pruned."""
+    """Return the units of every part that a model keeps, by original id: all of them until it is pruned."""
     plan = getattr(model, "slim_plan", None)
-    if plan is not None:
-        return plan
-    counts = [(b, b.attn.num_heads, hidden_neurons(b.mlp)) for b in attention_blocks(model)]
-    full = tuple(BlockPlan(b.name, h, tuple(range(h)), b.stage, n, tuple(range(n))) for b, h, n in counts)
-    return SlimPlan(full, model_name(model))
+    return SlimPlan(tuple(map(_whole, attention_blocks(model))), model_name(model)) if plan is None else plan
+
+
+def _whole(view: AttentionBlock) -> BlockPlan:
+    units = {name: Units.all(part.count(view)) for name, part in PARTS.items()}
+    return BlockPlan(view.name, view.stage, units)
 
 
 def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
@@ -111,9 +113,4 @@ def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
     built = [(architecture_of(m), m.num_features, len(blocks)) for m, blocks in ((model, mine), (other, theirs))]
     if built[0] != built[1]:
         return False
-    return all(
-        (t.heads, t.neurons) == (m.heads, m.neurons)
-        and {*t.kept_heads} >= {*m.kept_heads}
-        and {*t.kept_neurons} >= {*m.kept_neurons}
-        for t, m in zip(theirs, mine, strict=True)
-    )
+    return all(m.may_come_from(t) for t, m in zip(theirs, mine, strict=True))

@@ -1,4 +1,4 @@
-"""From scores and a target to a plan: one search over heads, neurons and whole branches.
+"""From scores and a target to a plan: one search over the units of all parts and whole branches.
 
 Every part of every block is a track: the stops at which it may end, what each has saved and what it has cost. The
 search moves one track at a time, always to the stop that costs least for what it saves, until the target is met.
@@ -7,18 +7,19 @@ search moves one track at a time, always to the stop that costs least for what i
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from slimvit.models.parts.base import Limits
+from slimvit.models.parts.branches import BRANCHES
+from slimvit.models.parts.registry import PARTS, limits_of, may_go
 from slimvit.models.plan import SlimPlan
-from slimvit.prune.costs.base import NEURON_GROUP, PRICED_PARTS, Costs, Price
-from slimvit.prune.criteria.registry import PartScores, Scores
+from slimvit.prune.costs.base import Costs, Price
+from slimvit.prune.criteria.scores import PartScores, Scores
 from slimvit.utils.errors import PlanError
-
-WHOLE = "branches"
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,61 +74,62 @@ def plan_budget(
     costs: Costs,
     target: float,
     *,
-    parts: Sequence[str] = PRICED_PARTS,
+    parts: Sequence[str] | None = None,
     scope: str = "global",
-    min_heads: int = 1,
-    neuron_group: int = NEURON_GROUP,
+    limits: Mapping[str, Limits] | None = None,
 ) -> SlimPlan:
     """The plan that costs at most ``target``, in the unit of ``costs``, and little less.
 
-    ``parts``: what may go: `heads`, `mlp` (its neurons), `branches` (a block's whole attention, or its whole MLP).
-    ``scope``: with `global` whatever costs the loss least for what it saves, with `uniform` the same share of every
-    part of every block. ``min_heads`` stay in every block that keeps its attention, and ``neuron_group`` neurons,
-    which go in groups of as many, in every block that keeps its MLP.
+    Args:
+        scores: Of the parts that may go.
+        costs: What the parts cost.
+        target: What the model may cost.
+        parts: What may go, such as `heads`, `mlp` (its neurons), `branches` (a block's whole attention, or its whole
+            MLP); by default all parts that were scored.
+        scope: With `global` whatever costs the loss least for what it saves, with `uniform` the same share of every
+            part of every block.
+        limits: How far each part of a block may be cut; by default as far as a recipe without limits lets it.
 
-    Raises :class:`PlanError` when the target cannot be reached, with the least that can, or is met already.
+    Raises:
+        PlanError: The target cannot be reached (the message says the least that can), or is met already.
     """
+    parts = tuple(scores.parts) if parts is None else parts
+    limits = limits or limits_of()
     plan = scores.plan
     now = costs.total(plan)
     if now <= target:
         raise PlanError(
             f"the model costs {now:.6g} {costs.unit} already, and the target is {target:.6g}; nothing to cut"
         )
-    least = reachable(plan, costs, parts, min_heads, neuron_group)
+    least = reachable(plan, costs, parts, limits)
     if least > target:
         raise PlanError(f"{least:.6g} {costs.unit} is the least that can be reached, the target is {target:.6g}")
     tracks = [
-        _track(b, part, scores.of(part)[b], costs.of(part)[b], stops)
-        for part, b, stops in _ways(plan, parts, min_heads, neuron_group)
+        _track(b, part, scores.of(part)[b], costs.of(part)[b], stops) for part, b, stops in _ways(plan, parts, limits)
     ]
     over = -(_alike if scope == "uniform" else _cheapest)(tracks, now - target)
     _give_back(tracks, over)
     return _result(plan, tracks)
 
 
-def reachable(plan: SlimPlan, costs: Costs, parts: Sequence[str], min_heads: int, neuron_group: int) -> float:
+def reachable(plan: SlimPlan, costs: Costs, parts: Sequence[str], limits: Mapping[str, Limits]) -> float:
     """The least that a plan may cost, whatever the scores."""
     total = costs.total(plan)
-    for part, block, stops in _ways(plan, parts, min_heads, neuron_group):
+    for part, block, stops in _ways(plan, parts, limits):
         price = costs.of(part)[block]
         total += min(price(n) for n in stops) - price(stops[0])
     return total
 
 
-def _ways(
-    plan: SlimPlan, parts: Sequence[str], min_heads: int, neuron_group: int
-) -> Iterator[tuple[str, int, list[int]]]:
+def _ways(plan: SlimPlan, parts: Sequence[str], limits: Mapping[str, Limits]) -> Iterator[tuple[str, int, list[int]]]:
     """Part, block, and the numbers of units that may stay there, falling."""
-    for part in PRICED_PARTS:
-        if part not in parts and WHOLE not in parts:
+    for name, part in PARTS.items():
+        if not may_go(part, parts):
             continue
         for i, block in enumerate(plan.blocks):
-            now = len(block.kept_heads if part == "heads" else block.kept_neurons)
-            lower = range(now - 1, min_heads - 1, -1)
-            if part == "mlp":
-                lower = range((now - 1) // neuron_group * neuron_group, neuron_group - 1, -neuron_group)
-            stops = [now, *(lower if part in parts else [])]
-            yield part, i, [*stops, 0] if WHOLE in parts and stops[-1] else stops
+            now = len(block.of(name).kept)
+            stops = [now, *(limits[name].stops(now) if name in parts else [])]
+            yield name, i, [*stops, 0] if BRANCHES.ends(part, parts) and stops[-1] else stops
 
 
 def _track(block: int, part: str, scores: PartScores, price: Price, stops: list[int]) -> Track:
@@ -192,9 +194,8 @@ def _go(track: Track, stop: int) -> float:
 
 
 def _result(plan: SlimPlan, tracks: list[Track]) -> SlimPlan:
-    heads = [list(b.kept_heads) for b in plan.blocks]
-    neurons = [list(b.kept_neurons) for b in plan.blocks]
+    kept: dict[str, list[Sequence[int]]] = {part: [b.of(part).kept for b in plan.blocks] for part in plan.parts}
     for track in tracks:
-        into = heads if track.part == "heads" else neurons
-        into[track.block] = [into[track.block][i] for i in track.kept]
-    return plan.keeping(heads, neurons)
+        ids = kept[track.part][track.block]
+        kept[track.part][track.block] = [ids[i] for i in track.kept]
+    return plan.keeping_parts(kept)

@@ -5,25 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from slimvit.config.choices import PARTS
+from slimvit.config.choices import PARTS as PART_WORDS
 from slimvit.config.recipe import PruneSection, Recipe
-from slimvit.measure.flops.count import count_macs
-from slimvit.measure.flops.parts import count_params
 from slimvit.models.insert_dense import can_mix, dense_mix, insert_dense_attention
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS, everywhere, labels, limits_of, may_go
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.budget_search import plan_budget, reachable
-from slimvit.prune.costs.base import Costs, head_macs, macs_costs, params_costs
-from slimvit.prune.costs.latency import latency_costs, share_table
-from slimvit.prune.criteria.registry import Scores, score_parts
-from slimvit.prune.ratio_search import plan_heads, plan_neurons
+from slimvit.prune.costs.base import Costs
+from slimvit.prune.costs.budget import Target
+from slimvit.prune.criteria.registry import score_parts
+from slimvit.prune.criteria.scores import Scores
+from slimvit.prune.ratio_search import plan_units
 from slimvit.prune.surgery import prune_model
-from slimvit.utils.distributed import Engine
 from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import log
 
@@ -35,9 +36,7 @@ AGAIN = 4
 class Goal:
     """A target in numbers."""
 
-    name: str
-    """The option it was given with."""
-    fraction: float
+    target: Target
     costs: Costs
     """Of the model as it is now."""
     wanted: float
@@ -48,19 +47,13 @@ class Goal:
     """What goes, and why, where that was not said."""
 
 
-def agree_on_prices(recipe: Recipe, model: nn.Module, engine: Engine) -> None:
-    """Prices that have to be measured are those of the main process, in every process."""
-    if recipe.prune.target_latency is not None:
-        share_table(model, recipe.prune.latency_batch, engine)
-
-
-def check_budget(recipe: Recipe, model: nn.Module) -> None:
+def check_budget(recipe: Recipe, model: nn.Module, target: Target | None) -> None:
     """Raise :class:`PlanError` now if the plan file does not fit or the budget cannot be met, whatever the scores."""
     section = recipe.prune
     if section.plan is not None:
         read_plan(section.plan, model)
     elif section.wanted:
-        goal = goal_of(recipe, model, model)
+        goal = goal_of(recipe, model, model, target)
         if goal is not None and goal.remark is not None:
             log(goal.remark)
         decide(score_parts(model, (), "random", parts=scored_parts(section, goal)), recipe, model, model, goal)
@@ -71,14 +64,27 @@ def read_plan(file: str, model: nn.Module) -> SlimPlan:
     current = plan_of(model)
     plan = SlimPlan.read(Path(file)).on(current)
     if plan.same_size(current):
-        raise PlanError(f"{file}: removes nothing; take ids out of kept_heads or kept_neurons")
+        keys = " or ".join(f"kept_{PARTS[name].units}" for name in current.parts)
+        raise PlanError(f"{file}: removes nothing; take ids out of {keys}")
     return plan
 
 
 def scored_parts(section: PruneSection, goal: Goal | None) -> tuple[str, ...]:
-    """The parts whose scores a budget needs; heads always, for the picture of them."""
-    neurons = section.mlp_ratio is not None if goal is None else {"mlp", "branches"} & {*goal.parts}
-    return ("heads", "mlp") if neurons else ("heads",)
+    """The parts whose scores a budget needs, and always those that every block has, for the picture of them."""
+    return tuple(
+        name
+        for name, part in PARTS.items()
+        if part.everywhere or (_asked(part, section) if goal is None else may_go(part, goal.parts))
+    )
+
+
+def _asked(part: Part, section: PruneSection) -> bool:
+    """Whether a recipe has a budget of the part's own."""
+    return _setting(section, part.ratio_key) is not None or _setting(section, part.keep_key) is not None
+
+
+def _setting(section: PruneSection, key: str | None) -> Any:
+    return None if key is None else getattr(section, key)
 
 
 def decide(
@@ -90,18 +96,25 @@ def decide(
     """
     if goal is not None:
         return _to_target(scores, recipe, model, goal)
-    section, now, uncut = recipe.prune, plan_of(model), plan_of(original)
-    plan = now
-    if section.heads is not None or section.ratio is not None:
-        ratio = None if section.ratio is None else _further(section.ratio * share, uncut.kept, now.kept)
-        macs = [head_macs(b) for b in attention_blocks(model)]
-        plan = plan_heads(
-            scores, ratio=ratio, heads=section.heads, head_macs=macs, scope=section.scope, min_heads=section.min_heads
-        )
-    if section.mlp_ratio is not None:
-        ratio = _further(section.mlp_ratio * share, uncut.kept_neurons, now.kept_neurons)
-        plan = plan_neurons(scores, plan, ratio, section.scope, section.neuron_group)
+    plan, uncut = plan_of(model), plan_of(original)
+    for part in PARTS.values():
+        if _asked(part, recipe.prune):
+            plan = _to_ratio(scores, recipe.prune, part, plan, uncut, model, share)
     return plan
+
+
+def _to_ratio(
+    scores: Scores, section: PruneSection, part: Part, plan: SlimPlan, uncut: SlimPlan, model: nn.Module, share: float
+) -> SlimPlan:
+    """``plan`` with the units of one part gone that its own budget asks for."""
+    ratio = _setting(section, part.ratio_key)
+    if ratio is not None:
+        ratio = _further(ratio * share, uncut.kept_of(part.name), scores.plan.kept_of(part.name))
+    macs = [part.macs(view).unit for view in attention_blocks(model)] if part.ratio_per_mac else None
+    return plan_units(
+        scores, part=part.name, ratio=ratio, keep=_setting(section, part.keep_key), plan=plan, unit_macs=macs,
+        scope=section.scope, limits=part.limits(section),
+    )  # fmt: skip
 
 
 def _further(ratio: float, uncut: int, now: int) -> float:
@@ -109,47 +122,54 @@ def _further(ratio: float, uncut: int, now: int) -> float:
     return ratio if now == uncut else 1 - (1 - ratio) * uncut / max(1, now)
 
 
-def goal_of(recipe: Recipe, model: nn.Module, original: nn.Module, share: float = 1.0) -> Goal | None:
+def goal_of(
+    recipe: Recipe, model: nn.Module, original: nn.Module, target: Target | None, share: float = 1.0
+) -> Goal | None:
     """What ``model`` has to come down to, ``share`` of the way from the ``original`` to the target; None where the
     budget is no target. Raises :class:`PlanError` when it cannot be reached."""
-    section = recipe.prune
-    if section.target is None:
+    if target is None:
         return None
-    name, fraction = section.target
-    costs = _costs(section, model, original)
-    total = (costs if original is model else _costs(section, original, original)).total(plan_of(original))
-    wanted, remark = total * (1 - (1 - fraction) * share), None
-    parts = tuple(section.parts or ("heads",))
-    least = _least(section, plan_of(model), costs, parts)
-    if section.parts is None and least > wanted and all(b.neurons for b in plan_of(model).blocks):
-        remark = f"{name} {fraction:g}: heads alone reach {least / total:.3f} at the least, so MLP neurons go too"
-        parts = ("heads", "mlp")
-        least = _least(section, plan_of(model), costs, parts)
-    elif section.parts is None:
-        remark = (
-            f"{name} {fraction:g}: heads alone can meet it, so only heads go; with --parts heads,mlp often less is lost"
-        )
+    section, plan = recipe.prune, plan_of(model)
+    costs = target.costs(model, original)
+    total = (costs if original is model else target.costs(original, original)).total(plan_of(original))
+    wanted = total * (1 - (1 - target.fraction) * share)
+    parts, remark = tuple(section.parts or everywhere()), None
+    least = _least(section, plan, costs, parts)
+    if section.parts is None:
+        more = tuple(n for n, part in PARTS.items() if part.fallback and all(b.of(n).total for b in plan.blocks))
+        remark = _remark(target, parts, more, least / total, least > wanted)
+        if least > wanted and more:
+            parts = (*parts, *more)
+            least = _least(section, plan, costs, parts)
     if least > wanted:
-        told, what = math.ceil(least / total * 1000) / 1000, "time" if costs.unit == "ms" else costs.unit
-        raise PlanError(
-            f"{name} {fraction:g}: {_and(parts)} alone reach {told} of the {what} at the least "
-            f"(min_heads {section.min_heads}); give a larger target{_more(parts)}"
-        )
-    return Goal(name, fraction, costs, wanted, parts, remark)
+        raise PlanError(_out_of_reach(target, section, parts, least / total))
+    return Goal(target, costs, wanted, parts, remark)
 
 
-def _costs(section: PruneSection, model: nn.Module, original: nn.Module) -> Costs:
-    assert section.target is not None
-    kind = section.target[0]
-    if kind == "target-params":
-        return params_costs(model)
-    if kind == "target-latency":
-        return latency_costs(original, section.latency_batch)  # its prices hold for what was cut out of it
-    return macs_costs(model, count_macs(model).total)
+def _remark(target: Target, parts: tuple[str, ...], more: tuple[str, ...], least: float, needed: bool) -> str:
+    """What goes where the recipe does not say it."""
+    if needed:
+        return f"{target.name}: {labels(parts)} alone reach {least:.3f} at the least, so {labels(more)} go too"
+    both = ",".join([*parts, *(name for name, part in PARTS.items() if part.fallback)])
+    return (
+        f"{target.name}: {labels(parts)} alone can meet it, so only {labels(parts)} go; with --parts {both} often less "
+        "is lost"
+    )
+
+
+def _out_of_reach(target: Target, section: PruneSection, parts: Sequence[str], least: float) -> str:
+    keys = [PARTS[name].limit_key for name in parts if name in PARTS]
+    limits = ", ".join(f"{key} {getattr(section, key)}" for key in keys if key is not None)
+    missing = [word for word in PART_WORDS if word not in parts]
+    more = f", or let more go: --parts {','.join([*parts, *missing])}" if missing else ""
+    return (
+        f"{target.name}: {labels(parts)} alone reach {math.ceil(least * 1000) / 1000} of the {target.budget.noun} at "
+        f"the least{f' ({limits})' if limits else ''}; give a larger target{more}"
+    )
 
 
 def _least(section: PruneSection, plan: SlimPlan, costs: Costs, parts: Sequence[str]) -> float:
-    return reachable(plan, costs, parts, section.min_heads, section.neuron_group)
+    return reachable(plan, costs, parts, limits_of(section))
 
 
 def _to_target(scores: Scores, recipe: Recipe, model: nn.Module, goal: Goal) -> SlimPlan:
@@ -157,32 +177,20 @@ def _to_target(scores: Scores, recipe: Recipe, model: nn.Module, goal: Goal) -> 
     section, beyond = recipe.prune, 0.0
     for _ in range(AGAIN):
         plan = plan_budget(
-            scores, goal.costs, goal.wanted - beyond, parts=goal.parts, scope=section.scope,
-            min_heads=section.min_heads, neuron_group=section.neuron_group,
-        )  # fmt: skip
-        cost = _true_cost(goal, recipe, model, plan)
+            scores, goal.costs, goal.wanted - beyond, parts=goal.parts, scope=section.scope, limits=limits_of(section)
+        )
+        promised = goal.costs.total(plan)
+        cost = goal.target.budget.true_cost(partial(_finished, recipe, model, plan), promised)
         if cost <= goal.wanted:
             return plan
-        beyond = max(beyond, cost - goal.costs.total(plan))
-    raise PlanError(f"{goal.name} {goal.fraction:g}: no plan was found that meets it; give a slightly larger target")
+        beyond = max(beyond, cost - promised)
+    raise PlanError(f"{goal.target.name}: no plan was found that meets it; give a slightly larger target")
 
 
-def _true_cost(goal: Goal, recipe: Recipe, model: nn.Module, plan: SlimPlan) -> float:
-    """What the model costs when the plan is carried out, with its dense attention; milliseconds are known when it is
-    finished and not before."""
-    if goal.costs.unit == "ms":
-        return goal.costs.total(plan)
-    slim: Any = prune_model(model, plan)
+def _finished(recipe: Recipe, model: nn.Module, plan: SlimPlan) -> nn.Module:
+    """The model when the plan is carried out, with its dense attention."""
+    slim = prune_model(model, plan)
     mix = recipe.dense.mix
     if mix is not None and dense_mix(slim) is None and can_mix(plan):
-        slim = insert_dense_attention(slim, mix)
-    return count_params(slim) if goal.costs.unit == "parameters" else count_macs(slim).total
-
-
-def _and(parts: Sequence[str]) -> str:
-    return " and ".join({"mlp": "MLP neurons"}.get(p, p) for p in parts)
-
-
-def _more(parts: Sequence[str]) -> str:
-    missing = [p for p in PARTS if p not in parts]
-    return f", or let more go: --parts {','.join([*parts, *missing])}" if missing else ""
+        return insert_dense_attention(slim, mix)
+    return slim

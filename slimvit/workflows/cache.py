@@ -23,8 +23,7 @@ from slimvit.io.open import random_weights
 from slimvit.measure.accuracy import Outputs
 from slimvit.models.base import TimmModule
 from slimvit.models.plan import SlimPlan
-from slimvit.prune.criteria.registry import Scores
-from slimvit.prune.criteria.scores import read_scores, write_scores
+from slimvit.prune.criteria.scores import Scores, read_scores, write_scores
 from slimvit.train.state import History
 from slimvit.utils.files import disk_errors
 from slimvit.utils.output import fingerprint

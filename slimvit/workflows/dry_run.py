@@ -10,9 +10,9 @@ import torch
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.measure.flops.count import count_macs, count_params
+from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
-from slimvit.prune.costs.latency import latency_costs
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import RecipeError
 from slimvit.workflows import run_folder
@@ -40,11 +40,10 @@ def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[RunState, Slim
 
 
 def estimate(state: RunState, plan: SlimPlan) -> dict[str, Any]:
-    """The plan with heads, neurons, params and MACs before and after, and the seconds each part of a run would take."""
-    after = prune_model(state.model, plan)
-    figures = {
-        "heads": [plan_of(state.model).kept, plan.kept],
-        "neurons": [plan_of(state.model).kept_neurons, plan.kept_neurons],
+    """The plan with units, params and MACs before and after, and the seconds each part of a run would take."""
+    before, after = plan_of(state.model), prune_model(state.model, plan)
+    figures = {part.units: [before.kept_of(name), plan.kept_of(name)] for name, part in PARTS.items()}
+    figures |= {
         "params": [count_params(state.model), count_params(after)],
         "macs": [count_macs(state.model).total, count_macs(after).total],
     }
@@ -52,12 +51,12 @@ def estimate(state: RunState, plan: SlimPlan) -> dict[str, Any]:
 
 
 def _promised(state: RunState, plan: SlimPlan) -> dict[str, Any]:
-    """Milliseconds a batch, where the budget is in them."""
-    section = state.recipe.prune
-    if section.target_latency is None:
+    """The figure of the budget, where it is none of those that a dry run shows anyway."""
+    target = state.target
+    if target is None:
         return {}
-    costs = latency_costs(state.original, section.latency_batch)
-    return {"latency_ms": [costs.total(plan_of(state.model)), costs.total(plan)]}
+    costs = target.costs(state.model, state.original)
+    return target.budget.forecast(costs, plan_of(state.model), plan)
 
 
 def _seconds(state: RunState) -> dict[str, float]:

@@ -14,14 +14,14 @@ from slimvit.io.load import pinned_section, saved_folder
 from slimvit.io.open import open_model
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
 from slimvit.models.base import AttentionBlock, TimmModule
+from slimvit.models.block_plan import BlockPlan
 from slimvit.models.insert_dense import dense_mix, mixes_in
-from slimvit.models.mlp import neuron_params
-from slimvit.models.plan import BlockPlan
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS, everywhere, limits_of
 from slimvit.models.registry import attention_blocks, model_name, plan_of
-from slimvit.prune.costs.base import NEURON_GROUP, PRICED_PARTS, head_macs, head_params, neuron_macs
-from slimvit.prune.criteria.registry import PartScores, score_parts
+from slimvit.prune.criteria.registry import score_parts
+from slimvit.prune.criteria.scores import PartScores
 from slimvit.utils.device import resolve_device
-from slimvit.utils.ranges import to_ranges
 from slimvit.utils.seeds import seeded
 
 CRITERION = "residual"
@@ -40,13 +40,13 @@ def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
         model: TimmModule = open_model(recipe.model).to(resolve_device(options.device))
     images = draw(open_data(recipe.data, recipe.seed).train, recipe.prune.calibration_images, recipe.seed)
     loader = eval_loader(images, preprocessing_of(model), recipe.data.batch_size, options.workers)
-    parts = PRICED_PARTS if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
+    parts = [name for name in PARTS if all(name in b.units for b in plan_of(model).blocks)]
     with worker_deaths(options.workers):
         scores = score_parts(model, loader, CRITERION, recipe.seed, parts)
     found = block_rows(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
     for i, (block, alone) in enumerate(zip(found["blocks"], scores.table(), strict=True)):
-        block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PRICED_PARTS}
-        block["unit_scores"] = {"heads": alone}
+        block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PARTS}
+        block["unit_scores"] = {everywhere()[0]: alone}
     return found
 
 
@@ -63,8 +63,7 @@ def block_rows(model: TimmModule) -> dict[str, Any]:
     return {
         "model": model_name(model),
         "num_classes": model.num_classes,
-        "heads": [plan.total, plan.kept],
-        "neurons": [plan.neurons, plan.kept_neurons],
+        **{part.units: [plan.total_of(name), plan.kept_of(name)] for name, part in PARTS.items()},
         "dense": dense_mix(model),
         "mixes": mixes_in(model),
         "params": count_params(model),
@@ -74,7 +73,7 @@ def block_rows(model: TimmModule) -> dict[str, Any]:
         "macs_closed_form": macs.closed_form,
         "macs_torch": macs.torch_counter,
         "note": macs.disagreement(),
-        "unit_steps": {"heads": 1, "mlp": NEURON_GROUP},
+        "unit_steps": {name: _group(part) for name, part in PARTS.items()},
         "blocks": [
             _block(b, view) | {"macs": counts}
             for b, view, counts in zip(plan.blocks, attention_blocks(model), macs.by_block, strict=True)
@@ -83,21 +82,19 @@ def block_rows(model: TimmModule) -> dict[str, Any]:
 
 
 def _block(plan: BlockPlan, view: AttentionBlock) -> dict[str, Any]:
-    return {
-        "block": plan.name,
-        "stage": plan.stage,
-        "heads": plan.heads,
-        "kept_heads": list(plan.kept_heads),
-        "neurons": plan.neurons,
-        "kept_neurons": to_ranges(plan.kept_neurons),
-        "params": count_params(view.block),
-        "unit_costs": {
-            "heads": {"macs": head_macs(view), "params": head_params(view)} if plan.kept_heads else None,
-            "mlp": _group_costs(view) if plan.kept_neurons else None,
-        },
-    }
+    found: dict[str, Any] = {"block": plan.name, "stage": plan.stage}
+    for name, part in PARTS.items():
+        units = plan.of(name)
+        found |= {part.units: units.total, f"kept_{part.units}": part.written(units.kept)}
+    costs = {n: _unit_costs(part, view) if plan.of(n).kept else None for n, part in PARTS.items()}
+    return found | {"params": count_params(view.block), "unit_costs": costs}
 
 
-def _group_costs(view: AttentionBlock) -> dict[str, int]:
-    """Of as many neurons as go together."""
-    return {"macs": NEURON_GROUP * neuron_macs(view), "params": NEURON_GROUP * neuron_params(view.mlp)}
+def _group(part: Part) -> int:
+    """Units that go together."""
+    return limits_of()[part.name].group
+
+
+def _unit_costs(part: Part, view: AttentionBlock) -> dict[str, int]:
+    """Of as many units as go together."""
+    return {"macs": _group(part) * part.macs(view).unit, "params": _group(part) * part.params(view).unit}

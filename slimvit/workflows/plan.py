@@ -6,8 +6,10 @@ from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import NOTHING_TO_MIX, can_mix
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
-from slimvit.prune.criteria.registry import Scores, score_parts
-from slimvit.prune.planner import agree_on_prices, decide, goal_of, read_plan, scored_parts
+from slimvit.prune.costs.budget import Target
+from slimvit.prune.criteria.registry import score_parts
+from slimvit.prune.criteria.scores import Scores
+from slimvit.prune.planner import decide, goal_of, read_plan, scored_parts
 from slimvit.utils.errors import ModelError
 from slimvit.workflows import cache
 from slimvit.workflows.state import RunContext
@@ -16,13 +18,16 @@ Planned = tuple[SlimPlan, list[list[float | None]] | None]
 """The plan, and the score of every head by block where heads were scored."""
 
 
-def decide_plan(context: RunContext, model: TimmModule, original: TimmModule, share: float = 1.0) -> Planned:
-    """Decide on the heads and neurons to keep.
+def decide_plan(
+    context: RunContext, model: TimmModule, original: TimmModule, target: Target | None, share: float = 1.0
+) -> Planned:
+    """Decide on the units to keep.
 
     Args:
         context: The run.
         model: The network to cut.
         original: The network that the budget is a share of.
+        target: The recipe's target, if its budget is one.
         share: Share of the budget's saving to reach with this plan.
 
     Raises:
@@ -30,16 +35,17 @@ def decide_plan(context: RunContext, model: TimmModule, original: TimmModule, sh
         PlanError: The budget or the plan file does not fit the model.
     """
     file, mix = context.recipe.prune.plan, context.recipe.dense.mix
-    plan, scores = _scored_plan(context, model, original, share) if file is None else (read_plan(file, model), None)
+    plan, scores = _scored_plan(context, model, original, target, share) if file is None else (read_plan(file, model), None)
     if mix and not can_mix(plan):
         raise ModelError(f"--dense {mix}: {NOTHING_TO_MIX} in this plan")
     return plan, scores
 
 
-def _scored_plan(context: RunContext, model: TimmModule, original: TimmModule, share: float) -> Planned:
+def _scored_plan(
+    context: RunContext, model: TimmModule, original: TimmModule, target: Target | None, share: float
+) -> Planned:
     recipe = context.recipe
-    agree_on_prices(recipe, original, context.engine)
-    goal = goal_of(recipe, model, original, share)
+    goal = goal_of(recipe, model, original, target, share)
     parts = scored_parts(recipe.prune, goal)
 
     def score() -> Scores:

@@ -17,7 +17,7 @@ from slimvit.io.open import random_weights
 from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import check_takes_dense, dense_mix
 from slimvit.models.modes import evaluating
-from slimvit.prune.criteria.registry import NEEDS_CLASSIFIER
+from slimvit.prune.criteria.registry import criterion_of
 from slimvit.train.distill import training_loss
 from slimvit.train.optimizer import check_optimizer
 from slimvit.train.step import check_mixing
@@ -59,7 +59,8 @@ def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:
     if getattr(model, "untrained_classifier", False):
         raise DataError(f"{name}: its weights bring no classifier for {model.num_classes} classes; {how}")
     scoring = recipe.prune.wanted and recipe.prune.plan is None
-    if scoring and recipe.prune.criterion in NEEDS_CLASSIFIER and not (model.num_classes and data.labelled):
+    needs = scoring and criterion_of(recipe.prune.criterion).needs_classifier
+    if needs and not (model.num_classes and data.labelled):
         what = f"{data.name} has no labels" if model.num_classes else f"{name} has no classifier"
         way_out = f"use residual, or {how}" if data.labelled else "use residual"
         raise DataError(f"criterion {recipe.prune.criterion} needs labels and a classifier, but {what}; {way_out}")

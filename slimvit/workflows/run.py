@@ -15,13 +15,14 @@ from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import insert_dense_attention, mixes_in
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
+from slimvit.prune.costs.registry import target_of
 from slimvit.prune.refit import refit
 from slimvit.prune.surgery import prune_model
+from slimvit.report.record import Stage
 from slimvit.utils.errors import RecipeError
 from slimvit.utils.progress import log
 from slimvit.workflows import cache, plan, resume, run_folder, training
 from slimvit.workflows.evaluate import stage_row
-from slimvit.workflows.latency_check import check_latency
 from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
 from slimvit.workflows.training import ADAPT_LR, FINETUNE_LR, Training
@@ -71,7 +72,8 @@ def adapt(state: RunState) -> RunState:
             interrupted=None,
         )
     original, teacher = training.choose_teacher(state.recipe, state.model, state.model, state.teacher)
-    return replace(state, original=original, teacher=teacher)
+    target = target_of(state.recipe.prune, original, state.context.engine, state.target)
+    return replace(state, original=original, teacher=teacher, target=target)
 
 
 def _adapted(state: RunState) -> cache.Adapted:
@@ -103,7 +105,7 @@ def prune_and_refit(state: RunState) -> RunState:
 def make_plan(state: RunState, share: float = 1.0) -> RunState:
     """Score the network and decide on the plan that reaches `share` of the budget's saving."""
     started = time.perf_counter()
-    made, scores = plan.decide_plan(state.context, state.model, state.original, share)
+    made, scores = plan.decide_plan(state.context, state.model, state.original, state.target, share)
     seconds = state.planning_seconds + time.perf_counter() - started
     return replace(state, plan=made, scores=scores, planning_seconds=seconds)
 
@@ -115,7 +117,7 @@ def prune_round(state: RunState, step: int) -> RunState:
     plan = _plan(state)
     if not plan.same_size(plan_of(state.model)):
         state = replace(state, model=_refitted(state, prune_model(state.model, plan)))
-    log(f"round {step} of {section.steps}: {plan.kept} heads and {plan.kept_neurons:,} neurons left")
+    log(f"round {step} of {section.steps}: {plan.kept_words()} left")
     state = replace(state, planning_seconds=state.planning_seconds + time.perf_counter() - started)
     return _trained_between(state, f"round {step}") if section.step_epochs else state
 
@@ -132,7 +134,7 @@ def cut(state: RunState) -> RunState:
     """Carry out the plan on a copy of the network."""
     started, plan, before = time.perf_counter() - state.planning_seconds, _plan(state), plan_of(state.model)
     state = replace(state, model=prune_model(state.model, plan))
-    log(f"cut {_removed(plan, plan_of(state.original))}")
+    log(f"cut {plan.removed_words(plan_of(state.original))}")
     if plan.same_size(before):
         state = _noted(state, "the last round of the cut removed nothing more")
     return measure(state, "pruned", state.model, started)
@@ -141,13 +143,6 @@ def cut(state: RunState) -> RunState:
 def _plan(state: RunState) -> SlimPlan:
     assert state.plan is not None
     return state.plan
-
-
-def _removed(plan: SlimPlan, before: SlimPlan) -> str:
-    """`18 of 36 heads (50.0%)`, and neurons where some are removed."""
-    counts = [(before.kept, plan.kept, "heads"), (before.kept_neurons, plan.kept_neurons, "neurons")]
-    texts = [f"{was - left:,} of {was:,} {unit} ({(was - left) / was:.1%})" for was, left, unit in counts if was > left]
-    return " and ".join(texts) or "nothing"
 
 
 def repair(state: RunState) -> RunState:
@@ -197,15 +192,19 @@ def teacher_of(state: RunState) -> TimmModule | None:
 
 
 def check(state: RunState) -> RunState:
-    """Compare planned and measured latency, where the budget is in milliseconds."""
-    latency = check_latency(state.context, state.original, state.model)
-    if latency is None:
+    """Let the kind of budget look at the finished model, such as compare planned and measured latency."""
+    target, context = state.target, state.context
+    if target is None:
         return state
-    log(latency.note)
+    found = target.budget.check(state.original, state.model, target, state.recipe.prune, context.engine)
+    if found is None:
+        return state
+    log(found.note)
     stages = list(state.stages)
-    for place, milliseconds in zip((0, -1), latency.milliseconds or (), strict=False):
-        stages[place] = stages[place].model_copy(update={"latency_ms": milliseconds})
-    return _noted(replace(state, stages=stages), latency.note)
+    for name, figures in found.figures.items():
+        for place, figure in zip((0, -1), figures, strict=True):
+            stages[place] = stages[place].model_copy(update={name: figure} if name in Stage.model_fields else {})
+    return _noted(replace(state, stages=stages), found.note)
 
 
 def measure(

@@ -13,7 +13,8 @@ from slimvit.data.workers import worker_deaths
 from slimvit.io.load import pinned
 from slimvit.io.open import open_model
 from slimvit.models.registry import family_of
-from slimvit.prune.planner import agree_on_prices, check_budget
+from slimvit.prune.costs.registry import target_of
+from slimvit.prune.planner import check_budget
 from slimvit.utils.distributed import Engine, open_engine
 from slimvit.utils.errors import RecipeError
 from slimvit.utils.lock import locked
@@ -55,8 +56,8 @@ def start_run(recipe: Recipe, options: Options) -> RunState:
         model = open_model(recipe.model)
     family_of(model)
     model.to(engine.device)  # where a budget in milliseconds is measured
-    agree_on_prices(recipe, model, engine)
-    check_budget(recipe, model)
+    target = target_of(recipe.prune, model, engine)
+    check_budget(recipe, model, target)
     check_dense(recipe.dense, model)
     teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
     data = open_data(recipe.data, recipe.seed)
@@ -69,7 +70,7 @@ def start_run(recipe: Recipe, options: Options) -> RunState:
     if teacher is not None:
         teacher.to(engine.device)
     engine.wait()  # no process writes before every process has checked the folder
-    state = RunState(context, model, model, teacher=teacher, notes=notes)
+    state = RunState(context, model, model, teacher=teacher, target=target, notes=notes)
     return resumed(state) if options.resume else state
 
 
@@ -84,7 +85,14 @@ def resumed(state: RunState) -> RunState:
         original, teacher = choose_teacher(context.recipe, saved.model, original, teacher)
         reference = cache.original_outputs(context, original)
     return RunState(
-        context, saved.model, original, teacher=teacher, reference=reference, interrupted=saved.training, **saved.values
+        context,
+        saved.model,
+        original,
+        teacher=teacher,
+        target=target_of(context.recipe.prune, original, context.engine, state.target),
+        reference=reference,
+        interrupted=saved.training,
+        **saved.values,
     )
 
 

@@ -26,6 +26,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import mixes_in
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
+from slimvit.prune.costs.budget import Target
 from slimvit.report.record import Report, Stage
 from slimvit.train.state import History
 from slimvit.utils.distributed import Engine
@@ -87,7 +88,8 @@ class RunState:
         model: The network as it is now.
         original: The network before the cut and after any adapting.
         teacher: The network that the recipe names to learn from, where that is not `original`.
-        plan: The heads and neurons to keep, once that is decided.
+        target: The budget in MACs, parameters, time or the like, with the table that its prices come from.
+        plan: The units to keep, once that is decided.
         scores: The score of every head by block, where heads were scored.
         reference: Outputs of `original` for the validation images.
         stages: A row of the report for each stage.
@@ -104,6 +106,7 @@ class RunState:
     model: TimmModule
     original: TimmModule
     teacher: TimmModule | None = None
+    target: Target | None = None
     plan: SlimPlan | None = None
     scores: list[list[float | None]] | None = None
     reference: Outputs | None = None
@@ -124,7 +127,7 @@ class RunState:
     @property
     def report(self) -> Report:
         """The run's record so far."""
-        section, before = self.recipe.prune, plan_of(self.original).kept
+        section, before = self.recipe.prune, plan_of(self.original).kept_heads
         return Report(
             model=self.recipe.model.name,
             data=self.context.data.name,
@@ -137,7 +140,7 @@ class RunState:
             if section.wanted
             else None,
             ratio_asked=section.ratio,
-            ratio_reached=round((before - plan_of(self.model).kept) / before, 4) if section.wanted else None,
+            ratio_reached=round((before - plan_of(self.model).kept_heads) / before, 4) if section.wanted else None,
             notes=list(dict.fromkeys(self.notes)),
             stages=self.stages,
         )

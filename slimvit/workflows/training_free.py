@@ -23,7 +23,10 @@ from slimvit.models.insert_dense import insert_dense_attention
 from slimvit.models.modes import evaluating
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
-from slimvit.prune.criteria.registry import Scores, score_parts
+from slimvit.prune.costs.budget import Target
+from slimvit.prune.costs.registry import target_of
+from slimvit.prune.criteria.registry import score_parts
+from slimvit.prune.criteria.scores import Scores
 from slimvit.prune.planner import decide, goal_of, read_plan, scored_parts
 from slimvit.prune.refit import refit
 from slimvit.prune.surgery import prune_model
@@ -84,7 +87,7 @@ def plan(scores: Scores, model: nn.Module, **settings: Any) -> SlimPlan:
     recipe = _recipe("slimvit.plan", settings)
     if scores.plan != plan_of(model):
         raise PlanError("the scores are of another model, or of this one before it was cut; score this model")
-    goal = goal_of(recipe, model, model)
+    goal = goal_of(recipe, model, model, target_of(recipe.prune, model))
     _check_scored(scores, scored_parts(recipe.prune, goal))
     return decide(scores, recipe, model, model, goal)
 
@@ -150,9 +153,9 @@ def _slimmed(
     original: nn.Module, batches: CheckedBatches, recipe: Recipe, criterion: str | CriterionFunction
 ) -> nn.Module:
     """The original cut in `steps` rounds, refitted after each, with dense attention."""
-    section, model = recipe.prune, original
+    section, model, target = recipe.prune, original, target_of(recipe.prune, original)
     for step in range(1, section.steps + 1):
-        chosen = _plan_of_round(model, original, batches, recipe, criterion, step / section.steps)
+        chosen = _plan_of_round(model, original, batches, recipe, criterion, target, step / section.steps)
         model = prune_model(model, chosen)
         if recipe.refit.target != "none":
             model = refit(model, original, batches, recipe.refit.target, recipe.refit.ridge)
@@ -166,12 +169,13 @@ def _plan_of_round(
     batches: CheckedBatches,
     recipe: Recipe,
     criterion: str | CriterionFunction,
+    target: Target | None,
     share: float,
 ) -> SlimPlan:
     if recipe.prune.plan is not None:
         return read_plan(recipe.prune.plan, model)
-    goal, chosen = goal_of(recipe, model, original, share), cast(Any, criterion)
-    scores = score_parts(model, batches, chosen, recipe.seed, scored_parts(recipe.prune, goal))
+    goal = goal_of(recipe, model, original, target, share)
+    scores = score_parts(model, batches, criterion, recipe.seed, scored_parts(recipe.prune, goal))
     return decide(scores, recipe, model, original, goal, share)
 
 
@@ -192,7 +196,7 @@ def _recipe(name: str, settings: dict[str, Any], criterion: Any = "residual") ->
 
 
 def _check_scored(scores: Scores, parts: tuple[str, ...]) -> None:
-    if missing := [part for part in parts if not scores.of(part)]:
+    if missing := [part for part in parts if part not in scores.parts]:
         raise PlanError(
             f"this budget needs scores of {' and '.join(missing)}; score_parts(model, batches, parts={parts!r})"
         )

@@ -90,7 +90,7 @@ def read_or_refused(read, *args):
 def saved(vit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "run"
     model = vit(depth=2)
-    save(slimvit.prune_model(model, plan_of(model).keeping([[0], [1, 2]])), folder, class_names=tuple("abcde"))
+    save(slimvit.prune_model(model, plan_of(model).keeping(heads=[[0], [1, 2]])), folder, class_names=tuple("abcde"))
     return folder
 
 

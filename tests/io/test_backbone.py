@@ -26,7 +26,7 @@ def slim(vit, swin, network):
     kind, settings = NETWORKS[network]
     model = {"vit": vit, "swin": swin}[kind](**settings)
     kept = [range(1, b.heads) if i != 1 else [] for i, b in enumerate(plan_of(model).blocks)]
-    return slimvit.prune_model(model, plan_of(model).keeping(kept))
+    return slimvit.prune_model(model, plan_of(model).keeping(heads=kept))
 
 
 @each

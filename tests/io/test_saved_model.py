@@ -21,7 +21,7 @@ KEPT = [[0, 2], [], [1]]
 
 
 def cut(model, kept=KEPT):
-    return prune_model(model, plan_of(model).keeping(kept))
+    return prune_model(model, plan_of(model).keeping(heads=kept))
 
 
 @pytest.fixture
@@ -340,7 +340,7 @@ def test_arguments_that_are_no_data(vit, tmp_path):
 def test_the_public_names(vit, images, tmp_path):
     """A model of timm's, cut, saved and loaded with what `import slimvit` offers."""
     model = vit()
-    plan = slimvit.plan_heads(slimvit.score_parts(model, [], "magnitude"), ratio=0.5)
+    plan = slimvit.plan_units(slimvit.score_parts(model, [], "magnitude"), ratio=0.5)
     slim = slimvit.prune_model(model, plan)
     slimvit.save(slim, tmp_path / "run")
     assert identical(slimvit.load(tmp_path / "run"), slim, images)
@@ -363,7 +363,7 @@ def test_embedded_models_keep_their_names(name, tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
-    plan = plan_of(model).keeping([b.kept_heads[:2] for b in plan_of(model).blocks])
+    plan = plan_of(model).keeping(heads=[b.kept_heads[:2] for b in plan_of(model).blocks])
     slimvit.save(slimvit.insert_dense_attention(slimvit.prune_model(model, plan)), tmp_path / "slim")
     slim = slimvit.load(tmp_path / "slim")
     assert {model_name(m) for m in (model, loaded, slim)} == {name} == {plan_of(slim).model}

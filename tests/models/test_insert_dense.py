@@ -61,7 +61,7 @@ def dense(model):
 
 
 def cut(model, kept_heads):
-    return prune_model(model, plan_of(model).keeping(kept_heads))
+    return prune_model(model, plan_of(model).keeping(heads=kept_heads))
 
 
 def mixes(model):
@@ -642,7 +642,7 @@ def test_cut_equals_masked_heads(mix, fused, family, model, masked, images, gap)
     kept, dense = KEPT[family], insert_dense_attention(fuse(model, fused), mix, "normal")
     wanted = masked(without_shared_mixes(dense, kept), kept)
     slim = cut(dense, kept)
-    assert dense_mix(slim) == mix and plan_of(slim).removed > 0
+    assert dense_mix(slim) == mix and plan_of(slim).removed_heads > 0
     x = images(model)
     assert gap(slim.forward_features(x), wanted.forward_features(x)) <= 1e-5
     assert gap(slim(x), wanted(x)) <= 1e-5
@@ -670,7 +670,7 @@ def test_the_dense_model_given_stays_as_it_was(family, dense, images):
     before, output = copy.deepcopy(dense.state_dict()), dense(images(dense))
     cut(dense, KEPT[family])
     assert all(torch.equal(v, before[k]) for k, v in dense.state_dict().items())
-    assert torch.equal(dense(images(dense)), output) and plan_of(dense).removed == 0
+    assert torch.equal(dense(images(dense)), output) and plan_of(dense).removed_heads == 0
 
 
 def test_a_cut_that_leaves_nothing_to_mix_leaves_a_plain_model(vit, images):

@@ -3,11 +3,17 @@ import re
 
 import pytest
 
-from slimvit.models.plan import BlockPlan, SlimPlan
+from slimvit.models.block_plan import BlockPlan, Units
+from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import PlanError
 
+
+def block_plan(name, heads, kept, stage=0, neurons=0, kept_neurons=()):
+    return BlockPlan(name, stage, {"heads": Units(heads, kept), "mlp": Units(neurons, kept_neurons)})
+
+
 PLAN = SlimPlan(
-    (BlockPlan("blocks.0", 3, (0, 2)), BlockPlan("blocks.1", 3, ()), BlockPlan("blocks.2", 6, (1, 5), 1)), "some_vit"
+    (block_plan("blocks.0", 3, (0, 2)), block_plan("blocks.1", 3, ()), block_plan("blocks.2", 6, (1, 5), 1)), "some_vit"
 )
 
 
@@ -24,7 +30,7 @@ def refused(text):
 
 
 def test_counts():
-    assert (PLAN.total, PLAN.kept, PLAN.removed) == (12, 4, 8)
+    assert (PLAN.heads, PLAN.kept_heads, PLAN.removed_heads) == (12, 4, 8)
     assert PLAN.blocks[2].removed_heads == (0, 2, 3, 4)
 
 
@@ -39,11 +45,11 @@ def test_round_trip_through_a_file(tmp_path):
 
 
 def test_keeping():
-    other = PLAN.keeping([[2, 0], [1], [3]])
+    other = PLAN.keeping(heads=[[2, 0], [1], [3]])
     assert [b.kept_heads for b in other.blocks] == [(0, 2), (1,), (3,)]
     assert other.blocks[2].stage == 1 and other.model == "some_vit"
     with refused("the plan names 2 blocks, but the model has 3"):
-        PLAN.keeping([[0], [1]])
+        PLAN.keeping(heads=[[0], [1]])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +63,7 @@ def test_keeping():
 )
 def test_heads_a_block_cannot_keep(kept, told):
     with refused(told):
-        BlockPlan("blocks.0", 3, kept)
+        block_plan("blocks.0", 3, kept)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +72,7 @@ def test_heads_a_block_cannot_keep(kept, told):
         ([], 'p.json: expected an object with a list "blocks"'),
         ({}, 'p.json: expected an object with a list "blocks"'),
         (data(blocks={}), 'p.json: expected an object with a list "blocks"'),
-        (data(format_version=3), "p.json: format_version is 3, this slimvit reads 1 and 2"),
+        (data(format_version=4), "p.json: format_version is 4, this slimvit reads 1, 2 and 3"),
         ({"blocks": []}, "p.json: format_version is None, this slimvit reads 1"),
         (data(blocks=[3]), "p.json: blocks[0]: expected an object, found int"),
         (block(block=None), "p.json: blocks[1].block: expected a block's name, found None"),
@@ -101,12 +107,12 @@ def test_defects_of_a_plan_file(tmp_path):
 
 def full(*heads, names=None):
     names = names or [f"blocks.{i}" for i in range(len(heads))]
-    return SlimPlan(tuple(BlockPlan(n, h, tuple(range(h))) for n, h in zip(names, heads, strict=True)))
+    return SlimPlan(tuple(block_plan(n, h, tuple(range(h))) for n, h in zip(names, heads, strict=True)))
 
 
 def test_a_plan_for_the_model_at_hand():
-    full(3, 3).keeping([[0], []]).check_against(full(3, 3))
-    full(3, 3).keeping([[0], []]).check_against(full(3, 3).keeping([[0, 2], [1]]))
+    full(3, 3).keeping(heads=[[0], []]).check_against(full(3, 3))
+    full(3, 3).keeping(heads=[[0], []]).check_against(full(3, 3).keeping(heads=[[0, 2], [1]]))
 
 
 @pytest.mark.parametrize(
@@ -117,8 +123,8 @@ def test_a_plan_for_the_model_at_hand():
         (full(3, names=["layers.0"]), full(3), "the plan has 1 blocks (layers.0, ...), but the model has 1 (blocks.0"),
         (full(3, 4), full(3, 6), "blocks.1: the plan is for 4 heads, but the model's block has 6"),
         (
-            full(3, 3).keeping([[0], [0, 2]]),
-            full(3, 3).keeping([[0], [1, 2]]),
+            full(3, 3).keeping(heads=[[0], [0, 2]]),
+            full(3, 3).keeping(heads=[[0], [1, 2]]),
             "blocks.1: the plan keeps head 0, which was removed earlier; heads still there: [1, 2]",
         ),
     ],

@@ -73,7 +73,7 @@ def test_a_new_model_keeps_every_head(vit):
 )
 def test_the_steps_are_the_forward_pass(name, kwargs, vit, images, gap):
     model = vit(name, **kwargs)
-    model = prune_model(model, plan_of(model).keeping([[0, 2], [], [1]]))
+    model = prune_model(model, plan_of(model).keeping(heads=[[0, 2], [], [1]]))
     x = images(model)
     with evaluating(model):
         state = State(x)
@@ -109,15 +109,15 @@ def test_evaluating_puts_every_flag_back(vit):
 
 
 def test_the_plan_travels_with_copies(vit):
-    slim = prune_model(vit(), plan_of(vit()).keeping([[0], [1], [2]]))
-    assert plan_of(copy.deepcopy(slim)).kept == 3
+    slim = prune_model(vit(), plan_of(vit()).keeping(heads=[[0], [1], [2]]))
+    assert plan_of(copy.deepcopy(slim)).kept_heads == 3
 
 
 def test_the_uncut_form_of_a_model(vit, swin):
     for build in (vit, swin):
         model = build()
         plan = plan_of(model)
-        small = slimvit.prune_model(model, plan.keeping([b.kept_heads[:-1] for b in plan.blocks]))
+        small = slimvit.prune_model(model, plan.keeping(heads=[b.kept_heads[:-1] for b in plan.blocks]))
         dense = slimvit.insert_dense_attention(small)
         assert all(is_uncut_form(model, m) for m in (model, small, dense)) and is_uncut_form(small, dense)
         assert not is_uncut_form(small, model)

@@ -46,7 +46,7 @@ def planned(model, heads, neurons):
     heads = [b.kept_heads if h is None else [i for i in h if i < b.heads] for b, h in zip(blocks, heads, strict=False)]
     fits = [from_ranges(n, 10_000) for n in neurons]
     neurons = [[i for i in n if i < b.neurons] for b, n in zip(blocks, fits, strict=False)]
-    return plan_of(model).keeping(heads, neurons)
+    return plan_of(model).keeping(heads=heads, neurons=neurons)
 
 
 def of(name, model):
@@ -138,8 +138,8 @@ def test_every_criterion_scores_neurons(network, criterion, build, batches):
     before = copy.deepcopy(model.state_dict())
     scores = score_parts(model, batches(model), criterion, parts=("heads", "mlp"))
     again = score_parts(model, batches(model), criterion, parts=("heads", "mlp"))
-    assert scores == again and scores.heads == score_parts(model, batches(model), criterion).heads
-    for part, block in zip(scores.mlp, scores.plan.blocks, strict=True):
+    assert scores == again and scores.of("heads") == score_parts(model, batches(model), criterion).of("heads")
+    for part, block in zip(scores.of("mlp"), scores.plan.blocks, strict=True):
         assert sorted(part.order) == list(range(block.neurons)) and len(part.alone) == block.neurons
         assert all(c >= 0 for c in part.costs) and sum(part.costs) > 0
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
@@ -151,7 +151,7 @@ def test_a_neuron_that_does_nothing_goes_first(build, batches):
         model.blocks[1].mlp.fc2.weight[:, 5] = 0
     for criterion in ("residual", "fisher", "taylor", "tp-taylor"):
         scores = score_parts(model, batches(model), criterion, parts=("heads", "mlp"))
-        assert scores.mlp[1].order[0] == 5, criterion
+        assert scores.of("mlp")[1].order[0] == 5, criterion
 
 
 def test_a_norm_among_the_neurons_is_refused(vit, batches):

@@ -15,7 +15,7 @@ KEPT = [[0, 2], [], [1]]
 @pytest.fixture
 def slim(vit):
     model = vit()
-    return prune_model(model, plan_of(model).keeping(KEPT))
+    return prune_model(model, plan_of(model).keeping(heads=KEPT))
 
 
 def test_reset_classifier(slim, images):
@@ -27,7 +27,7 @@ def test_reset_classifier(slim, images):
 def test_set_input_size(name, vit, images, masked, gap):
     model = vit(name)
     full = masked(model, KEPT)
-    slim = prune_model(model, plan_of(model).keeping(KEPT))
+    slim = prune_model(model, plan_of(model).keeping(heads=KEPT))
     side = model.patch_embed.img_size[0] * 2
     for net in (full, slim):
         net.set_input_size(img_size=(side, side))
@@ -73,7 +73,7 @@ def test_training_step_reaches_every_parameter(slim, images):
 def test_drop_path_sees_the_batch(vit):
     """In a block without heads the branch is a constant, yet drop-path must choose image by image."""
     model = vit(drop_path_rate=0.5)
-    slim = prune_model(model, plan_of(model).keeping([[0], [0], []]))
+    slim = prune_model(model, plan_of(model).keeping(heads=[[0], [0], []]))
     assert isinstance(slim.blocks[2].drop_path1, DropPath)
     slim.train()
     torch.manual_seed(0)

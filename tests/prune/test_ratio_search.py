@@ -1,10 +1,25 @@
 import pytest
 
-from slimvit.models.plan import BlockPlan, SlimPlan
-from slimvit.prune.criteria.registry import PartScores, Scores
-from slimvit.prune.ratio_search import plan_heads, plan_neurons
+from slimvit.models.block_plan import BlockPlan, Units
+from slimvit.models.parts.base import Limits
+from slimvit.models.plan import SlimPlan
+from slimvit.prune.criteria.scores import PartScores, Scores
+from slimvit.prune.ratio_search import plan_units
 from slimvit.utils.errors import PlanError
 from slimvit.utils.ranges import to_ranges
+
+
+def block_plan(name, heads, kept, stage=0, neurons=0, kept_neurons=()):
+    return BlockPlan(name, stage, {"heads": Units(heads, kept), "mlp": Units(neurons, kept_neurons)})
+
+
+def plan_heads(scores, *, heads=None, head_macs=None, min_heads=1, **more):
+    return plan_units(scores, keep=heads, unit_macs=head_macs, limits=Limits(min_heads), **more)
+
+
+def plan_neurons(scores, plan, ratio, scope="global", group=8):
+    return plan_units(scores, part="mlp", ratio=ratio, plan=plan, scope=scope, limits=Limits(group, group))
+
 
 SCORES = ([5, 1, 4, 3], [9, 8, 7, 6], [2, 10, 11, 12])
 """Cheapest first, anywhere: block 0 head 1, block 2 head 0, block 0 heads 3, 2, 0, block 1 heads 3, 2, 1, 0, ..."""
@@ -18,10 +33,10 @@ def part(values):
 def fixed(values=SCORES, stages=None):
     stages = stages or [0] * len(values)
     blocks = [
-        BlockPlan(f"blocks.{i}", len(v), tuple(range(len(v))), s)
+        block_plan(f"blocks.{i}", len(v), tuple(range(len(v))), s)
         for i, (v, s) in enumerate(zip(values, stages, strict=True))
     ]
-    return Scores("magnitude", SlimPlan(tuple(blocks)), tuple(map(part, values)))
+    return Scores("magnitude", SlimPlan(tuple(blocks)), {"heads": tuple(map(part, values))})
 
 
 def kept(plan):
@@ -66,7 +81,7 @@ def test_a_ratio_that_rounds_to_nothing_names_one_that_works(scope, blocks, head
     with pytest.raises(PlanError, match="ratio 1e-05 of .* rounds to nothing; the smallest ratio") as caught:
         plan_heads(scores, ratio=1e-5, scope=scope)
     named = float(str(caught.value).split(" is ")[1].split(",")[0])
-    assert plan_heads(scores, ratio=named, scope=scope, min_heads=0).removed >= 1
+    assert plan_heads(scores, ratio=named, scope=scope, min_heads=0).removed_heads >= 1
     with pytest.raises(PlanError, match="rounds to nothing"):
         plan_heads(scores, ratio=named - 1e-4, scope=scope, min_heads=0)
 
@@ -85,7 +100,7 @@ def test_a_ratio_too_large():
     ) as caught:
         plan_heads(fixed(), ratio=0.9)
     named = float(str(caught.value).split("(ratio ")[1].split(")")[0])
-    assert plan_heads(fixed(), ratio=named).removed == 9
+    assert plan_heads(fixed(), ratio=named).removed_heads == 9
 
 
 def test_heads_kept_in_every_block():
@@ -109,7 +124,7 @@ def test_heads_that_remove_nothing():
 def test_heads_below_min_heads():
     with pytest.raises(PlanError, match="heads 0 is below min_heads 1; give a smaller --min-heads"):
         plan_heads(fixed(), heads=0)
-    assert plan_heads(fixed(), heads=0, min_heads=0).kept == 0
+    assert plan_heads(fixed(), heads=0, min_heads=0).kept_heads == 0
 
 
 def test_one_budget():
@@ -122,16 +137,16 @@ def test_one_budget():
 def test_a_model_that_was_cut_before_keeps_its_ids():
     scores = fixed([[3, 1, 2], [1, 2]])
     plan = SlimPlan(
-        (BlockPlan("blocks.0", 6, (1, 3, 5)), BlockPlan("blocks.1", 6, (0, 4)), BlockPlan("blocks.2", 6, ()))
+        (block_plan("blocks.0", 6, (1, 3, 5)), block_plan("blocks.1", 6, (0, 4)), block_plan("blocks.2", 6, ()))
     )
-    scores = Scores("magnitude", plan, (*scores.heads, part([])))
+    scores = Scores("magnitude", plan, {"heads": (*scores.of("heads"), part([]))})
     assert kept(plan_heads(scores, ratio=0.4)) == [[1, 5], [4], []]
     assert kept(plan_heads(scores, heads=1)) == [[1], [4], []]
     assert scores.table() == [[None, 3, None, 1, None, 2], [1, None, None, None, 2, None], [None] * 6]
 
 
 def test_a_model_without_heads():
-    scores = Scores("magnitude", SlimPlan((BlockPlan("blocks.0", 6, ()),)), (part([]),))
+    scores = Scores("magnitude", SlimPlan((block_plan("blocks.0", 6, ()),)), {"heads": (part([]),)})
     with pytest.raises(PlanError, match="no heads left"):
         plan_heads(scores, ratio=0.5)
 
@@ -141,10 +156,14 @@ def test_a_model_without_heads():
 
 def neurons(values, heads=1):
     blocks = [
-        BlockPlan(f"blocks.{i}", heads, tuple(range(heads)), 0, len(v), tuple(range(len(v))))
+        block_plan(f"blocks.{i}", heads, tuple(range(heads)), 0, len(v), tuple(range(len(v))))
         for i, v in enumerate(values)
     ]
-    return Scores("magnitude", SlimPlan(tuple(blocks)), (part([1] * heads),) * len(values), tuple(map(part, values)))
+    return Scores(
+        "magnitude",
+        SlimPlan(tuple(blocks)),
+        {"heads": (part([1] * heads),) * len(values), "mlp": tuple(map(part, values))},
+    )
 
 
 def left(plan):
@@ -162,7 +181,9 @@ def test_the_cheapest_neurons_go_in_groups():
 def test_a_group_stays_in_every_block():
     scores = neurons([[1, 2, 3, 4], [5, 6, 7, 8]])
     assert left(plan_neurons(scores, scores.plan, 0.5, group=2)) == ["2-3", "2-3"]
-    with pytest.raises(PlanError, match=r"mlp-ratio 0.8 removes more neurons .* 2 stay in every block .ratio 0\.500"):
+    with pytest.raises(
+        PlanError, match=r"mlp-ratio 0.8 removes 6 of 8 neurons, but with neuron_group 2 at most 4 may go .ratio 0\.500"
+    ):
         plan_neurons(scores, scores.plan, 0.8, group=2)
     with pytest.raises(PlanError, match=r"mlp-ratio 0.1 of 8 neurons, in groups of 2, rounds to nothing"):
         plan_neurons(scores, scores.plan, 0.1, group=2)

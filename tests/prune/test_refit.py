@@ -24,7 +24,7 @@ def data(batches):
 
 
 def cut(model, kept):
-    return prune_model(model, plan_of(model).keeping(kept))
+    return prune_model(model, plan_of(model).keeping(heads=kept))
 
 
 def error(model, original, data):

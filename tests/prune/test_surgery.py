@@ -44,7 +44,7 @@ def build(vit, randomise):
 
 
 def cut(model, kept_heads):
-    return prune_model(model, plan_of(model).keeping(kept_heads))
+    return prune_model(model, plan_of(model).keeping(heads=kept_heads))
 
 
 def outputs(model, x):
@@ -89,7 +89,7 @@ def test_the_model_given_stays_as_it_was(build):
     cut(model, [[0], [], [1, 2]])
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
-    assert plan_of(model).removed == 0
+    assert plan_of(model).removed_heads == 0
 
 
 def test_cutting_twice_equals_cutting_once(build, images):
@@ -105,7 +105,7 @@ def test_a_head_that_is_gone_cannot_come_back(build):
     model = build("deit_small_patch16_224")
     slim = cut(model, [[0, 1], [2], [3]])
     with pytest.raises(PlanError, match=r"blocks\.0: the plan keeps head 5, which was removed earlier.*\[0, 1\]"):
-        prune_model(slim, plan_of(model).keeping([[5], [2], [3]]))
+        prune_model(slim, plan_of(model).keeping(heads=[[5], [2], [3]]))
 
 
 def test_an_emptied_block_loses_norm_and_weights(build):
@@ -137,7 +137,7 @@ def test_without_proj_bias(vit, masked, images, gap):
 def test_a_block_alone_is_narrowed_as_in_its_model(vit, heads, neurons):
     model = vit()
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    plan = plan_of(model).keeping([range(heads)] * 3, [range(neurons)] * 3)
+    plan = plan_of(model).keeping(heads=[range(heads)] * 3, neurons=[range(neurons)] * 3)
     wanted, found = prune_model(model, plan).blocks[1], pruned_block(attention_blocks(model)[1], heads, neurons)
     x = torch.randn(2, 5, 192, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found(x), wanted(x)) and found.state_dict().keys() == wanted.state_dict().keys()

@@ -31,7 +31,7 @@ def thinned(model: Any, dense: bool) -> Any:
     """The model without the last head of its first block, densely attending if asked."""
     plan = plan_of(model)
     kept = [b.kept_heads[: -1 if i == 0 else None] for i, b in enumerate(plan.blocks)]
-    small = slimvit.prune_model(model, plan.keeping(kept))
+    small = slimvit.prune_model(model, plan.keeping(heads=kept))
     return slimvit.insert_dense_attention(small, "layer", "normal") if dense else small
 
 

@@ -20,7 +20,7 @@ def cut(model: Any, dense: bool = False) -> Any:
     """Without the last head of every second block and all of the last one's."""
     plan = plan_of(model)
     kept = [b.kept_heads[: -1 if i % 2 else None] for i, b in enumerate(plan.blocks)]
-    small = slimvit.prune_model(model, plan.keeping([*kept[:-1], ()]))
+    small = slimvit.prune_model(model, plan.keeping(heads=[*kept[:-1], ()]))
     return slimvit.insert_dense_attention(small, "layer", "normal") if dense else small
 
 

@@ -80,6 +80,6 @@ def test_a_plan_of_neurons_is_edited_and_carried_out(slimvit_: Invoke, tmp_path:
 def test_no_neurons_left_is_a_figure(slimvit_: Invoke, tmp_path: Path) -> None:
     """`Not measured` is for networks of which no neuron could go."""
     plan = plan_of(slimvit.load(EMBEDDED["vit_digits"]))
-    plan.keeping([b.kept_heads for b in plan.blocks], [()] * len(plan.blocks)).write(tmp_path / "plan.json")
+    plan.keeping(neurons=[()] * len(plan.blocks)).write(tmp_path / "plan.json")
     found = stages(slimvit_, "vit_digits", "--plan", tmp_path / "plan.json")
     assert [stage["neurons"] for stage in found] == [plan.kept_neurons, 0, 0]

@@ -46,7 +46,7 @@ def built(randomise: Callable[..., Any]) -> Callable[..., Any]:
         kind: tuple[str, dict[str, Any]], heads: Any = None, neurons: Any = None, dense: str | None = None
     ) -> Any:
         whole = randomise(slimvit.create_model(kind[0], pretrained=False, args=kind[1]))
-        model = slimvit.prune_model(whole, plan_of(whole).keeping(heads, neurons))
+        model = slimvit.prune_model(whole, plan_of(whole).keeping(heads=heads, neurons=neurons))
         return (model if dense is None else slimvit.insert_dense_attention(model, dense, "normal")).eval()
 
     return build

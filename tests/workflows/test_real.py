@@ -30,7 +30,7 @@ def test_the_weights_come_through_timms_filter(dinov2):
 
 def test_cut_equals_masked(dinov2):
     keep = [[0, 3], [1], [2, 3, 4], [], *[list(range(6))] * 8]
-    slim = slimvit.prune_model(dinov2, plan_of(dinov2).keeping(keep))
+    slim = slimvit.prune_model(dinov2, plan_of(dinov2).keeping(heads=keep))
     images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     hooks = []
     for view, kept in zip(attention_blocks(dinov2), keep, strict=True):

@@ -129,7 +129,7 @@ def test_a_slimmed_model_is_cut_again_by_original_ids(half: Path, slimvit_: Invo
     assert all(set(now) <= set(before) for now, before in zip(kept(tmp_path / "again"), kept(half), strict=True))
     assert stages(tmp_path / "again")["original"]["heads"] == 18
     assert read(tmp_path / "again")["ratio_reached"] == 0.5
-    assert slimvit.load(tmp_path / "again").slim_plan.total == 36
+    assert slimvit.load(tmp_path / "again").slim_plan.heads == 36
 
 
 def test_another_seed_draws_other_random_heads(slimvit_: Invoke, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_classifier_for_other_classes_is_trained_first(
     original, small = slimvit.load(tmp_path / "run" / "original"), slimvit.load(tmp_path / "run")
     assert original.class_names == small.class_names == ("digit0", "digit1", "digit2")
     assert (original.num_classes, small.num_classes) == (3, 3)
-    assert original.slim_plan.kept == 36 and small.slim_plan.kept == 22
+    assert original.slim_plan.kept_heads == 36 and small.slim_plan.kept_heads == 22
 
     slimvit_("finetune", tmp_path / "run", "--epochs", 1, "--out", tmp_path / "tuned")
     assert yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())["finetune"]["teacher"]["name"] == str(

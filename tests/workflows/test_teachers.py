@@ -50,7 +50,7 @@ def taught(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_the_uncut_network_teaches_where_nobody_is_named(taught: list[Any]) -> None:
     now = slimvit.run(recipe())
     ((teacher, batch, seen),) = taught
-    assert teacher is now.original and plan_of(teacher).kept == 36 and seen is batch
+    assert teacher is now.original and plan_of(teacher).kept_heads == 36 and seen is batch
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
@@ -136,7 +136,7 @@ def test_a_network_with_random_weights_does_not_teach_itself(taught: list[Any]) 
     with pytest.raises(SlimvitError, match="random weights, so it cannot teach .*; name a teacher, or give distill fa"):
         slimvit.run(untrained)
     slimvit.run(recipe({"name": "vit_digits"}, RANDOM, prune={}, dense={"mix": "layer", "init": "normal"}))
-    assert model_name(taught[0][0]) == "vit_digits" and plan_of(taught[0][0]).kept == 36
+    assert model_name(taught[0][0]) == "vit_digits" and plan_of(taught[0][0]).kept_heads == 36
 
 
 def test_a_teacher_that_is_never_asked_is_refused() -> None:
@@ -150,7 +150,7 @@ def test_later_fine_tuning_goes_back_to_the_uncut_network(
 ) -> None:
     slimvit.run(recipe({"name": "swin_digits"}), Options(out=tmp_path / "run"))
     slimvit_("finetune", tmp_path / "run", "--epochs", 1, "--out", tmp_path / "tuned")
-    assert model_name(taught[1][0]).startswith("vit") and plan_of(taught[1][0]).kept == 36
+    assert model_name(taught[1][0]).startswith("vit") and plan_of(taught[1][0]).kept_heads == 36
     scratch = recipe(None, RANDOM, prune={}, dense={"mix": "layer"}, finetune={"distill": False})
     slimvit.run(scratch, Options(out=tmp_path / "scratch"))
     slimvit_("finetune", tmp_path / "scratch", "--epochs", 1, "--out", tmp_path / "more")

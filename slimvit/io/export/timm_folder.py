@@ -19,7 +19,9 @@ from slimvit.io.export.exported_model import ExportedModel
 from slimvit.models.base import AttentionBlock, BlockWidth, TimmModule
 from slimvit.models.build import check_timm
 from slimvit.models.insert_dense import dense_mix
-from slimvit.models.mlp import hidden_neurons, input_layers
+from slimvit.models.mlp import input_layers
+from slimvit.models.parts.mlp import MLP
+from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks, family_of, plan_of
 from slimvit.utils.errors import ModelError
 
@@ -75,9 +77,12 @@ def _why_not(model: TimmModule) -> str | None:
     if dense_mix(model) is not None:
         return "plain timm knows no dense attention"
     plan = plan_of(model)
-    for part, number, kept in (("attention", "heads", "kept_heads"), ("MLP", "neurons", "kept_neurons")):
-        if gone := [b.name for b in plan.blocks if getattr(b, number) and not getattr(b, kept)]:
-            return f"{_some(gone)} lost the whole {part}, which plain timm gives every block"
+    for name in plan.parts:
+        part = PARTS[name]
+        if gone := [b.name for b in plan.blocks if b.of(name).total and not b.of(name).kept]:
+            return f"{_some(gone)} lost the whole {part.branch}, which plain timm gives every block"
+        if not part.in_timm and plan.kept_of(name) < plan.total_of(name):
+            return f"its blocks lost {part.units}, and plain timm has no argument for their number"
     found = _constructor_arguments(model)
     return found if isinstance(found, str) else _uneven(attention_blocks(model))
 
@@ -106,7 +111,7 @@ def _constructor_arguments(model: TimmModule) -> dict[str, Any] | str:
 
 def _hidden_features(block: AttentionBlock) -> int:
     """timm's hidden_features: the outputs of the MLP's first layer; 0 where no neuron can be cut."""
-    return input_layers(block.mlp)[0][0].out_features if hidden_neurons(block.mlp) else 0
+    return input_layers(block.mlp)[0][0].out_features if MLP.count(block) else 0
 
 
 def _mlp_ratio(block: AttentionBlock) -> float:

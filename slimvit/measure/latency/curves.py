@@ -11,12 +11,6 @@ Curve: TypeAlias = list[tuple[int, float]]
 """Pairs of width and milliseconds. The widths rise from 0, where the branch is gone and costs nothing."""
 
 
-def spread_widths(most: int, unit: int, points: int) -> list[int]:
-    """Choose about `points` even widths from `unit` to `most`: multiples of `unit`, and `most` itself."""
-    even = (round(most * i / points / unit) * unit for i in range(1, points + 1))
-    return sorted({min(unit, most), most, *(width for width in even if 0 < width < most)})
-
-
 def rising(times: Sequence[float]) -> list[float]:
     """Return the nearest sequence that never falls (isotonic regression by pooling adjacent violators).
 

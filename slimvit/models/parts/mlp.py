@@ -2,6 +2,113 @@
 
 from __future__ import annotations
 
-from slimvit.models.parts.base import Part
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-MLP = Part(name="mlp", unit="neuron", units="neurons")
+from slimvit.models.parts.base import Coupled, Limits, Part, UnitCost
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from slimvit.config.recipe import PruneSection
+    from slimvit.models.base import AttentionBlock
+
+GROUP = 8
+"""Neurons are timed in groups: matrix products of odd widths are slow."""
+POINTS = 8
+"""Widths at which an MLP is timed."""
+
+
+class Mlp(Part):
+    """Hidden neurons of the MLP, which ends in ``fc2``."""
+
+    name, unit, units = "mlp", "neuron", "neurons"
+    label = "MLP neurons"
+    branch = "MLP"
+    fallback = in_timm = True
+    plan_format = 2
+    ratio_key, limit_key = "mlp_ratio", "neuron_group"
+
+    def count(self, view: AttentionBlock) -> int:
+        return view.mlp.fc2.in_features if self.why_not(view) is None else 0
+
+    def module(self, view: AttentionBlock) -> nn.Module:
+        return view.mlp
+
+    def why_not(self, view: AttentionBlock) -> str | None:
+        from slimvit.models.mlp import why_neurons_stay
+
+        return why_neurons_stay(view.mlp)
+
+    def limits(self, section: PruneSection) -> Limits:
+        return Limits(section.neuron_group, section.neuron_group)
+
+    def macs(self, view: AttentionBlock) -> UnitCost:
+        """A neuron's rows of what feeds it, and its column of fc2; with the last neuron goes the norm."""
+        from slimvit.models.cutting import norm_macs
+        from slimvit.models.mlp import neuron_weights
+
+        return UnitCost(view.mlp_tokens * neuron_weights(view.mlp), norm_macs(view.block.norm2, view.mlp_tokens))
+
+    def params(self, view: AttentionBlock) -> UnitCost:
+        from slimvit.models.cutting import params_beside
+        from slimvit.models.mlp import neuron_params
+
+        unit, fc2 = neuron_params(view.mlp), view.mlp.fc2
+        return UnitCost(unit, params_beside(view.mlp, fc2, view.block.norm2) - unit * fc2.in_features)
+
+    def remove(self, view: AttentionBlock, positions: Sequence[int]) -> None:
+        from slimvit.models.cutting import drop_inputs, drop_outputs
+        from slimvit.models.mlp import input_layers
+
+        fc2 = view.mlp.fc2
+        width = fc2.in_features
+        for layer, copies in input_layers(view.mlp):
+            drop_outputs(layer, [part * width + i for part in range(copies) for i in positions])
+        drop_inputs(fc2, list(positions))
+
+    def remove_branch(self, view: AttentionBlock) -> None:
+        """The MLP is a constant then, so norm2 goes too."""
+        from slimvit.models.cutting import without_norm
+        from slimvit.models.empty import EmptyMlp
+
+        block = view.block
+        block.mlp = EmptyMlp(block.mlp.fc2).train(block.training)
+        block.norm2 = without_norm(block.norm2, block.mlp.fc2, view.post_norm)
+
+    def out(self, view: AttentionBlock) -> nn.Linear:
+        return view.mlp.fc2
+
+    def squares(self, view: AttentionBlock) -> Tensor:
+        """Biases count nowhere."""
+        from slimvit.models.mlp import input_layers
+
+        found: Tensor = view.mlp.fc2.weight.detach().square().sum(0)
+        for layer, copies in input_layers(view.mlp):
+            found = found + layer.weight.detach().square().sum(1).view(copies, -1).sum(0)
+        return found
+
+    def coupled(self, view: AttentionBlock) -> Coupled:
+        """The group is read off ``fc2``, whose inputs are the neurons; a GLU's neuron has two rows before it."""
+        from slimvit.models.mlp import input_layers
+
+        mlp = view.mlp.requires_grad_(True)
+        neurons, first = mlp.fc2.in_features, input_layers(mlp)[0][0]
+        return Coupled(mlp, first.in_features, mlp.fc2, False, lambda found: found.view(-1, neurons).mean(0))
+
+    def kind(self, view: AttentionBlock) -> str:
+        from slimvit.models.base import layer_types
+
+        block, fc2 = view.block, view.mlp.fc2
+        return (
+            f"mlp: {layer_types(block.norm2, view.mlp, getattr(block, 'ls2', None))}, bias {fc2.bias is not None}, "
+            f"{fc2.out_features} wide, {view.mlp_tokens} tokens"
+        )
+
+    def widths(self, view: AttentionBlock) -> list[int]:
+        from slimvit.models.parts.widths import spread_widths
+
+        return spread_widths(self.count(view), GROUP, POINTS)
+
+
+MLP = Mlp()

@@ -1,14 +1,17 @@
-"""What attentions and MLPs of every width cost in milliseconds on this device, measured once and kept."""
+"""Budgets in milliseconds: what attentions and MLPs of every width cost on this device, measured once and kept."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from slimvit.config.recipe import PruneSection
 from slimvit.measure.flops.count import input_size_of
 from slimvit.measure.flops.parts import count_params
 from slimvit.measure.latency.curves import read_off
@@ -16,62 +19,97 @@ from slimvit.measure.latency.machine import device_words, versions
 from slimvit.measure.latency.table import LatencyTable, place_of, read_table, write_table
 from slimvit.models.base import AttentionBlock
 from slimvit.models.modes import device_of
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks
-from slimvit.prune.costs.base import PRICED_PARTS, Costs, Price
-from slimvit.prune.costs.latency_blocks import branch_kind, branch_width
+from slimvit.prune.costs.base import Costs, Price
+from slimvit.prune.costs.budget import Budget, Checked, Target, register_budget
+from slimvit.prune.costs.latency_blocks import branches_of
+from slimvit.prune.costs.latency_check import check_latency
 from slimvit.prune.costs.latency_profile import time_branches
 from slimvit.utils.distributed import Engine
 from slimvit.utils.progress import log
 
-_known: dict[Path, LatencyTable] = {}
-"""Tables that this process has measured or read."""
+
+@dataclass(frozen=True)
+class Prepared:
+    """A table, and the file that belongs to all that its times depend on."""
+
+    place: Path
+    table: LatencyTable
 
 
-def latency_costs(model: nn.Module, batch: int) -> Costs:
-    """What the model's parts cost on its device in its dtype, milliseconds for ``batch`` images.
+class Latency(Budget):
+    """Milliseconds that a batch takes, measured on the device that runs this."""
 
-    Prices hold for whatever is cut out of the model too. Raises :class:`PlanError` where they cannot be measured.
-    """
-    table = latency_table(model, batch)
-    heads, mlp = ([_price(table, view, part) for view in attention_blocks(model)] for part in PRICED_PARTS)
-    return Costs("ms", table.rest, tuple(heads), tuple(mlp))
+    name, unit, noun = "latency", "ms", "time"
+    figure, promise = "latency_ms", "promised for this device"
+
+    def prepare(self, original: nn.Module, section: PruneSection, engine: Engine | None, before: Any) -> Prepared:
+        """The main process measures, and every other one gets what it found: their plans must be the same."""
+        place = _place(original, section.latency_batch)
+        if before is not None and before.place == place:
+            return before
+        own = latency_table(original, section.latency_batch) if engine is None or engine.is_main else None
+        table = own if engine is None else engine.agreed(own)
+        assert table is not None
+        return Prepared(place, table)
+
+    def costs(self, model: nn.Module, original: nn.Module, prepared: Any) -> Costs:
+        """Prices of the original's parts hold for what was cut out of it too."""
+        return latency_costs(original, prepared.table)
+
+    def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
+        """Known when the model is finished and not before."""
+        return promised
+
+    def check(
+        self, original: nn.Module, final: nn.Module, target: Target, section: PruneSection, engine: Engine
+    ) -> Checked:
+        costs = target.costs(original, original)
+        return check_latency(original, final, costs, target.name, section.latency_batch, engine)
+
+
+LATENCY = register_budget(Latency())
+
+
+def latency_costs(model: nn.Module, table: LatencyTable) -> Costs:
+    """What the parts of the model that ``table`` belongs to cost, in milliseconds a batch."""
+    blocks = attention_blocks(model)
+    prices = {name: tuple(_price(table, view, part) for view in blocks) for name, part in PARTS.items()}
+    return Costs(LATENCY.unit, table.rest, prices)
 
 
 def latency_table(model: nn.Module, batch: int) -> LatencyTable:
-    """Measured by whoever needs it first on a machine."""
-    path = _place(model, batch)
-    if path not in _known:
-        _known[path] = _stored(path, model) or _measured_and_kept(path, model, batch)
-    return _known[path]
+    """What attentions and MLPs take on the model's device in its dtype, milliseconds for ``batch`` images.
+
+    Measured by whoever needs it first on a machine, and read from the user's cache folder afterwards.
+
+    Raises:
+        PlanError: They cannot be measured.
+    """
+    place = _place(model, batch)
+    return _stored(place, model) or _measured_and_kept(place, model, batch)
 
 
-def share_table(model: nn.Module, batch: int, engine: Engine) -> None:
-    """Let the main process measure, and every other one know what it found: their plans must be the same."""
-    path = _place(model, batch)
-    if path not in _known:
-        table = engine.agreed(latency_table(model, batch) if engine.is_main else None)
-        assert table is not None
-        _known[path] = table
-
-
-def _price(table: LatencyTable, view: AttentionBlock, part: str) -> Price:
-    curve = table.curves.get(branch_kind(view, part))
+def _price(table: LatencyTable, view: AttentionBlock, part: Part) -> Price:
+    curve = table.curves.get(part.kind(view) or "")
     return (lambda kept: 0.0) if curve is None else read_off(curve)
 
 
-def _stored(path: Path, model: nn.Module) -> LatencyTable | None:
-    views = attention_blocks(model)
-    table = read_table(path, {branch_kind(v, part) for v in views for part in PRICED_PARTS if branch_width(v, part)})
+def _stored(place: Path, model: nn.Module) -> LatencyTable | None:
+    kinds = {b.kind for view in attention_blocks(model) for b in branches_of(view) if b.units}
+    table = read_table(place, kinds)
     if table is not None:
-        log(f"times of attentions and MLPs: as measured {table.measured} ({path})")
+        log(f"times of attentions and MLPs: as measured {table.measured} ({place})")
     return table
 
 
-def _measured_and_kept(path: Path, model: nn.Module, batch: int) -> LatencyTable:
+def _measured_and_kept(place: Path, model: nn.Module, batch: int) -> LatencyTable:
     started, device = time.perf_counter(), device_words(device_of(model))
     log(f"timing attentions and MLPs of every width at batch {batch} on {device}")
     table = time_branches(model, batch)
-    kept = f"kept in {path}" if write_table(table, path) else f"{path} cannot be written, so they are not kept"
+    kept = f"kept in {place}" if write_table(table, place) else f"{place} cannot be written, so they are not kept"
     log(f"timed in {time.perf_counter() - started:.1f} s; {kept}")
     return table
 
@@ -79,7 +117,7 @@ def _measured_and_kept(path: Path, model: nn.Module, batch: int) -> LatencyTable
 def _place(model: nn.Module, batch: int) -> Path:
     """The file that belongs to all that the times depend on."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    blocks = [[(branch_kind(v, part), branch_width(v, part)) for part in PRICED_PARTS] for v in attention_blocks(model)]
+    blocks = [[(b.kind, b.units) for b in branches_of(view)] for view in attention_blocks(model)]
     facts: dict[str, Any] = {
         "device": device_words(device_of(model)),
         "versions": {k: v for k, v in versions().items() if k != "python"},

@@ -22,9 +22,9 @@ from slimvit.measure.latency.timer import by_round, images_for, interleaved, tim
 from slimvit.models.base import AttentionBlock
 from slimvit.models.insert_dense import dense_mix, remove_dense_attention
 from slimvit.models.modes import device_of, evaluating
+from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks, plan_of
-from slimvit.prune.costs.base import PRICED_PARTS
-from slimvit.prune.costs.latency_blocks import WidthSweep, branch_kind, branch_width, width_sweeps
+from slimvit.prune.costs.latency_blocks import WidthSweep, branches_of, width_sweeps
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import track
@@ -58,7 +58,8 @@ def time_branches(model: nn.Module, batch: int) -> LatencyTable:
 
 def _bare(plain: nn.Module) -> nn.Module:
     plan = plan_of(plain)
-    return prune_model(plain, plan.keeping([()] * len(plan.blocks), [()] * len(plan.blocks)))
+    gone = [name for name in plan.parts if PARTS[name].branch is not None]
+    return prune_model(plain, plan.keeping_parts({name: [()] * len(plan.blocks) for name in gone}))
 
 
 def _times(models: Mapping[str, nn.Module], steps: Sequence[WidthSweep], batch: int) -> dict[str, float]:
@@ -120,7 +121,7 @@ def _table(
     all branches of the model take together. What dense attention mixes is part of the rest.
     """
     curves = {s.kind: curve_of(s.widths, [times[_named(s, w)] for w in s.widths]) for s in steps}
-    sizes = [(branch_kind(v, part), branch_width(v, part)) for v in views for part in PRICED_PARTS]
+    sizes = [(branch.kind, branch.units) for view in views for branch in branches_of(view)]
     alone = sum(read_off(curves[kind])(width) for kind, width in sizes if width)
     together = times.get(PLAIN, times[FULL]) - times[BARE]
     if alone <= 0 or together <= 0:

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from slimvit.data.loaders import Batches
-from slimvit.models.base import AttentionBlock, TimmModule, ToStream, as_it_is
+from slimvit.models.base import AttentionBlock, TimmModule, ToStream
 from slimvit.models.modes import device_of
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS, everywhere
 from slimvit.models.registry import attention_blocks
-from slimvit.utils.errors import DataError
+from slimvit.utils.errors import DataError, PlanError
 from slimvit.utils.memory import SHARE, free_bytes
 from slimvit.utils.progress import track
 
@@ -52,9 +54,9 @@ def observe(
     loss: str,
     sums: Callable[[], Sums[Found]],
     seed: int = 0,
-    parts: Sequence[str] = ("heads",),
+    parts: Sequence[str] | None = None,
 ) -> dict[str, list[Found]]:
-    """Statistics of ``parts`` (`heads`, `mlp`) of every block, in forward order, from one forward and backward pass.
+    """Statistics of ``parts`` of every block, in forward order, from one forward and backward pass.
 
     ``loss``: ``labels`` (cross-entropy with the given labels), ``signs`` (a random root of the model's own Fisher
     information, no labels needed) or ``features`` (a random direction of the features before the classifier: their
@@ -62,7 +64,8 @@ def observe(
     :class:`~slimvit.prune.criteria.statistics.MomentSums`.
     """
     blocks = attention_blocks(model)
-    branches = {part: [_branch(block, part, sums()) for block in blocks] for part in parts}
+    parts = parts or everywhere()
+    branches = {part: [_branch(block, PARTS[part], sums()) for block in blocks] for part in parts}
     device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
     seen = 0
@@ -88,10 +91,11 @@ def _at_once(model: nn.Module, image: Tensor, label: Tensor, loss: str) -> int:
     return images_at_once(lambda: batch_loss(model, image, label, loss, torch.Generator()), image.device)
 
 
-def _branch(block: AttentionBlock, part: str, sums: Sums[Found]) -> _Branch[Found]:
-    if part == "heads":
-        return _Branch(block.attn.proj, block.attn.num_heads, block.to_stream, sums)
-    return _Branch(block.mlp.fc2, block.mlp.fc2.in_features, as_it_is, sums)
+def _branch(block: AttentionBlock, part: Part, sums: Sums[Found]) -> _Branch[Found]:
+    out = part.out(block)
+    if out is None:
+        raise PlanError(f"{part.name}: has no last layer to observe; score it with a criterion of its own")
+    return _Branch(out, part.count(block), part.to_stream(block), sums)
 
 
 def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:

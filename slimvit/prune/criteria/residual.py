@@ -16,8 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from slimvit.data.loaders import Batches
+from slimvit.models.base import AttentionBlock, TimmModule
+from slimvit.models.parts.base import Part
+from slimvit.models.parts.registry import PARTS
+from slimvit.models.registry import attention_blocks
+from slimvit.prune.criteria.base import Found, criterion
+from slimvit.prune.criteria.calibration import observe
 from slimvit.prune.criteria.elimination import damped, eliminate, own_blocks
-from slimvit.prune.criteria.statistics import BranchMoments
+from slimvit.prune.criteria.scores import PartScores
+from slimvit.prune.criteria.statistics import BranchMoments, MomentSums
 
 MILESTONES = np.array([0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1])
 """Shares of the neurons gone at which the rise is worked out; between them it follows what the elimination says."""
@@ -27,6 +35,21 @@ Floats = npt.NDArray[np.float64]
 
 Ranked = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
 """Units in the order in which they go; what each then adds to the rise; what each, by position, adds alone."""
+
+
+@criterion("residual")
+def residual(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
+    """The rise of the loss after the refit, unit after unit."""
+    loss = "signs" if model.num_classes else "features"
+    seen = observe(model, batches, loss, MomentSums, seed, parts)
+    blocks = attention_blocks(model)
+    return {name: [_ranked(PARTS[name], view, s) for view, s in zip(blocks, seen[name], strict=True)] for name in parts}
+
+
+def _ranked(part: Part, view: AttentionBlock, seen: BranchMoments) -> PartScores:
+    out = part.out(view)
+    assert out is not None
+    return PartScores(*rank(seen, out.weight.detach().cpu().T, part.width(view)))
 
 
 def rank(seen: BranchMoments, weight: Tensor, width: int) -> Ranked:

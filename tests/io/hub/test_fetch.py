@@ -306,7 +306,7 @@ def test_finetune(hub: Any, run: Path, slimvit_: Invoke, tmp_path: Path, capsys:
     sha = hub.put("you/vit", files | {f"original/{name}": content for name, content in VIT.items()})
     teacher = teacher_on_hub(f"{NAME}@{sha}")
     assert teacher is not None and teacher.name == f"hf-hub:you/vit/original@{sha}"
-    assert plan_of(slimvit.load(teacher.name)).removed == 0
+    assert plan_of(slimvit.load(teacher.name)).removed_heads == 0
 
 
 def test_report(hub: Any, run: Path, slimvit_: Invoke) -> None:
@@ -317,7 +317,7 @@ def test_report(hub: Any, run: Path, slimvit_: Invoke) -> None:
     assert not {"model.safetensors", "head_map.png"} & hub.fetched()
     hub.put("you/other", VIT)
     assert "holds no report.json" in slimvit_("report", "hf-hub:you/other", code=1).stderr
-    assert plan_of(slimvit.load(NAME)).kept == 18
+    assert plan_of(slimvit.load(NAME)).kept_heads == 18
 
 
 def test_a_cache_that_cannot_be_written(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_there_and_back_bit_for_bit(
 ) -> None:
     model = request.getfixturevalue(family)()
     kept = [[0, 1] if b.heads > 2 else [0] for b in plan_of(model).blocks]
-    model = prune_model(model, plan_of(model).keeping(kept))
+    model = prune_model(model, plan_of(model).keeping(heads=kept))
     model = model if dense is None else insert_dense_attention(model, dense, "normal")
     slimvit.save(model, tmp_path / "saved", class_names=("a", "b", "c", "d", "e"))
     result = slimvit_("push", tmp_path / "saved", "me/model", "--json")
@@ -99,7 +99,7 @@ def test_what_is_no_part_of_a_run_stays_here(hub: Any, copy: Path, slimvit_: Inv
     files = set(hub.repos["me/half"].files)
     assert "original/model.safetensors" in files and not {f for f in files if f.startswith(("best", "logs", "secret"))}
     assert "left out: best/, logs/, secret.txt" in result.stderr
-    assert plan_of(slimvit.load("hf-hub:me/half/original")).kept == 18
+    assert plan_of(slimvit.load("hf-hub:me/half/original")).kept_heads == 18
     told = one_line(slimvit_("evaluate", "hf-hub:me/half/best", "--data", "digits", code=1))
     assert "hf-hub:me/half/best: holds no slim.json" in told
 

@@ -5,8 +5,8 @@ import timm
 import torch
 
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
+from slimvit.models.parts.heads import HEADS
 from slimvit.models.registry import attention_blocks, closed_form, plan_of
-from slimvit.prune.costs.base import head_macs
 from slimvit.prune.surgery import prune_model
 
 SMALL = {
@@ -30,7 +30,7 @@ PLANS = {
 
 
 def cut(model, kept_heads):
-    return prune_model(model, plan_of(model).keeping(kept_heads))
+    return prune_model(model, plan_of(model).keeping(heads=kept_heads))
 
 
 def on_meta(name, **kwargs):
@@ -69,14 +69,16 @@ def test_head_macs_are_what_a_head_saves(shape, swin):
     model = swin(**SMALL[shape])
     before, after = count_macs(model), count_macs(cut(model, [range(1, b.heads) for b in plan_of(model).blocks]))
     saved = [sum(b[part] - a[part] for part in b) for b, a in zip(before.by_block, after.by_block, strict=True)]
-    assert saved == [head_macs(b) for b in attention_blocks(model)]
+    assert saved == [HEADS.macs(b).unit for b in attention_blocks(model)]
     assert before.without_norm - after.without_norm == sum(saved)
 
 
 def test_the_last_head_saves_as_much_as_the_first(swin):
     model = cut(swin(img_size=72), [[1], [0, 1], [0, 2, 3], [1]])
     without = cut(model, [[], [0, 1], [0, 2, 3], [1]])
-    assert count_macs(model).without_norm - count_macs(without).without_norm == head_macs(attention_blocks(model)[0])
+    assert (
+        count_macs(model).without_norm - count_macs(without).without_norm == HEADS.macs(attention_blocks(model)[0]).unit
+    )
 
 
 def test_a_block_without_heads_still_has_its_mlp(swin):
@@ -142,5 +144,5 @@ def test_half_of_swin_tinys_heads_saves_what_they_cost():
     kept = [list(range(b.heads))[::2] for b in plan_of(model).blocks]
     gone = [b.heads - len(k) for b, k in zip(plan_of(model).blocks, kept, strict=True)]
     size, slim = (3, 224, 224), cut(model, kept)
-    saved = sum(n * macs for n, macs in zip(gone, map(head_macs, attention_blocks(model)), strict=True))
+    saved = sum(n * HEADS.macs(view).unit for n, view in zip(gone, attention_blocks(model), strict=True))
     assert closed_form(model, size) - closed_form(slim, size) == saved

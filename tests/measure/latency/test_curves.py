@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from slimvit.measure.latency.curves import curve_of, read_off, rising, spread_widths
+from slimvit.measure.latency.curves import curve_of, read_off, rising
+from slimvit.models.parts.widths import spread_widths
 
 
 @pytest.mark.parametrize(

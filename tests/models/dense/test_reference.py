@@ -146,7 +146,7 @@ def fuse(model, fused):
 def make_dense(model, mix, kept=None):
     """In float64, with mixes drawn from N(0, 1)."""
     if kept is not None:
-        model = prune_model(model, plan_of(model).keeping(kept))
+        model = prune_model(model, plan_of(model).keeping(heads=kept))
     return insert_dense_attention(model.double(), mix, "normal", seed=1)
 
 

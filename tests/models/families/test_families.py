@@ -18,7 +18,8 @@ from slimvit.models.insert_dense import insert_dense_attention, mixes_in, remove
 from slimvit.models.modes import evaluating
 from slimvit.models.registry import attention_blocks, family_of, plan_of, steps
 from slimvit.prune.costs import latency_profile
-from slimvit.prune.costs.base import macs_costs, params_costs
+from slimvit.prune.costs.macs import macs_costs
+from slimvit.prune.costs.params import params_costs
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.prune.refit import TARGETS_OF_REFIT, refit
 from slimvit.prune.surgery import prune_model
@@ -60,14 +61,14 @@ def planned(model, what):
     go; `everything`: no head and no neuron is left."""
     blocks = plan_of(model).blocks
     if what == "everything":
-        return plan_of(model).keeping([()] * len(blocks), [()] * len(blocks))
+        return plan_of(model).keeping(heads=[()] * len(blocks), neurons=[()] * len(blocks))
     heads = [b.kept_heads for b in blocks]
     if "heads" in what:
         heads = [[h for h in b.kept_heads if h % 3 != (i + 1) % 3] if i != 1 else [] for i, b in enumerate(blocks)]
     neurons = [b.kept_neurons for b in blocks]
     if "neurons" in what:
         neurons = [b.kept_neurons[i + 1 :: 2] if i != 2 else () for i, b in enumerate(blocks)]
-    return plan_of(model).keeping(heads, neurons)
+    return plan_of(model).keeping(heads=heads, neurons=neurons)
 
 
 def silenced(model, plan, masked):
@@ -104,7 +105,7 @@ def test_one_wrong_head_misses_the_bar(network, build, masked, images, gap):
     heads = [b.heads for b in plan_of(model).blocks]
     last, others = [range(1, h) for h in heads], [[0, *range(2, h)] for h in heads]
     x = images(model, 2)
-    found = outputs(prune_model(model, plan_of(model).keeping(last)), x)[0]
+    found = outputs(prune_model(model, plan_of(model).keeping(heads=last)), x)[0]
     assert gap(found, outputs(masked(model, last), x)[0]) <= 1e-5
     assert gap(found, outputs(masked(model, others), x)[0]) > 1e-3
 
@@ -123,7 +124,7 @@ def test_the_steps_are_the_forward_pass(network, build, images, gap):
 def test_cutting_twice_equals_cutting_once(network, build, images):
     model = build(network)
     final = planned(model, "heads and neurons")
-    first = plan_of(model).keeping([sorted({*b.kept_heads, 0}) for b in final.blocks])
+    first = plan_of(model).keeping(heads=[sorted({*b.kept_heads, 0}) for b in final.blocks])
     twice = prune_model(prune_model(model, first), final)
     assert plan_of(twice) == final
     assert torch.equal(twice(images(model, 2)), prune_model(model, final)(images(model, 2)))
@@ -190,9 +191,9 @@ def test_a_head_that_does_nothing_goes_first(network, criterion, build, batches)
                 getattr(view.attn, part.name).movedim(part.dim, 0)[: part.width] = 0
     parts = ("heads", "mlp") if all(b.neurons for b in plan_of(model).blocks) else ("heads",)
     scores = score_parts(model, batches(model, count=1), criterion, parts=parts)
-    assert scores.heads[0].order[0] == 0
+    assert scores.of("heads")[0].order[0] == 0
     if criterion != "tp-taylor":  # it counts what is left of the group
-        assert scores.heads[0].alone[0] == pytest.approx(0, abs=1e-9 * scores.heads[0].alone[1])
+        assert scores.of("heads")[0].alone[0] == pytest.approx(0, abs=1e-9 * scores.of("heads")[0].alone[1])
 
 
 def test_where_neurons_stay_it_is_said(build, batches):
@@ -243,7 +244,7 @@ def test_what_is_left_of_a_post_norm_branch_is_its_constant(build):
 
 @pytest.mark.parametrize("network", DENSE)
 def test_dense_attention_changes_nothing_until_it_learns(network, build, images):
-    model = prune_model(build(network), plan_of(build(network)).keeping([[0, 1, 2], [1, 2], [0, 2]]))
+    model = prune_model(build(network), plan_of(build(network)).keeping(heads=[[0, 1, 2], [1, 2], [0, 2]]))
     x = images(model, 2)
     dense = insert_dense_attention(model, "layer")
     assert mixes_in(dense) == 3 and torch.equal(dense(x), model(x))
@@ -252,7 +253,7 @@ def test_dense_attention_changes_nothing_until_it_learns(network, build, images)
     assert torch.equal(plain(x), model(x))
     assert [type(m) for m in plain.modules()] == [type(m) for m in model.modules()]
     shaken = insert_dense_attention(model, "head", "normal")
-    cut = prune_model(shaken, plan_of(model).keeping([[1, 2], [1, 2], [2]]))
+    cut = prune_model(shaken, plan_of(model).keeping(heads=[[1, 2], [1, 2], [2]]))
     assert mixes_in(shaken) == 5 and mixes_in(cut) == 4 and not torch.allclose(shaken(x), model(x))
     with evaluating(shaken):
         state = State(x)

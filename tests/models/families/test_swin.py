@@ -46,7 +46,7 @@ def test_the_steps_are_the_forward_pass(kwargs, size, pruned, swin):
     model = swin(**kwargs)
     if pruned:
         kept = [[0], [], [1, 2], [0], [0, 3], []]
-        model = prune_model(model, plan_of(model).keeping(kept[: len(plan_of(model).blocks)]))
+        model = prune_model(model, plan_of(model).keeping(heads=kept[: len(plan_of(model).blocks)]))
     with evaluating(model):
         assert torch.equal(model.norm(walk(model, draw(size))), model.forward_features(draw(size)))
 

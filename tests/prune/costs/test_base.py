@@ -2,9 +2,11 @@ import pytest
 
 from slimvit.measure.flops.count import count_macs
 from slimvit.measure.flops.parts import count_params
-from slimvit.models.mlp import neuron_params
+from slimvit.models.parts.heads import HEADS
+from slimvit.models.parts.mlp import MLP
 from slimvit.models.registry import attention_blocks, plan_of
-from slimvit.prune.costs.base import head_macs, head_params, macs_costs, neuron_macs, params_costs
+from slimvit.prune.costs.macs import macs_costs
+from slimvit.prune.costs.params import params_costs
 from slimvit.prune.surgery import prune_model
 
 
@@ -21,9 +23,9 @@ def plans(model):
     return [
         full,
         full.keeping(neurons=few),
-        full.keeping([b.kept_heads[1:] for b in full.blocks]),
-        full.keeping([b.kept_heads[i:] if i < 2 else [] for i, b in enumerate(full.blocks)], few),
-        full.keeping([[]] * len(few), [[]] * len(few)),
+        full.keeping(heads=[b.kept_heads[1:] for b in full.blocks]),
+        full.keeping(heads=[b.kept_heads[i:] if i < 2 else [] for i, b in enumerate(full.blocks)], neurons=few),
+        full.keeping(heads=[[]] * len(few), neurons=[[]] * len(few)),
     ]
 
 
@@ -49,5 +51,5 @@ def test_what_one_unit_saves(vit):
     """qkv and proj: 4 x tokens x d x C; the two attention products: 2 x tokens^2 x d; fc1 and fc2: 2 x tokens x C."""
     model = vit()  # 2 x 2 patches and a class token, 3 heads of width 64
     for block in attention_blocks(model):
-        assert head_macs(block) == 5 * 64 * (4 * 192 + 2 * 5) and neuron_macs(block) == 2 * 5 * 192
-        assert head_params(block) == 4 * 64 * 192 + 3 * 64 and neuron_params(block.mlp) == 2 * 192 + 1
+        assert HEADS.macs(block).unit == 5 * 64 * (4 * 192 + 2 * 5) and MLP.macs(block).unit == 2 * 5 * 192
+        assert HEADS.params(block).unit == 4 * 64 * 192 + 3 * 64 and MLP.params(block).unit == 2 * 192 + 1

@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
+from slimvit.config.recipe import PruneSection
 from slimvit.measure.latency import interleave
 from slimvit.measure.latency.ratios import Ratio
 from slimvit.measure.latency.table import cache_folder
 from slimvit.models.insert_dense import insert_dense_attention
 from slimvit.models.registry import attention_blocks, plan_of
-from slimvit.prune.costs import latency, latency_profile
-from slimvit.prune.costs.latency import latency_costs, latency_table, share_table
+from slimvit.prune.costs import latency_profile
+from slimvit.prune.costs.latency import LATENCY, latency_costs, latency_table
 from slimvit.prune.costs.latency_blocks import width_sweeps
+from slimvit.prune.costs.latency_check import measured_words
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError
-from slimvit.workflows.latency_check import measured_words
 
 Invoke = Callable[..., Any]
 Build = Callable[..., Any]
@@ -42,7 +43,6 @@ def milliseconds(model: Any) -> float:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the tables; nothing is known yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    forget(monkeypatch)
     return tmp_path / "cache" / "slimvit" / "latency"
 
 
@@ -62,16 +62,12 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a new process."""
-    monkeypatch.setattr(latency, "_known", {})
-
-
 def first(model: Any, heads: int, neurons: int) -> Any:
     """The plan that keeps the first heads and neurons of every block."""
     plan = plan_of(model)
-    kept = [(b.kept_heads[:heads], b.kept_neurons[:neurons]) for b in plan.blocks]
-    return plan.keeping(*zip(*kept, strict=True))
+    return plan.keeping(
+        heads=[b.kept_heads[:heads] for b in plan.blocks], neurons=[b.kept_neurons[:neurons] for b in plan.blocks]
+    )
 
 
 @pytest.fixture(params=["vit", "swin", "padded swin", "scaled", "dense", "cut"])
@@ -83,19 +79,20 @@ def model(request: pytest.FixtureRequest, vit: Build, swin: Build) -> Any:
     small = vit("deit_tiny_patch16_224")
     if request.param == "dense":
         return insert_dense_attention(small, "head")
-    plan = plan_of(small).keeping([(0, 2), (), (0, 1, 2)], [range(8, 90), range(40), ()])
+    plan = plan_of(small).keeping(heads=[(0, 2), (), (0, 1, 2)], neurons=[range(8, 90), range(40), ()])
     return prune_model(small, plan) if request.param == "cut" else small
 
 
 def test_rest_and_parts_add_up_to_the_model(model: Any) -> None:
-    table, costs = latency_table(model, 2), latency_costs(model, 2)
+    table = latency_table(model, 2)
+    costs = latency_costs(model, table)
     assert costs.unit == "ms" and costs.total(plan_of(model)) == pytest.approx(table.full)
     assert table.full == pytest.approx(400 + milliseconds(model)) and 0 < table.rest < table.full
-    assert [price(0) for price in (*costs.heads, *costs.mlp)] == [0.0] * 2 * len(costs.heads)
+    assert [price(0) for price in (*costs.of("heads"), *costs.of("mlp"))] == [0.0] * 2 * len(plan_of(model).blocks)
 
 
 def test_the_prices_are_those_of_the_model_cut_to_any_width(model: Any) -> None:
-    costs = latency_costs(model, 1)
+    costs = latency_costs(model, latency_table(model, 1))
     for heads, neurons in ((1, 8), (2, 24), (1, 37), (0, 30), (2, 0)):
         plan = first(model, heads, neurons)
         slim = prune_model(model, plan)
@@ -108,11 +105,12 @@ def test_prices_rise_whatever_the_noise(vit: Build, monkeypatch: pytest.MonkeyPa
     clock = latency_profile.timed  # type: ignore[attr-defined]
     monkeypatch.setattr(latency_profile, "timed", lambda *args: clock(*args) + next(noise) / 10)
     model = vit("vit_tiny_patch16_224", depth=1)
-    costs, view = latency_costs(model, 1), attention_blocks(model)[0]
-    for price, most in ((costs.heads[0], view.attn.num_heads), (costs.mlp[0], view.mlp.fc2.in_features)):
+    table, view = latency_table(model, 1), attention_blocks(model)[0]
+    costs = latency_costs(model, table)
+    for price, most in ((costs.of("heads")[0], view.attn.num_heads), (costs.of("mlp")[0], view.mlp.fc2.in_features)):
         found = [price(width) for width in range(most + 1)]
         assert found == sorted(found) and found[0] == 0 < found[-1]
-    assert costs.total(plan_of(model)) == pytest.approx(latency_table(model, 1).full)
+    assert costs.total(plan_of(model)) == pytest.approx(table.full)
 
 
 def test_every_kind_of_branch_has_one_ladder(vit: Build, swin: Build) -> None:
@@ -127,7 +125,7 @@ def test_every_kind_of_branch_has_one_ladder(vit: Build, swin: Build) -> None:
         (1, "mlp"),
     ]
     cut = vit()
-    cut = prune_model(cut, plan_of(cut).keeping([(0,), (0, 1), ()], [range(16), range(8), range(24)]))
+    cut = prune_model(cut, plan_of(cut).keeping(heads=[(0,), (0, 1), ()], neurons=[range(16), range(8), range(24)]))
     assert [(s.view.name, s.widths) for s in width_sweeps(attention_blocks(cut))] == [
         ("blocks.1", (0, 1, 2)),
         ("blocks.2", (0, 8, 16, 24)),
@@ -152,9 +150,7 @@ def test_times_are_taken_once_and_then_read(
     (file,) = cache.iterdir()
     assert re.search(rf"timing attentions and MLPs .* at batch 1 on .*\ntimed in .* s; kept in {file}\n", said(capsys))
     timed.clear()
-    assert latency_table(vit(seed=1), 1) == table and said(capsys) == ""
-    forget(monkeypatch)
-    assert latency_table(vit(), 1) == table and timed == []
+    assert latency_table(vit(seed=1), 1) == table and timed == []
     assert said(capsys) == f"times of attentions and MLPs: as measured {table.measured} ({file})\n"
 
 
@@ -200,7 +196,6 @@ def test_a_damaged_table_is_measured_anew(
         found["rest"] = "much"
     file.write_text(json.dumps(found) if " " in damage and "{" not in damage else damage)
     timed.clear()
-    forget(monkeypatch)
     assert latency_table(vit(), 1).curves == table.curves and timed
     assert json.loads(file.read_text())["curves"].keys() == table.curves.keys()
 
@@ -212,8 +207,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     table = latency_table(vit(), 1)
     assert "cannot be written" in said(capsys)
-    timed.clear()
-    assert latency_table(vit(), 1) is table and timed == []
+    assert table.curves
 
 
 def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -227,7 +221,7 @@ def test_the_cache_is_where_the_user_keeps_caches(monkeypatch: pytest.MonkeyPatc
 def test_what_takes_no_time_has_no_price(vit: Build, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency_profile, "timed", lambda *args: 1.0)
     with pytest.raises(PlanError, match=r"^target-latency: heads and MLPs take no time that could be measured on .*"):
-        latency_costs(vit(), 1)
+        latency_table(vit(), 1)
     assert not cache.exists()
 
 
@@ -237,18 +231,32 @@ def test_a_batch_without_room_is_told_of(vit: Build, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(latency_profile, "timed", full)
     with pytest.raises(PlanError, match=r"^latency-batch 512: does not fit into the memory of .*; give a smaller one$"):
-        latency_costs(vit(), 512)
+        latency_table(vit(), 512)
 
 
-def test_one_process_measures_for_all(vit: Build, timed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def prepared(model: Any, before: Any = None, **engine: Any) -> Any:
+    engine = {"is_main": True, "agreed": lambda table: table} | engine
+    return LATENCY.prepare(model, PruneSection(target_latency=0.5), SimpleNamespace(**engine), before)  # type: ignore
+
+
+def test_one_process_measures_for_all(vit: Build, timed: list[Any]) -> None:
     sent: list[Any] = []
-    share_table(vit(), 1, SimpleNamespace(is_main=True, agreed=lambda table: sent.append(table) or table))  # type: ignore
-    (table,) = sent
-    forget(monkeypatch)
+    mine = prepared(vit(), agreed=lambda table: sent.append(table) or table)
+    assert sent == [mine.table]
     timed.clear()
-    other = SimpleNamespace(is_main=False, agreed=lambda mine: table if mine is None else None)
-    share_table(vit(), 1, other)  # type: ignore[arg-type]
-    assert latency_table(vit(), 1) is table and timed == []
+    other = prepared(vit(), is_main=False, agreed=lambda own: mine.table if own is None else None)
+    assert other == mine and timed == []
+
+
+def test_what_was_prepared_is_handed_on_and_not_measured_again(
+    vit: Build, tmp_path: Path, timed: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no other way for a table to be known
+    first = prepared(vit())
+    timed.clear()
+    assert prepared(vit(seed=1), first) is first and timed == []
+    assert prepared(vit(depth=2), first) is not first and timed != []
 
 
 @pytest.mark.parametrize(

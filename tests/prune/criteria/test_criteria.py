@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from slimvit.models.registry import plan_of
 from slimvit.prune.criteria import calibration as observe_module
-from slimvit.prune.criteria.registry import CRITERIA, NEEDS_CLASSIFIER, score_parts
+from slimvit.prune.criteria.registry import CRITERIA, score_parts
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import DataError, PlanError
 
@@ -78,7 +78,7 @@ def test_every_kind_of_attention(criterion, kind, vit, batches, randomise):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_model_that_was_cut_before(criterion, vit, batches):
     model = vit()
-    slim = prune_model(model, plan_of(model).keeping([[0, 2], [], [1]]))
+    slim = prune_model(model, plan_of(model).keeping(heads=[[0, 2], [], [1]]))
     table = score_parts(slim, batches(slim), criterion).table()
     assert [[v is None for v in row] for row in table] == [[False, True, False], [True] * 3, [True, False, True]]
 
@@ -157,7 +157,7 @@ def test_tp_taylor_equals_the_hand_computation(vit, batches):
     assert torch.allclose(values(model, data, "tp-taylor"), torch.stack(wanted), rtol=1e-3)
 
 
-@pytest.mark.parametrize("criterion", sorted(NEEDS_CLASSIFIER))
+@pytest.mark.parametrize("criterion", sorted(name for name, found in CRITERIA.items() if found.needs_classifier))
 def test_what_needs_labels_says_so(criterion, vit, batches):
     model = vit()
     with pytest.raises(DataError, match=f"^criterion {criterion} needs labels, but the images have none; give "):

@@ -5,14 +5,20 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from slimvit.models.plan import BlockPlan, SlimPlan
+from slimvit.models.block_plan import BlockPlan, Units
+from slimvit.models.plan import SlimPlan
 from slimvit.report.plot_style import LINE, spread_labels
 from slimvit.report.record import Report, Stage
 from slimvit.report.run.head_map import BAR, draw_units, head_map, panels
 from slimvit.report.run.plots import curves, stage_accuracy
 from slimvit.utils.errors import StoreError
 
-PLAN = SlimPlan((BlockPlan("blocks.0", 3, (0, 2)), BlockPlan("blocks.1", 6, (), stage=1)), "tiny")
+
+def block_plan(name, heads, kept, stage=0, neurons=0, kept_neurons=()):
+    return BlockPlan(name, stage, {"heads": Units(heads, kept), "mlp": Units(neurons, kept_neurons)})
+
+
+PLAN = SlimPlan((block_plan("blocks.0", 3, (0, 2)), block_plan("blocks.1", 6, (), stage=1)), "tiny")
 SCORES = [[0.5, 1e-5, None], [0.0, 1.0, 0.2, 0.1, 0.1, float("nan")]]
 
 
@@ -59,7 +65,7 @@ def test_head_map_is_written(tmp_path, scores, suffix):
 def narrowed(*kept: int) -> SlimPlan:
     """Blocks of 3 heads and 80 neurons of which so many stay; all heads of the first are gone."""
     heads = [(), *([(0, 2)] * (len(kept) - 1))]
-    return SlimPlan(tuple(BlockPlan(f"b.{i}", 3, heads[i], 0, 80, tuple(range(n))) for i, n in enumerate(kept)), "tiny")
+    return SlimPlan(tuple(block_plan(f"b.{i}", 3, heads[i], 0, 80, tuple(range(n))) for i, n in enumerate(kept)), "tiny")
 
 
 @pytest.mark.parametrize("scores", [[[0.1, 0.2, 0.3]] * 3, None])
@@ -80,7 +86,7 @@ def test_the_length_of_a_bar_is_the_share_kept():
 
 
 def test_few_units_are_a_grid_and_panels_stand_side_by_side():
-    few = SlimPlan((BlockPlan("b.0", 3, (0, 2), 0, 8, (0, 1)),), "tiny")
+    few = SlimPlan((block_plan("b.0", 3, (0, 2), 0, 8, (0, 1)),), "tiny")
     heads, neurons = panels(few)
     assert heads.is_grid and neurons.is_grid and neurons.left > heads.left + heads.width
     axes = Figure().add_subplot()
@@ -91,7 +97,7 @@ def test_few_units_are_a_grid_and_panels_stand_side_by_side():
 
 def test_where_no_neuron_is_gone_the_picture_speaks_of_heads_alone(tmp_path):
     head_map(narrowed(80, 80, 80), {}, tmp_path / "all.svg")
-    alone = SlimPlan(tuple(BlockPlan(b.name, 3, b.kept_heads) for b in narrowed(80, 80, 80).blocks), "tiny")
+    alone = SlimPlan(tuple(block_plan(b.name, 3, b.kept_heads) for b in narrowed(80, 80, 80).blocks), "tiny")
     head_map(alone, {}, tmp_path / "none.svg")
     assert (tmp_path / "all.svg").read_bytes() == (tmp_path / "none.svg").read_bytes()
     assert "neurons" not in texts(tmp_path / "all.svg")

@@ -1,0 +1,15 @@
+"""Criterion of the weights alone."""
+
+from __future__ import annotations
+
+from slimvit.data.loaders import Batches
+from slimvit.models.base import TimmModule
+from slimvit.models.parts.registry import PARTS
+from slimvit.models.registry import attention_blocks
+from slimvit.prune.criteria.base import Found, criterion
+
+
+@criterion("magnitude")
+def magnitude(model: TimmModule, batches: Batches, parts: tuple[str, ...]) -> Found:
+    """L2 norm of all weights that go with the unit, Han et al., NeurIPS 2015."""
+    return {part: [PARTS[part].squares(view).sqrt() for view in attention_blocks(model)] for part in parts}
