@@ -71,7 +71,7 @@ def test_an_export_format(tmp_path: Path, slimvit_: Callable[..., Any]) -> None:
     from slimvit.models.registry import plan_of
 
     model = slimvit.load("vit_digits")
-    slim = slimvit.prune_model(model, plan_of(model).keeping([[0, 3], [], *[[1, 2, 5]] * 4]))
+    slim = slimvit.prune_model(model, plan_of(model).keeping(heads=[[0, 3], [], *[[1, 2, 5]] * 4]))
     for name, one in (("slim", slim), ("dense", slimvit.insert_dense_attention(slim))):
         slimvit.save(one, tmp_path / name)
 
@@ -118,3 +118,117 @@ def test_an_accuracy_figure(tmp_path: Path, slimvit_: Callable[..., Any]) -> Non
     assert "calibration error" in (tmp_path / "compared" / "tradeoff.md").read_text()
     figures = json.loads(slimvit_("evaluate", "vit_digits", "--data", "digits", "--eval-images", 32, "--json").stdout)
     assert figures["calibration_error"] == first and "agreement" not in figures
+
+
+def prune_digits(tmp_path: Path, model: str = "vit_digits", **prune: Any) -> Any:
+    """The state at the end of a run, which wrote its folder to `run`."""
+    recipe = slimvit.Recipe.parse(
+        {
+            "model": {"name": model},
+            "data": {"name": "digits", "train_images": 64, "eval_images": 64},
+            "prune": {"calibration_images": 32, **prune},
+        },
+        "test",
+    )
+    return slimvit.run(recipe, slimvit.Options(out=tmp_path / "run"))
+
+
+@pytest.fixture
+def pruning_unregistered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take the criterion, the part and the budget of an example out again."""
+    from slimvit.models.parts.registry import PARTS
+    from slimvit.prune.costs.registry import BUDGETS
+    from slimvit.prune.criteria.registry import CRITERIA
+
+    for words in (choices.CRITERIA, choices.PARTS, choices.BUDGET_KINDS):
+        monkeypatch.setattr(words, "_known", {**words._known})
+    known = [(found, {**found}) for found in (PARTS, BUDGETS, CRITERIA)]
+    yield
+    for found, before in known:  # the dicts themselves are held by name in many modules
+        found.clear()
+        found.update(before)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("pruning_unregistered")
+def test_a_criterion(tmp_path: Path) -> None:
+    """Known to a recipe, and used by it for heads and neurons."""
+    from slimvit.utils.errors import RecipeError
+
+    with pytest.raises(RecipeError, match=r"prune\.criterion is 'wanda', but must be 'residual',"):
+        prune_digits(tmp_path, target_macs=0.6, criterion="wanda")
+    add("criterion")
+    state = prune_digits(tmp_path, target_macs=0.6, parts=["heads", "mlp"], criterion="wanda")
+    assert state.stages[-1].macs <= 0.6 * state.stages[0].macs
+    assert state.scores is not None and min(score for row in state.scores for score in row if score is not None) > 0
+
+
+@pytest.mark.usefixtures("pruning_unregistered")
+def test_a_part(tmp_path: Path) -> None:
+    """Cut to a budget together with heads, saved, loaded by its plan, and refused where it is not known."""
+    import torch
+
+    from slimvit.io.saved_model import load_folder
+    from slimvit.measure.flops.count import count_macs
+    from slimvit.models.plan import SlimPlan
+    from slimvit.models.registry import attention_blocks, plan_of
+    from slimvit.utils.errors import StoreError
+
+    part = add("part")
+    state = prune_digits(tmp_path, target_macs=0.75, parts=["heads", "qk"], criterion="magnitude")
+    plan = plan_of(state.model)
+    assert plan.removed_qk_dims > 0 and plan.removed_heads > 0 and plan.kept_neurons == plan.neurons
+    cut = [view for view in attention_blocks(state.model) if isinstance(view.attn, part.NarrowQueryKey)]
+    assert cut and all(v.attn.q_proj.out_features == v.attn.num_heads * v.attn.qk_dim for v in cut)
+    count = count_macs(state.model)
+    assert count.total <= 0.75 * count_macs(state.original).total
+    assert count.without_norm == count.closed_form == count.torch_counter
+    written = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert written["format_version"] == 3 and "kept_qk_dims" in written["blocks"][0]
+    assert SlimPlan.from_json(written) == plan
+    again, images = load_folder(tmp_path / "run"), torch.randn(2, *count_size(state.model))
+    assert torch.equal(again(images), state.model.eval()(images))
+    whole = slimvit.prune_model(state.original, plan_of(state.original))
+    uncut = plan_of(whole).keeping(qk_dims=[range(b.qk_dims - 2) for b in plan_of(whole).blocks])
+    assert_zeroed_alike(part, whole, uncut)
+    from slimvit.models.parts.registry import PARTS
+
+    del PARTS["qk"]
+    with pytest.raises(StoreError, match="kept_qk_dims: no part has units of that name"):
+        load_folder(tmp_path / "run")
+
+
+def count_size(model: Any) -> tuple[int, int, int]:
+    from slimvit.measure.flops.count import input_size_of
+
+    return input_size_of(model)
+
+
+def assert_zeroed_alike(part: ModuleType, whole: Any, plan: Any) -> None:
+    """The cut model computes what the whole one does when the query rows of the removed dimensions are zero."""
+    import copy
+
+    import torch
+
+    masked = copy.deepcopy(whole)
+    for block in masked.blocks:
+        attn = block.attn
+        with torch.no_grad():
+            for tensor in (attn.qkv.weight, attn.qkv.bias):
+                tensor.view(3, attn.num_heads, attn.head_dim, -1)[0, :, -2:] = 0
+    images = torch.randn(2, *count_size(whole))
+    assert torch.allclose(slimvit.prune_model(whole, plan)(images), masked(images), atol=1e-5)
+
+
+@pytest.mark.usefixtures("pruning_unregistered")
+def test_a_kind_of_budget(tmp_path: Path, slimvit_: Callable[..., Any]) -> None:
+    """Met by a recipe, forecast by a dry run, known to --target; a name that nobody knows is refused."""
+    words = ("prune", "vit_digits", "--data", "digits", "--eval-images", 32, "--calibration-images", 32)
+    refused = slimvit_(*words, "--target", "enrgy=0.6", code=1).stderr
+    assert "prune.target.enrgy is 'enrgy', but must be 'macs', 'params' or 'latency'" in refused
+    budget = add("budget")
+    state = prune_digits(tmp_path, target={"energy": 0.6}, criterion="magnitude")
+    assert 0.5 < budget.energy(state.model) / budget.energy(state.original) <= 0.6
+    shown = slimvit_(*words, "--target", "energy=0.6", "--criterion", "magnitude", "--dry-run").stdout
+    assert "energy (mJ) " in shown and "estimated for 45 nm" in shown
+    far = slimvit_(*words, "--target", "energy=0.01", code=1).stderr
+    assert "target-energy 0.01: heads and MLP neurons alone reach" not in far or "of the energy at the least" in far

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 from pydantic import BaseModel, ValidationError
 
-from slimvit.cli.shared import Word
+from slimvit.cli.options import Word
 from slimvit.config.choices import Words
 from slimvit.utils import plugins
 

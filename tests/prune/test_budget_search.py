@@ -70,7 +70,9 @@ def test_nothing_but_the_parts_named_goes():
     scores, costs = case()
     heads = plan_budget(scores, costs, 0.7 * costs.total(scores.plan), parts=("heads",))
     neurons = plan_budget(scores, costs, 0.95 * costs.total(scores.plan), parts=("mlp",))
-    assert heads.kept_neurons == 160 and heads.kept_heads < 24 and neurons.kept_heads == 24 and neurons.kept_neurons < 160
+    assert (
+        heads.kept_neurons == 160 and heads.kept_heads < 24 and neurons.kept_heads == 24 and neurons.kept_neurons < 160
+    )
 
 
 def test_branches_alone_go_whole():

@@ -138,7 +138,8 @@ def test_a_block_alone_is_narrowed_as_in_its_model(vit, heads, neurons):
     model = vit()
     before = {name: p.clone() for name, p in model.state_dict().items()}
     plan = plan_of(model).keeping(heads=[range(heads)] * 3, neurons=[range(neurons)] * 3)
-    wanted, found = prune_model(model, plan).blocks[1], pruned_block(attention_blocks(model)[1], heads, neurons)
+    wanted = prune_model(model, plan).blocks[1]
+    found = pruned_block(attention_blocks(model)[1], {"heads": heads, "mlp": neurons})
     x = torch.randn(2, 5, 192, generator=torch.Generator().manual_seed(0))
     assert torch.equal(found(x), wanted(x)) and found.state_dict().keys() == wanted.state_dict().keys()
     assert all(p.equal(before[name]) for name, p in model.state_dict().items())

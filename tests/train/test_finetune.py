@@ -22,7 +22,7 @@ Build = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def cut(trained: Any) -> Any:
-    return slimvit.prune_model(trained, slimvit.plan_heads(slimvit.score_parts(trained, (), "magnitude"), ratio=0.5))
+    return slimvit.prune_model(trained, slimvit.plan_units(slimvit.score_parts(trained, (), "magnitude"), ratio=0.5))
 
 
 def closeness(model: Any, original: Any, data: Data) -> Accuracy:

@@ -43,7 +43,7 @@ class Latency(Budget):
     """Milliseconds that a batch takes, measured on the device that runs this."""
 
     name, unit, noun = "latency", "ms", "time"
-    figure, promise = "latency_ms", "promised for this device"
+    figure, promise = "latency_ms", "predicted for this device"
 
     def prepare(self, original: nn.Module, section: PruneSection, engine: Engine | None, before: Any) -> Prepared:
         """The main process measures, and every other one gets what it found: their plans must be the same."""

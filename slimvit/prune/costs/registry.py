@@ -6,11 +6,13 @@ from torch import nn
 
 from slimvit.config.recipe import PruneSection
 from slimvit.prune.costs import latency, macs, params
-from slimvit.prune.costs.budget import Target, budget_of
+from slimvit.prune.costs.budget import BUDGETS, Target, budget_of
 from slimvit.utils.distributed import Engine
 
 BUILT_IN = (macs, params, latency)
 """Modules that register the kinds of budget that come along."""
+
+__all__ = ["BUDGETS", "BUILT_IN", "target_of"]
 
 
 def target_of(

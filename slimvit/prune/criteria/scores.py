@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ class PartScores:
     """What each unit, by position, would cost if it were the only one to go."""
 
 
-def fixed(values: Iterable[Any]) -> PartScores:
-    """Scores from a number a unit [units], whatever else is removed."""
-    numbers = [float(v) for v in values]
+def fixed(values: Any) -> PartScores:
+    """Scores from a number a unit, whatever else is removed: a tensor, an array or a sequence [units]."""
+    numbers = [float(v) for v in (values.tolist() if hasattr(values, "tolist") else values)]
     order = sorted(range(len(numbers)), key=lambda i: (numbers[i], i))
     return PartScores(tuple(order), tuple(numbers[i] for i in order), tuple(numbers))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slimvit.models.parts.base import Part
+from slimvit.prune.costs.registry import BUDGETS
 from slimvit.report.columns import MACS, PARAMS, Column, parts_shown, units_column
 from slimvit.utils.ranges import count_ranges
 
@@ -26,7 +27,7 @@ def estimate_text(estimate: dict[str, Any]) -> str:
     lines.append("")
     lines += [_line(units_column(part), estimate[part.units]) for part in parts]
     lines += [_line(PARAMS, estimate["params"]), _line(MACS, estimate["macs"], "1 multiply-add = 1")]
-    lines += _latency(estimate)
+    lines += _budgets(estimate)
     seconds = ", ".join(f"{stage} {value:g}" for stage, value in estimate["seconds"].items() if value)
     return "\n".join([*lines, "", f"estimated time (s): {seconds}", "nothing was cut (dry run)"])
 
@@ -43,11 +44,15 @@ def _line(column: Column, before_and_after: Sequence[float], remark: str = "") -
     return f"{column.header:<{WIDTH}} {column.text(before)} -> {column.text(after)}  ({change})"
 
 
-def _latency(estimate: dict[str, Any]) -> list[str]:
-    if "latency_ms" not in estimate:
-        return []
-    before, after = estimate["latency_ms"]
-    return [f"latency (ms) {before:.3g} -> {after:.3g}  ({_change(before, after)}, predicted for this device)"]
+def _budgets(estimate: dict[str, Any]) -> list[str]:
+    """The figures of budgets that count something else."""
+    lines = []
+    for budget in BUDGETS.values():
+        if budget.figure is not None and budget.figure in estimate:
+            before, after = estimate[budget.figure]
+            change = f"{_change(before, after)}, {budget.promise}"
+            lines.append(f"{budget.name} ({budget.unit}) {before:.3g} -> {after:.3g}  ({change})")
+    return lines
 
 
 def _change(before: float, after: float) -> str:

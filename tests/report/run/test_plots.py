@@ -65,7 +65,9 @@ def test_head_map_is_written(tmp_path, scores, suffix):
 def narrowed(*kept: int) -> SlimPlan:
     """Blocks of 3 heads and 80 neurons of which so many stay; all heads of the first are gone."""
     heads = [(), *([(0, 2)] * (len(kept) - 1))]
-    return SlimPlan(tuple(block_plan(f"b.{i}", 3, heads[i], 0, 80, tuple(range(n))) for i, n in enumerate(kept)), "tiny")
+    return SlimPlan(
+        tuple(block_plan(f"b.{i}", 3, heads[i], 0, 80, tuple(range(n))) for i, n in enumerate(kept)), "tiny"
+    )
 
 
 @pytest.mark.parametrize("scores", [[[0.1, 0.2, 0.3]] * 3, None])
