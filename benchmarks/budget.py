@@ -41,7 +41,6 @@ from slimvit.prune.costs.base import Costs
 from slimvit.prune.costs.macs import macs_costs
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.prune.criteria.scores import Scores
-from slimvit.train.loop import TrainOptions
 from slimvit.utils.errors import PlanError
 
 HERE = Path(__file__).parent

@@ -35,7 +35,9 @@ def decide_plan(
         PlanError: The budget or the plan file does not fit the model.
     """
     file, mix = context.recipe.prune.plan, context.recipe.dense.mix
-    plan, scores = _scored_plan(context, model, original, target, share) if file is None else (read_plan(file, model), None)
+    plan, scores = (
+        _scored_plan(context, model, original, target, share) if file is None else (read_plan(file, model), None)
+    )
     if mix and not can_mix(plan):
         raise ModelError(f"--dense {mix}: {NOTHING_TO_MIX} in this plan")
     return plan, scores
