@@ -137,6 +137,11 @@ class SlimPlan:
             "blocks": [b.to_json(parts) for b in self.blocks],
         }
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether any unit of the original model is gone."""
+        return any(self._cuts(PARTS[name]) for name in self.parts)
+
     def _cuts(self, part: Part) -> bool:
         return self.kept_of(part.name) < self.total_of(part.name)
 

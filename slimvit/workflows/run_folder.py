@@ -11,6 +11,7 @@ from pathlib import Path
 from slimvit.config.recipe import Recipe
 from slimvit.io import saved_model
 from slimvit.models.insert_dense import mixes_of
+from slimvit.models.parts.registry import everywhere
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.report.record import Report
@@ -50,7 +51,7 @@ def write_run(state: RunState, out: Path, force: bool) -> None:
         plan.write(folder / "plan.json")
         report.write(folder / "report.json")
         (folder / "report.md").write_text(table.report_markdown(report))
-        scores = {} if state.scores is None else {"heads": state.scores}
+        scores = {} if state.scores is None else {everywhere()[0]: state.scores}
         head_map.head_map(plan, scores, folder / "head_map.png")
         plots.stage_accuracy(report, folder / "stages.png")
         if mixes := mixes_of(state.model):

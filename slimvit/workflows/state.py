@@ -24,6 +24,7 @@ from slimvit.measure.accuracy import Outputs, outputs_of
 from slimvit.measure.flops.count import MacCount, count_macs
 from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import mixes_in
+from slimvit.models.parts.registry import everywhere
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.prune.costs.budget import Target
@@ -127,7 +128,8 @@ class RunState:
     @property
     def report(self) -> Report:
         """The run's record so far."""
-        section, before = self.recipe.prune, plan_of(self.original).kept_heads
+        section, part = self.recipe.prune, everywhere()[0]  # the part that a ratio is of
+        before, after = plan_of(self.original).kept_of(part), plan_of(self.model).kept_of(part)
         return Report(
             model=self.recipe.model.name,
             data=self.context.data.name,
@@ -140,7 +142,7 @@ class RunState:
             if section.wanted
             else None,
             ratio_asked=section.ratio,
-            ratio_reached=round((before - plan_of(self.model).kept_heads) / before, 4) if section.wanted else None,
+            ratio_reached=round((before - after) / before, 4) if section.wanted else None,
             notes=list(dict.fromkeys(self.notes)),
             stages=self.stages,
         )

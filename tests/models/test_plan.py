@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 import re
 
 import pytest
@@ -132,3 +134,31 @@ def test_a_plan_for_the_model_at_hand():
 def test_a_plan_for_another_model(plan, current, told):
     with refused(told):
         plan.check_against(current)
+
+
+def test_a_plan_is_printed_as_a_table():
+    lines = repr(PLAN).splitlines()
+    assert lines == [
+        "SlimPlan of some_vit: keeps 4 of 12 heads",
+        "  blocks.0  2 of 3 heads",
+        "  blocks.1  0 of 3 heads",
+        "  blocks.2  2 of 6 heads",
+    ]
+    assert str(PLAN.blocks[2]) == "BlockPlan(blocks.2: 2 of 6 heads)"
+
+
+def test_plans_are_hashed_copied_and_pickled_but_not_changed():
+    assert copy.deepcopy(PLAN) == pickle.loads(pickle.dumps(PLAN)) == PLAN and len({PLAN, copy.copy(PLAN)}) == 1
+    with pytest.raises(TypeError):
+        PLAN.blocks[0].units["heads"] = Units(3)
+    with pytest.raises(AttributeError, match="SlimPlan has no attribute 'kept'"):
+        _ = PLAN.kept
+
+
+def test_words_that_no_part_has():
+    with refused("no part has units called 'neuron' (did you mean neurons?); known: heads, neurons"):
+        PLAN.keeping(neuron=[[0], [1], [2]])
+    with refused("blocks.0: has no neurons that could be kept or removed"):
+        PLAN.keeping(neurons=[[0], [1], [2]])
+    with refused("p.json: blocks[1].kept_neurouns: no part has units of that name (did you mean kept_neurons?)"):
+        SlimPlan.from_json(block(kept_neurouns="0-7"), "p.json")

@@ -110,9 +110,9 @@ def open_uncut(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def is_cut(model: TimmModule) -> bool:
-    """Whether heads are gone or dense attention has come."""
+    """Whether units are gone or dense attention has come."""
     try:
-        return plan_of(model).removed_heads > 0 or dense_mix(model) is not None
+        return plan_of(model).is_cut or dense_mix(model) is not None
     except ModelError:  # of no family that slimvit cuts
         return False
 

@@ -211,3 +211,33 @@ def test_what_a_backward_pass_keeps(vit):
     assert (
         observe_module._saved_bytes(lambda: net[1:](net[0](x).requires_grad_()).sum()) == 4 * 5 * 32
     )  # the GELU's input
+
+
+def test_a_function_of_ones_own(vit, batches):
+    model = vit()
+
+    def later_is_dearer(model, batches):
+        return {"heads": [[3.0, 1.0, 2.0]] * 3, "mlp": [torch.arange(768.0)] * 3}
+
+    scores = score_parts(model, batches(model), later_is_dearer, parts=("heads", "mlp"))
+    assert scores.criterion == "later_is_dearer" and scores.of("heads")[0].order == (1, 2, 0)
+    assert scores.of("mlp")[2].costs == tuple(map(float, range(768)))
+    assert repr(scores).splitlines()[1] == "  blocks.0  3 heads (1 to 3), 768 neurons (0 to 767)"
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({}, "criterion mine gives no scores of heads, only of nothing"),
+        ({"heads": [[1, 2, 3]]}, "criterion mine scores heads of 1 blocks, but the model has 3"),
+        ({"heads": [[1, 2]] * 3}, "criterion mine gives 2 scores of heads in blocks.0, which has 3 heads; give one"),
+        ({"heads": [[1, 2, float("nan")]] * 3}, "criterion mine gives blocks.0 a score of heads that is not a number"),
+    ],
+)
+def test_scores_that_do_not_fit_the_model(found, told, vit, batches):
+    def mine(model, batches):
+        return found
+
+    model = vit()
+    with pytest.raises(PlanError, match=f"^{told}"):
+        score_parts(model, batches(model), mine)
