@@ -1,3 +1,5 @@
+"""Run the command line: `python -m slimvit`."""
+
 from slimvit.cli import main
 
 if __name__ == "__main__":

@@ -39,18 +39,22 @@ class Commands(click.Group):
     """A group that imports the module of a command on demand and prints user errors as one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the module of one command and return the command."""
         if name not in COMMANDS:
             ctx.fail(f"No such command {name!r}{nearest(name, COMMANDS)}.")
         return getattr(importlib.import_module(f"slimvit.cli.{name}"), f"{name}_command")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands into the help, without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run a command and print a user's error as one line."""
         try:
             return super().invoke(ctx)
         except SlimvitError as error:

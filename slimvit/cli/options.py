@@ -24,6 +24,7 @@ class GroupedCommand(click.Command):
     """A command whose help shows its options under the headings `GROUPS`, in one column."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options into the help, group by group."""
         groups: dict[str, list[tuple[str, str]]] = {title: [] for title in GROUPS}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
@@ -108,15 +109,18 @@ class Word(click.ParamType):
         self.words = words
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the known words, as the help shows them."""
         return f"[{'|'.join(self.words)}]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word; fail with the known words where it is none of them."""
         try:
             return self.words.check(value)
         except ValueError as error:
             self.fail(f"{value!r} is not one of {error}", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the known words that begin with the text typed so far."""
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 

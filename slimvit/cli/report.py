@@ -18,6 +18,7 @@ PLACE = click.Path(path_type=Path)
 
 
 def parse_picks(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[PickRule]:
+    """Parse the bounds of `--pick`, such as `top1 >= -1.0`."""
     from slimvit.report.compare.pick import PickError, parse_pick
 
     try:

@@ -1,6 +1,6 @@
 """The words a user may choose from. No imports beyond typing: the command line's help must answer at once.
 
-What can be extended has an open set of words (:class:`Words`): whoever registers a criterion, a part, a budget or an
+What can be extended has an open set of words (`Words`): whoever registers a criterion, a part, a budget or an
 export format adds its word. The rest is closed.
 """
 

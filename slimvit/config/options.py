@@ -22,9 +22,9 @@ class Options:
     compile: bool = False
     """Train through torch.compile."""
     resume: bool = False
-    """Go on with the interrupted training in ``out``, if there is one."""
+    """Go on with the interrupted training in `out`, if there is one."""
     save_minutes: float = 10.0
-    """A training that writes to ``out`` saves its state after every epoch, and in between when this much has passed."""
+    """A training that writes to `out` saves its state after every epoch, and in between when this much has passed."""
     cache: Path | None = None
     """Folder with results that several runs share. A run reads from it what it can, and adds the rest."""
     log_with: str | None = None

@@ -27,6 +27,8 @@ __all__ = ["AdaptSection", "DataSection", "FinetuneSection", "ModelSection", "Re
 
 
 class ModelSection(Section):
+    """The model to prune: its name, its weights, and the arguments of its constructor."""
+
     name: str
     """A timm model name, an embedded one (`slimvit models --embedded`), the folder of an earlier run, or
     `hf-hub:user/name[@revision]`; the recipe in a run folder names the commit after the @."""
@@ -54,6 +56,8 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
+    """The data set: its name, its splits, and how many of its images to use."""
+
     name: str
     """A folder with train/CLASS/ and val/CLASS/, `digits`, or a timm data name (`torch/...`, `hfds/...`)."""
     root: str | None = None
@@ -147,6 +151,8 @@ class AskedBudget(NamedTuple):
 
 
 class PruneSection(Section):
+    """The budget, what may be cut, and how units are scored."""
+
     ratio: float | None = None
     """Fraction of heads to remove, between 0 and 1."""
     heads: int | list[int] | None = None
@@ -232,6 +238,8 @@ class PruneSection(Section):
 
 
 class RefitSection(Section):
+    """The refit of the last linear layer of every branch after the cut."""
+
     target: RefitTarget = "stream"
     ridge: float = Field(0.1, gt=0)
     """Pull towards the old weights, in units of the mean feature variance."""

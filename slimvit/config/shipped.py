@@ -17,7 +17,7 @@ def recipe_files() -> dict[str, Path]:
 
 
 def recipe_path(name: str) -> Path:
-    """The file that a user means: a path, or a shipped recipe's name. Raises :class:`RecipeError`."""
+    """The file that a user means: a path, or a shipped recipe's name. Raises `RecipeError`."""
     return _found(name, recipe_files(), "recipe")
 
 
@@ -36,7 +36,7 @@ def sweep_files() -> dict[str, Path]:
 
 
 def sweep_path(name: str) -> Path:
-    """The file that a user means: a path, or a shipped sweep's name. Raises :class:`RecipeError`."""
+    """The file that a user means: a path, or a shipped sweep's name. Raises `RecipeError`."""
     return _found(name, sweep_files(), "sweep")
 
 

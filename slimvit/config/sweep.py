@@ -49,7 +49,7 @@ class PublishedFigure(Section):
     point: str | None = None
     """The name of the point it is to be read against; None where nobody said which network it is of."""
     against: str | None = None
-    """The point that ``change`` is measured from; the original where it is left out."""
+    """The point that `change` is measured from; the original where it is left out."""
     top1: float | None = None
     """Per cent."""
     change: float | None = None
@@ -66,7 +66,7 @@ class PublishedFigure(Section):
 
 
 class Sweep(Document):
-    """The file. ``base`` may be left out where every point names its recipe."""
+    """The file. `base` may be left out where every point names its recipe."""
 
     kind = "sweep"
     begins_with = "base: and points: or grid:"
@@ -104,9 +104,9 @@ class Point:
 
 
 def points_of(sweep: Sweep, source: str = "sweep", data: dict[str, Any] | None = None) -> list[Point]:
-    """Every run of the sweep, checked; ``data`` overrides the data section of all.
+    """Every run of the sweep, checked; `data` overrides the data section of all.
 
-    Raises :class:`RecipeError` that names each point with a defect and its defects. Points that come out alike are a
+    Raises `RecipeError` that names each point with a defect and its defects. Points that come out alike are a
     defect too: one of them would be measured for nothing.
     """
     found: dict[str, Point] = {}

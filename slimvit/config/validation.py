@@ -48,7 +48,7 @@ def _clause(kind: type[Section], item: ErrorDetails) -> str:
 
 
 def _contradictions(kind: type[Section], section: Section, path: list[str], told: list[ErrorDetails]) -> list[str]:
-    """The contradictions of a section that stands at ``path``, without those that name a key in doubt."""
+    """The contradictions of a section that stands at `path`, without those that name a key in doubt."""
     doubtful = {word for item in told if _path(item)[: len(path)] == path for word in _words(kind, item)}
     clear = [c for c in section.contradictions() if not doubtful & set(re.findall(r"\w+", c))]
     return [": ".join(filter(None, (".".join(path), clause))) for clause in clear]

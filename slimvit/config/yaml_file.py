@@ -24,7 +24,7 @@ class Document(Section):
 
     @classmethod
     def parse(cls, data: Any, source: str | None = None) -> Self:
-        """Checked content from plain data; raises :class:`RecipeError` with every defect in one line."""
+        """Checked content from plain data; raises `RecipeError` with every defect in one line."""
         source = source or cls.kind
         if not isinstance(data, dict):
             raise RecipeError(f"{source}: expected a mapping with {cls.begins_with}, found {type(data).__name__}")
@@ -35,6 +35,7 @@ class Document(Section):
 
     @classmethod
     def read(cls, path: Path) -> Self:
+        """Read and check a file; raises `RecipeError` where it is missing, no YAML, or has a defect."""
         try:
             data = read_yaml(path)
         except FileNotFoundError:
@@ -44,6 +45,7 @@ class Document(Section):
         return cls.parse(data, str(path))
 
     def to_yaml(self) -> str:
+        """Write the checked content as YAML, defaults included."""
         import yaml
 
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

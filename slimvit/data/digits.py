@@ -15,7 +15,7 @@ LARGEST_VALUE = 16
 
 
 class ArrayImages(Dataset[Sample]):
-    """Grey images in memory: ``pixels`` uint8 [N, H, W], ``labels`` int [N]."""
+    """Grey images in memory: `pixels` uint8 [N, H, W], `labels` int [N]."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         self.pixels = pixels

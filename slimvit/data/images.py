@@ -66,14 +66,14 @@ def decode(source: str | IO[bytes], name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """``image``, in place, turned or mirrored as its EXIF orientation says."""
+    """`image`, in place, turned or mirrored as its EXIF orientation says."""
     with suppress(Exception):  # what a camera noted may be damaged in as many ways as the pixels; those are fine here
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def _check_form(image: Image.Image) -> None:
-    """Raise :class:`ValueError`, before the pixels are read."""
+    """Raise `ValueError`, before the pixels are read."""
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels, one side more than {LONGEST} times the other")
     if image.mode == "F":

@@ -40,7 +40,7 @@ class EvalInputs(Dataset[tuple[torch.Tensor, int]]):
 
 
 class TrainInputs(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
-    """(float32 [C, H, W], label) of an image, augmented as (seed, epoch, index) decide; ``numbered``: (label, index)
+    """(float32 [C, H, W], label) of an image, augmented as (seed, epoch, index) decide; `numbered`: (label, index)
     in the label's place."""
 
     def __init__(self, images: Images, transform: Transform, seed: int, numbered: bool = False) -> None:
@@ -83,10 +83,10 @@ def eval_loader(
 def train_loader(
     dataset: Images, prep: Preprocessing, section: TrainSection, batch_size: int, workers: int = 0, seed: int = 0
 ) -> TrainLoader:
-    """Augmented batches (float32 [B, C, H, W], int64 [B]) in random order, decided by ``seed`` and the epoch alone.
+    """Augmented batches (float32 [B, C, H, W], int64 [B]) in random order, decided by `seed` and the epoch alone.
 
-    Where a section has ``cache_teacher``, the labels are int64 [B, 2]: each with the number of its image.
-    Call ``set_epoch`` before each pass. The last, smaller batch is left out, unless it is the only one.
+    Where a section has `cache_teacher`, the labels are int64 [B, 2]: each with the number of its image.
+    Call `set_epoch` before each pass. The last, smaller batch is left out, unless it is the only one.
 
     Raises:
         RecipeError: the section's augmentation is not one timm can make.

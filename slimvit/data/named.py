@@ -81,8 +81,8 @@ def prefix_of(name: str) -> str:
 def open_named_data(section: DataSection, seed: int = 0) -> Splits:
     """The two splits of a named data set and its class names ("0".."C-1" where the data set names none).
 
-    A streamed data set (`wds/`, `tfds/`, `hfids/`) is held in memory: the first ``train_images`` of its training
-    stream, shuffled by its reader with ``seed``, and the first ``eval_images`` of its validation stream.
+    A streamed data set (`wds/`, `tfds/`, `hfids/`) is held in memory: the first `train_images` of its training
+    stream, shuffled by its reader with `seed`, and the first `eval_images` of its validation stream.
 
     Raises:
         DataError: a package, the data or a split is missing, or a stream has no limit.

@@ -50,7 +50,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Preprocessing:
-        """The inverse of :meth:`to_json`; raises :class:`DataError` when keys are missing or unknown."""
+        """The inverse of `to_json`; raises `DataError` when keys are missing or unknown."""
         wanted = {field.name for field in fields(cls)}
         if set(data) != wanted:
             raise DataError(f"preprocessing has the keys {sorted(data)}, but must have {sorted(wanted)}")
@@ -93,7 +93,7 @@ class Preprocess:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """``image`` in colour mode ``L`` or ``RGB``; 16-bit grey (``I`` too) is scaled, transparency dropped."""
+    """`image` in colour mode `L` or `RGB`; 16-bit grey (`I` too) is scaled, transparency dropped."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).clip(0, 65_535).astype(np.uint16)
         image = Image.fromarray((grey >> 8).astype(np.uint8))
@@ -107,7 +107,7 @@ def converter(made_for: Preprocessing, wanted: Preprocessing) -> Callable[[torch
 
     Values are rescaled to the other's mean and std and images resized (bicubic) to its input size, on the batch's own
     device: it sees the same crop of the same augmented image, with the detail that the first one has. Batches that fit
-    already are passed on as they are. Raises :class:`DataError` when the two take different numbers of channels.
+    already are passed on as they are. Raises `DataError` when the two take different numbers of channels.
     """
     here, there = made_for.input_size, wanted.input_size
     if here[0] != there[0]:
@@ -135,7 +135,7 @@ def train_transform(prep: Preprocessing, section: TrainSection) -> Transform:
     """timm's augmentation as a training section asks for it; the evaluation transform when it asks for none.
 
     Raises:
-        RecipeError: ``auto_augment`` is not in timm's notation, or would make timm ignore ``color_jitter``.
+        RecipeError: `auto_augment` is not in timm's notation, or would make timm ignore `color_jitter`.
     """
     if not _augments(section):
         return eval_transform(prep)

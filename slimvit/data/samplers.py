@@ -31,9 +31,11 @@ class TrainSampler(Sampler[Key]):
         return self.keys(self.epoch, np.random.default_rng((self.seed, self.epoch)))
 
     def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next pass."""
         self.epoch = epoch
 
     def keys(self, epoch: int, rng: np.random.Generator) -> Iterator[Key]:
+        """Return the keys of one epoch in order; `rng` is seeded with the seed and the epoch."""
         raise NotImplementedError
 
 
@@ -45,7 +47,7 @@ class Shuffle(TrainSampler):
 
 
 class Repeated(TrainSampler):
-    """Repeated augmentation as timm's sampler does it in one process: every image ``repeats`` times in a row, until the
+    """Repeated augmentation as timm's sampler does it in one process: every image `repeats` times in a row, until the
     epoch is as long as without (from 256 images on, rounded down to a multiple of 256)."""
 
     def __init__(self, length: int, repeats: int, seed: int) -> None:
@@ -76,7 +78,7 @@ class Balanced(TrainSampler):
 
 
 def balanced_shares(labels: Sequence[int]) -> np.ndarray:
-    """The probability of drawing each image [n]; raises :class:`DataError` where images have no labels."""
+    """The probability of drawing each image [n]; raises `DataError` where images have no labels."""
     found = np.asarray(labels)
     if (found < 0).any():
         raise DataError("sampler balanced needs labels, but the training images have none; drop it")

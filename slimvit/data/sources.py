@@ -31,17 +31,19 @@ class Data:
 
     @property
     def labelled(self) -> bool:
+        """Whether the images have labels."""
         return bool(self.class_names)
 
     @property
     def num_classes(self) -> int:
+        """The number of classes; 0 without labels."""
         return len(self.class_names)
 
 
 def open_data(section: DataSection, seed: int = 0) -> Data:
-    """Open a data set and cut it to ``train_images`` (drawn with ``seed``) and ``eval_images`` (drawn with seed 0).
+    """Open a data set and cut it to `train_images` (drawn with `seed`) and `eval_images` (drawn with seed 0).
 
-    With ``skip_bad_images`` every image that is left after the cut is decoded once, and unreadable ones are dropped;
+    With `skip_bad_images` every image that is left after the cut is decoded once, and unreadable ones are dropped;
     otherwise images are decoded when they are used, and an unreadable one is an error then.
 
     Raises:

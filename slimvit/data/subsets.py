@@ -19,12 +19,12 @@ CHUNK = 64
 
 
 def subset(dataset: Images, indices: Sequence[int]) -> Subset[Sample]:
-    """The images at ``indices``, in that order."""
+    """The images at `indices`, in that order."""
     return Subset(cast("Dataset[Sample]", dataset), indices)
 
 
 def draw(dataset: Images, n: int, seed: int) -> Subset[Sample]:
-    """``n`` different images in random order, the same for the same seed; all of them, in order, when n >= len."""
+    """`n` different images in random order, the same for the same seed; all of them, in order, when n >= len."""
     if n >= len(dataset):
         return subset(dataset, range(len(dataset)))
     return subset(dataset, np.random.default_rng(seed).permutation(len(dataset))[:n].tolist())
@@ -35,11 +35,11 @@ def check_images(dataset: Images, what: str, skip: bool) -> Images:
 
     Args:
         dataset: the images to check.
-        what: their name on the progress bar and in errors, e.g. ``train``.
+        what: their name on the progress bar and in errors, e.g. `train`.
         skip: leave unreadable images out of what is returned, instead of failing at the first.
 
     Raises:
-        DataError: an image cannot be read (it is named), or, with ``skip``, none can.
+        DataError: an image cannot be read (it is named), or, with `skip`, none can.
     """
     bad = set()
     for index, error in _unreadable(dataset, f"checking {what} images"):

@@ -13,7 +13,7 @@ DEAD = "DataLoader worker (pid"
 
 @contextmanager
 def worker_deaths(workers: int) -> Iterator[None]:
-    """Raise :class:`WorkerError` where one of ``workers`` processes has died."""
+    """Raise `WorkerError` where one of `workers` processes has died."""
     try:
         yield
     except RuntimeError as error:

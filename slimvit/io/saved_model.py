@@ -277,6 +277,7 @@ def read_description(folder: Path) -> SlimFile:
 
 
 def cut_to(model: nn.Module, plan: SlimPlan, dense: str | None) -> TimmModule:
+    """Cut a model to a plan and insert dense attention of the mix `dense`, if any."""
     slim = prune_model(model, plan)
     return slim if dense is None else insert_dense_attention(slim, dense)
 
@@ -311,6 +312,7 @@ def check_tables(built: nn.Module) -> None:
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of the state dict, by name."""
     return {k: tuple(v.shape) for k, v in model.state_dict().items()}
 
 
@@ -324,6 +326,11 @@ def _replaced(expected: nn.Module, found: nn.Module) -> str:
 
 
 def check_weights(path: Path, expected: dict[str, tuple[int, ...]], sha256: str) -> None:
+    """Check a weight file against the expected shapes and its checksum, without loading the weights.
+
+    Raises:
+        StoreError: The file is missing or damaged, or a tensor is missing, unexpected or of another shape.
+    """
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as file:

@@ -98,7 +98,7 @@ class BlockPlan:
         return self.units.get(part, Units())
 
     def keeping(self, kept: Mapping[str, Sequence[int]]) -> BlockPlan:
-        """The same block with other kept ids for the parts in ``kept``."""
+        """The same block with other kept ids for the parts in `kept`."""
         changed = {part: Units(self.of(part).total, tuple(sorted(ids))) for part, ids in kept.items()}
         for part, units in changed.items():
             if units.kept and not units.total:
@@ -106,11 +106,11 @@ class BlockPlan:
         return BlockPlan(self.name, self.stage, {**self.units, **changed})
 
     def with_those_of(self, other: BlockPlan) -> BlockPlan:
-        """The same block, with the units of ``other`` where this plan says nothing."""
+        """The same block, with the units of `other` where this plan says nothing."""
         return BlockPlan(self.name, self.stage, {**other.units, **self.units})
 
     def check_against(self, now: BlockPlan) -> None:
-        """Raise :class:`PlanError` unless this can be cut out of a block that keeps what ``now`` says."""
+        """Raise `PlanError` unless this can be cut out of a block that keeps what `now` says."""
         for name, mine in self.units.items():
             part, theirs = part_of(name), now.of(name)
             if mine.total != theirs.total:
@@ -125,7 +125,7 @@ class BlockPlan:
                 )
 
     def may_come_from(self, other: BlockPlan) -> bool:
-        """Whether cutting a block that keeps what ``other`` says can lead to this one."""
+        """Whether cutting a block that keeps what `other` says can lead to this one."""
         names = {*self.units, *other.units}
         pairs = [(self.of(name), other.of(name)) for name in names]
         return all(mine.total == theirs.total and {*theirs.kept} >= {*mine.kept} for mine, theirs in pairs)
@@ -139,7 +139,7 @@ class BlockPlan:
         return ", ".join(told)
 
     def to_json(self, parts: Sequence[Part]) -> dict[str, Any]:
-        """The block as it stands in a plan file that knows ``parts``."""
+        """The block as it stands in a plan file that knows `parts`."""
         found: dict[str, Any] = {"block": self.name, "stage": self.stage}
         for part in parts:
             units = self.of(part.name)
@@ -149,7 +149,7 @@ class BlockPlan:
 
     @classmethod
     def from_json(cls, entry: Any, where: str) -> BlockPlan:
-        """Read what :meth:`to_json` gave; what is of the wrong kind is named by ``where`` it stands."""
+        """Read what `to_json` gave; what is of the wrong kind is named by `where` it stands."""
         if not isinstance(entry, dict):
             raise PlanError(f"{where}: expected an object, found {type(entry).__name__}")
         name, stage = entry.get("block"), entry.get("stage", 0)
@@ -177,7 +177,7 @@ def _units(entry: dict[str, Any], part: Part, where: str) -> Units:
 
 
 def _check_known(entry: dict[str, Any], where: str) -> None:
-    """Raise :class:`PlanError` for kept units of a part that nobody knows: leaving it out would give another model."""
+    """Raise `PlanError` for kept units of a part that nobody knows: leaving it out would give another model."""
     if not _strangers(entry):
         return
     load_plugins()

@@ -35,7 +35,7 @@ def _flags_kept(linear: nn.Linear) -> Iterator[None]:
 
 
 def drop_entries(module: TimmModule, name: str, dim: int, gone: Sequence[int]) -> None:
-    """Take ``gone`` out of a parameter or buffer of ``module`` along ``dim``, in place."""
+    """Take `gone` out of a parameter or buffer of `module` along `dim`, in place."""
     tensor: torch.Tensor = getattr(module, name)
     kept = sorted({*range(tensor.shape[dim])} - {*gone})
     cut = tensor.detach().index_select(dim, torch.tensor(kept, device=tensor.device))
@@ -46,7 +46,7 @@ def drop_entries(module: TimmModule, name: str, dim: int, gone: Sequence[int]) -
 
 
 def without_norm(norm: nn.Module, constant: nn.Linear, post_norm: bool) -> EmptyNorm:
-    """In place of the norm of a constant branch; one behind the branch leaves its work done in the ``constant``."""
+    """In place of the norm of a constant branch; one behind the branch leaves its work done in the `constant`."""
     if post_norm:
         with torch.no_grad():
             constant.bias.copy_(norm(constant.bias))

@@ -35,10 +35,11 @@ class Rows:
 
     @property
     def params(self) -> int:
+        """Parameters of one head."""
         return self.weights + (self.outputs if self.layer.bias is not None else 0)
 
     def of(self, heads: Sequence[int]) -> list[int]:
-        """The outputs that belong to ``heads``, by position."""
+        """The outputs that belong to `heads`, by position."""
         every = self.layer.out_features // self.copies
         return [
             copy * every + head * self.width + i
@@ -50,7 +51,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Slice:
-    """A parameter or buffer of the attention in which every head has ``width`` entries along ``dim``."""
+    """A parameter or buffer of the attention in which every head has `width` entries along `dim`."""
 
     name: str
     dim: int = 0
@@ -64,7 +65,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class HeadParts:
-    """What of one attention goes with its heads, besides the inputs of ``proj``."""
+    """What of one attention goes with its heads, besides the inputs of `proj`."""
 
     rows: tuple[Rows, ...] = ()
     slices: tuple[Slice, ...] = ()
@@ -93,7 +94,7 @@ def separate_biases(attn: Any, head_dim: int) -> tuple[Slice, ...]:
 
 
 def traceable(attn: Any, head_dim: int) -> Any:
-    """A plain attention around the layers of ``attn``: Torch-Pruning's graph understands neither norms that all heads
+    """A plain attention around the layers of `attn`: Torch-Pruning's graph understands neither norms that all heads
     share nor tables of biases, and none of them is part of a group."""
     plain: Any = Attention(attn.num_heads * head_dim, num_heads=attn.num_heads)
     plain.qkv, plain.proj = _fused(attn), attn.proj

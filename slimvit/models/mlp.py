@@ -1,4 +1,4 @@
-"""The MLPs that slimvit can narrow: timm's Mlp, GluMlp and SwiGLU, whose hidden neurons end in the linear ``fc2``."""
+"""The MLPs that slimvit can narrow: timm's Mlp, GluMlp and SwiGLU, whose hidden neurons end in the linear `fc2`."""
 
 from __future__ import annotations
 

@@ -88,14 +88,14 @@ class SlimPlan:
         """The same plan, with the units that a model now has where this one says nothing about them.
 
         Raises:
-            PlanError: This plan cannot be cut out of a model that now keeps ``current``.
+            PlanError: This plan cannot be cut out of a model that now keeps `current`.
         """
         self.check_against(current)
         pairs = zip(self.blocks, current.blocks, strict=True)
         return SlimPlan(tuple(b.with_those_of(now) for b, now in pairs), current.model)
 
     def check_against(self, current: SlimPlan) -> None:
-        """Raise :class:`PlanError` unless this plan can be cut out of a model that now keeps ``current``."""
+        """Raise `PlanError` unless this plan can be cut out of a model that now keeps `current`."""
         if [b.name for b in self.blocks] != [b.name for b in current.blocks]:
             raise PlanError(
                 f"the plan has {len(self.blocks)} blocks ({self.blocks[0].name if self.blocks else 'none'}, ...), "
@@ -114,7 +114,7 @@ class SlimPlan:
         return " and ".join(f"{self.kept_of(name):,} {PARTS[name].units}" for name in self.parts)
 
     def removed_words(self, before: SlimPlan) -> str:
-        """`18 of 36 heads (50.0%)`, and other parts of which less is kept than ``before``."""
+        """`18 of 36 heads (50.0%)`, and other parts of which less is kept than `before`."""
         counts = [(before.kept_of(name), self.kept_of(name), part.units) for name, part in PARTS.items()]
         told = [
             f"{was - now:,} of {was:,} {units} ({(was - now) / was:.1%})" for was, now, units in counts if was > now
@@ -147,7 +147,7 @@ class SlimPlan:
 
     @classmethod
     def from_json(cls, data: Any, source: str = "plan") -> SlimPlan:
-        """Read what :meth:`to_json` wrote; every defect is named with its place."""
+        """Read what `to_json` wrote; every defect is named with its place."""
         if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
             raise PlanError(f'{source}: expected an object with a list "blocks", as --dry-run --out writes it')
         version = data.get("format_version")
@@ -161,7 +161,7 @@ class SlimPlan:
 
     @classmethod
     def read(cls, path: Path) -> SlimPlan:
-        """The plan in a file; raises :class:`PlanError` for one that is missing or damaged."""
+        """The plan in a file; raises `PlanError` for one that is missing or damaged."""
         try:
             data = read_json(path)
         except FileNotFoundError:

@@ -49,7 +49,7 @@ class Track:
         return self.saved[self.at + 1 :] - self.saved[self.at]
 
     def move(self, at_most: float = np.inf) -> tuple[float, int] | None:
-        """The later stop that costs least for what it saves, of those that save no more than ``at_most``: cost per
+        """The later stop that costs least for what it saves, of those that save no more than `at_most`: cost per
         unit saved, stop."""
         gains = self.gains()
         allowed = (gains > 0) & (gains <= at_most)
@@ -78,7 +78,7 @@ def plan_budget(
     scope: str = "global",
     limits: Mapping[str, Limits] | None = None,
 ) -> SlimPlan:
-    """The plan that costs at most ``target``, in the unit of ``costs``, and little less.
+    """The plan that costs at most `target`, in the unit of `costs`, and little less.
 
     Args:
         scores: Of the parts that may go.
@@ -141,7 +141,7 @@ def _track(block: int, part: str, scores: PartScores, price: Price, stops: list[
 
 def _cheapest(tracks: list[Track], wanted: float) -> float:
     """Move whichever track costs least for what it saves; near the end only by what overshoots little. Gives what is
-    ``wanted`` still, 0 or less."""
+    `wanted` still, 0 or less."""
     queue = [(slope, i, stop) for i, t in enumerate(tracks) if (move := t.move()) for slope, stop in [move]]
     heapq.heapify(queue)
     while queue and wanted > 0:

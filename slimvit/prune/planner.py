@@ -48,7 +48,7 @@ class Goal:
 
 
 def check_budget(recipe: Recipe, model: nn.Module, target: Target | None) -> None:
-    """Raise :class:`PlanError` now if the plan file does not fit or the budget cannot be met, whatever the scores."""
+    """Raise `PlanError` now if the plan file does not fit or the budget cannot be met, whatever the scores."""
     section = recipe.prune
     if section.plan is not None:
         read_plan(section.plan, model)
@@ -90,9 +90,9 @@ def _setting(section: PruneSection, key: str | None) -> Any:
 def decide(
     scores: Scores, recipe: Recipe, model: nn.Module, original: nn.Module, goal: Goal | None, share: float = 1.0
 ) -> SlimPlan:
-    """The plan that goes ``share`` of the way from the ``original`` to the budget, for ``model`` as it is now.
+    """The plan that goes `share` of the way from the `original` to the budget, for `model` as it is now.
 
-    ``goal``: what :func:`goal_of` gives for the same.
+    `goal`: what `goal_of` gives for the same.
     """
     if goal is not None:
         return _to_target(scores, recipe, model, goal)
@@ -106,7 +106,7 @@ def decide(
 def _to_ratio(
     scores: Scores, section: PruneSection, part: Part, plan: SlimPlan, uncut: SlimPlan, model: nn.Module, share: float
 ) -> SlimPlan:
-    """``plan`` with the units of one part gone that its own budget asks for."""
+    """`plan` with the units of one part gone that its own budget asks for."""
     ratio = _setting(section, part.ratio_key)
     if ratio is not None:
         ratio = _further(ratio * share, uncut.kept_of(part.name), scores.plan.kept_of(part.name))
@@ -118,15 +118,15 @@ def _to_ratio(
 
 
 def _further(ratio: float, uncut: int, now: int) -> float:
-    """The share of what is there ``now`` that has to go, for ``ratio`` of what there was to be gone."""
+    """The share of what is there `now` that has to go, for `ratio` of what there was to be gone."""
     return ratio if now == uncut else 1 - (1 - ratio) * uncut / max(1, now)
 
 
 def goal_of(
     recipe: Recipe, model: nn.Module, original: nn.Module, target: Target | None, share: float = 1.0
 ) -> Goal | None:
-    """What ``model`` has to come down to, ``share`` of the way from the ``original`` to the target; None where the
-    budget is no target. Raises :class:`PlanError` when it cannot be reached."""
+    """What `model` has to come down to, `share` of the way from the `original` to the target; None where the
+    budget is no target. Raises `PlanError` when it cannot be reached."""
     if target is None:
         return None
     section, plan = recipe.prune, plan_of(model)

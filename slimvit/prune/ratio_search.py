@@ -27,7 +27,7 @@ def plan_units(
     scope: str = "global",
     limits: Limits | None = None,
 ) -> SlimPlan:
-    """The plan that meets one budget of units of one part: ``ratio`` or ``keep``.
+    """The plan that meets one budget of units of one part: `ratio` or `keep`.
 
     Args:
         scores: Of that part.
@@ -41,7 +41,7 @@ def plan_units(
         limits: How far a block may be cut; by default as far as a recipe without limits lets it.
 
     Raises:
-        PlanError: The budget removes nothing, or more than ``limits`` allow.
+        PlanError: The budget removes nothing, or more than `limits` allow.
     """
     chosen = part_of(part or everywhere()[0])
     if (ratio is None) == (keep is None):
@@ -117,7 +117,7 @@ class _Search:
         self._drop(wanted)
 
     def _drop(self, count: int) -> None:
-        """``count`` times, drop the group of the network that costs least per MAC."""
+        """`count` times, drop the group of the network that costs least per MAC."""
         queue = [(self._next(b), b) for b in range(len(self.gone)) if self.may_go[b]]
         heapq.heapify(queue)
         for _ in range(count):
@@ -160,7 +160,7 @@ def _by_group(scores: PartScores, group: int) -> list[float]:
 
 
 def units_per_block(plan: SlimPlan, keep: int | Sequence[int], units: str) -> list[int]:
-    """Units every block is to keep; ``keep``: one number, or one a stage; ``units``: what messages call them."""
+    """Units every block is to keep; `keep`: one number, or one a stage; `units`: what messages call them."""
     if isinstance(keep, int):
         return [keep] * len(plan.blocks)
     stages = sorted({b.stage for b in plan.blocks})

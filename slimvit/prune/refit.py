@@ -41,6 +41,7 @@ class PairedMoments:
         self.x = self.y = self.xx = self.xy = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: Tensor, y: Tensor) -> None:
+        """Add rows `x` [..., k] and `y` [..., C]; all leading dimensions are rows."""
         x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()  # reshape(-1, k) cannot take the k = 0 of no heads
         if self.shift is None:  # values near the mean keep float32 products exact enough
             self.shift = (x.mean(0), y.mean(0))
@@ -54,7 +55,7 @@ class PairedMoments:
     def solve(self, old_weight: Tensor, ridge: float, intercept: bool = True) -> tuple[Tensor, Tensor]:
         """Weight [C, k] and bias [C] (torch's layout), float64, pulled towards the old weight [C, k].
 
-        Without ``intercept`` the bias is zero and the moments are not centred.
+        Without `intercept` the bias is zero and the moments are not centred.
         """
         assert self.shift is not None
         mean_x, mean_y = self.x / self.n, self.y / self.n
@@ -80,16 +81,16 @@ def refit(
     ridge: float = 0.1,
     cache: bool | None = None,
 ) -> nn.Module:
-    """A copy of the pruned ``model`` whose ``proj`` and ``fc2`` layers make up for what was cut.
+    """A copy of the pruned `model` whose `proj` and `fc2` layers make up for what was cut.
 
-    ``original``: the network before the cut. ``batches``: calibration images, the same ones every time they are
-    iterated. ``target``: what each branch is fitted to, on the network repaired so far:
+    `original`: the network before the cut. `batches`: calibration images, the same ones every time they are
+    iterated. `target`: what each branch is fitted to, on the network repaired so far:
 
-    - ``own``: the block's own uncut branch on the current stream;
-    - ``teacher``: the original network's branch on the original stream;
-    - ``stream``: whatever brings the current stream back to the original's.
+    - `own`: the block's own uncut branch on the current stream;
+    - `teacher`: the original network's branch on the original stream;
+    - `stream`: whatever brings the current stream back to the original's.
 
-    ``cache`` keeps the token streams of all images (and one branch's features) in memory; without it memory does not
+    `cache` keeps the token streams of all images (and one branch's features) in memory; without it memory does not
     grow with the number of images, but time grows with the square of the depth. None: as long as they take less than
     half of the free memory.
     """
@@ -123,7 +124,7 @@ class _CachedWalk:
         self.seen: list[tuple[Tensor, Tensor | None]] = []
 
     def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features [B, N, k] and wanted outputs [B, N, C] of branch ``i``, a batch at a time."""
+        """Features [B, N, k] and wanted outputs [B, N, C] of branch `i`, a batch at a time."""
         for b, state in enumerate(self.now):
             features, values = ours.run_with_features(state)
             wanted, self.goal[b] = _wanted(target, ours, uncut, state, self.goal[b])
@@ -172,10 +173,10 @@ def _wanted(target: str, ours: Branch, uncut: Branch, state: State, goal: State)
 
 
 def _before(scale: Callable[[Tensor], Tensor], missing: Tensor, branch: Tensor) -> Tensor:
-    """What makes ``scale`` give ``missing`` [B, ..., C]; ``branch`` is what it works on in the original.
+    """What makes `scale` give `missing` [B, ..., C]; `branch` is what it works on in the original.
 
-    A channel whose scale is next to nothing cannot correct the stream: there it is ``branch``. A norm forgets the mean
-    and the size of what enters it, so they are those of ``branch``, token by token.
+    A channel whose scale is next to nothing cannot correct the stream: there it is `branch`. A norm forgets the mean
+    and the size of what enters it, so they are those of `branch`, token by token.
     """
     if isinstance(scale, nn.LayerNorm):
         size = (branch.var(-1, unbiased=False, keepdim=True) + scale.eps).sqrt()
@@ -193,8 +194,8 @@ def _rewrite(linear: nn.Linear, moments: PairedMoments, ridge: float) -> None:
 
 
 def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) -> bool:
-    """Whether the streams of all ``batches`` in two networks and the features of one branch fit into the memory of
-    ``device``, of which half is left for all else; True where either is not known. That they do not is said."""
+    """Whether the streams of all `batches` in two networks and the features of one branch fit into the memory of
+    `device`, of which half is left for all else; True where either is not known. That they do not is said."""
     free = free_bytes(device)
     count = length_hint(batches)
     if free is None or not count:

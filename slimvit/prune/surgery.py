@@ -17,7 +17,7 @@ from slimvit.models.registry import attention_blocks, plan_of
 
 
 def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
-    """A copy of ``model`` that keeps the units of ``plan``; ``model`` itself stays as it is.
+    """A copy of `model` that keeps the units of `plan`; `model` itself stays as it is.
 
     The result equals the model whose removed heads and neurons output zero, to rounding.
 
@@ -71,7 +71,7 @@ def _as_cut(view: AttentionBlock, plan: BlockPlan) -> BlockPlan:
 
 
 def _gone(now: tuple[int, ...], wanted: tuple[int, ...]) -> list[int]:
-    """Positions, among what is there ``now``, of what is not ``wanted`` any more."""
+    """Positions, among what is there `now`, of what is not `wanted` any more."""
     keep = set(wanted)
     return [position for position, i in enumerate(now) if i not in keep]
 

@@ -44,6 +44,7 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
+        """Whether more than `minutes` have passed since the last state was saved."""
         return time.monotonic() - self.saved > 60 * self.minutes
 
     def save(self, state: dict[str, Any]) -> None:

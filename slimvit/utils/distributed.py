@@ -34,14 +34,17 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
+        """The device of this process."""
         return self.accelerator.device
 
     @property
     def processes(self) -> int:
+        """The number of processes."""
         return self.accelerator.num_processes
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the main process, which writes files and messages."""
         return self.accelerator.is_main_process
 
     def wait(self) -> None:
@@ -71,6 +74,7 @@ class Engine:
         self.accelerator.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=step)
 
     def end_log(self) -> None:
+        """Close the trackers."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
 

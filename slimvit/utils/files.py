@@ -19,6 +19,7 @@ HERE, EXCHANGE = -100, 2
 
 
 def disk_error(target: Path, error: OSError) -> DiskError:
+    """Return the one-line error for a failed write to `target`; a full disk has a line of its own."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskError(f"{target}: the disk is full; nothing was written. Free some space or name another folder")
     return DiskError(f"{target}: cannot be written: {error.strerror or error}")

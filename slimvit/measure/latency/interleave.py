@@ -48,7 +48,7 @@ class InterleavedTimer:
         return found
 
     def callable_of(self, name: str) -> Callable[[Tensor], Any]:
-        """Return the function that is timed: the model, or its compilation for each shape of its input."""
+        """Return the function that is timed, of images [B, C, H, W]: the model or its compilation."""
         model = self.models[name]
         return torch.compile(model, dynamic=False) if self.compiled else model
 

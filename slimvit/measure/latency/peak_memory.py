@@ -37,7 +37,7 @@ def peak_on_gpu(model: nn.Module, call: Callable[[Tensor], Any], input_size: tup
 
     Args:
         model: The model, on the GPU.
-        call: The model, or its compilation.
+        call: The model or its compilation, which maps images [B, C, H, W] to outputs.
         input_size: Channels, height and width of one image.
         batch: Images per batch.
     """

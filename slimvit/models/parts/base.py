@@ -25,11 +25,11 @@ class Limits(NamedTuple):
     """Units go in groups of as many."""
 
     def may_go(self, now: int) -> int:
-        """Whole groups that may go where ``now`` units are there."""
+        """Whole groups that may go where `now` units are there."""
         return max(0, (now - self.least + self.group - 1) // self.group)
 
     def stops(self, now: int) -> range:
-        """The numbers of units below ``now`` that may stay, falling."""
+        """The numbers of units below `now` that may stay, falling."""
         return range((now - 1) // self.group * self.group, self.least - 1, -self.group)
 
 
@@ -67,7 +67,7 @@ class Part(ABC):
     """One kind of unit that can be removed from a block, such as attention heads.
 
     One file defines a subclass and registers one instance of it; recipes, plans, scores, costs, tables and pictures
-    follow. A ``view`` (:class:`~slimvit.models.base.AttentionBlock`) is one block of a model. Units are named by
+    follow. A `view` (`AttentionBlock`) is one block of a model. Units are named by
     position among those that the block has now; only plans know original ids.
     """
 
@@ -106,7 +106,7 @@ class Part(ABC):
 
     @abstractmethod
     def module(self, view: AttentionBlock) -> nn.Module:
-        """The branch of the block that :meth:`remove` changes."""
+        """The branch of the block that `remove` changes."""
 
     def why_not(self, view: AttentionBlock) -> str | None:
         """Why no unit of the block can be removed; None where they can, or all are gone."""
@@ -141,7 +141,7 @@ class Part(ABC):
         return 1
 
     def to_stream(self, view: AttentionBlock) -> Callable[[Tensor, tuple[int, ...]], Tensor]:
-        """Brings the layer's inputs and outputs into the layout of the stream."""
+        """Map inputs [..., k] and outputs [..., C] of that layer to the layout of the stream [B, ..., k]."""
         return lambda features, _: features
 
     def squares(self, view: AttentionBlock) -> Tensor:
@@ -149,11 +149,11 @@ class Part(ABC):
         raise NotImplementedError(f"{self.name}: has no weights of its own to add up")
 
     def coupled(self, view: AttentionBlock) -> Coupled:
-        """What Torch-Pruning needs to know; ``view`` is of a copy that may be changed."""
+        """What Torch-Pruning needs to know; `view` is of a copy that may be changed."""
         raise NotImplementedError(f"{self.name}: Torch-Pruning does not know it")
 
     score: Callable[..., Any] | None = None
-    """Scores of a part without a last layer, which criteria cannot observe: ``model`` -> values of every block."""
+    """Scores of a part without a last layer, which criteria cannot observe: `model` -> values of every block."""
 
     def kind(self, view: AttentionBlock) -> str | None:
         """All that the time of the branch depends on besides its number of units, in words; None where units have no
@@ -169,14 +169,14 @@ class Part(ABC):
         return to_ranges(ids) if self.as_ranges else list(ids)
 
     def read(self, value: Any, total: int) -> tuple[int, ...] | None:
-        """The ids that :meth:`written` wrote; None for anything else."""
+        """The ids that `written` wrote; None for anything else."""
         if self.as_ranges:
             return from_ranges(value, total)
         whole = isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
         return tuple(value) if whole else None
 
     def expected(self, total: int) -> str:
-        """What :meth:`read` takes, in words."""
+        """What `read` takes, in words."""
         if not self.as_ranges:
             return f"expected a list of {self.unit} ids"
         told = f"expected ids of 0-{total - 1} by range, like 0-7,16-31"

@@ -16,7 +16,7 @@ class Branches:
     unit: str = "branch"
 
     def ends(self, part: Part, names: Collection[str]) -> bool:
-        """Whether all units of ``part`` may go at once when the parts of these names may go."""
+        """Whether all units of `part` may go at once when the parts of these names may go."""
         return self.name in names and part.branch is not None
 
 

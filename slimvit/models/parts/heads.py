@@ -18,7 +18,7 @@ POINTS = 12
 
 
 class Heads(Part):
-    """Heads of the attention, which ends in ``proj``; what else goes with a head is said by the family."""
+    """Heads of the attention, which ends in `proj`; what else goes with a head is said by the family."""
 
     name, unit, units = "heads", "head", "heads"
     branch = "attention"
@@ -87,10 +87,11 @@ class Heads(Part):
         return view.head_dim
 
     def to_stream(self, view: AttentionBlock) -> Callable[[Tensor, tuple[int, ...]], Tensor]:
+        """Undo windows and padding: features [..., k] to the layout of the stream [B, ..., k]."""
         return view.to_stream
 
     def squares(self, view: AttentionBlock) -> Tensor:
-        """Biases of layers count nowhere."""
+        """Sum the squares of the weights of each head, [heads]; biases of layers are left out."""
         import torch
 
         attn, heads = view.attn, view.attn.num_heads
@@ -107,8 +108,8 @@ class Heads(Part):
         return found
 
     def coupled(self, view: AttentionBlock) -> Coupled:
-        """The group is what is coupled to the channels of ``qkv``; a head's importance is the mean over its q, k and v
-        channels. Torch-Pruning's own pruner averages a fused ``qkv`` in contiguous thirds, which mixes heads up."""
+        """The group is what is coupled to the channels of `qkv`; a head's importance is the mean over its q, k and v
+        channels. Torch-Pruning's own pruner averages a fused `qkv` in contiguous thirds, which mixes heads up."""
         from slimvit.models.head_parts import traceable
 
         attn = traceable(view.attn, view.head_dim).requires_grad_(True)  # the graph is read off autograd's

@@ -20,7 +20,7 @@ POINTS = 8
 
 
 class Mlp(Part):
-    """Hidden neurons of the MLP, which ends in ``fc2``."""
+    """Hidden neurons of the MLP, which ends in `fc2`."""
 
     name, unit, units = "mlp", "neuron", "neurons"
     label = "MLP neurons"
@@ -80,7 +80,7 @@ class Mlp(Part):
         return view.mlp.fc2
 
     def squares(self, view: AttentionBlock) -> Tensor:
-        """Biases count nowhere."""
+        """Sum the squares of the weights of each neuron, [neurons]; biases are left out."""
         from slimvit.models.mlp import input_layers
 
         found: Tensor = view.mlp.fc2.weight.detach().square().sum(0)
@@ -89,7 +89,7 @@ class Mlp(Part):
         return found
 
     def coupled(self, view: AttentionBlock) -> Coupled:
-        """The group is read off ``fc2``, whose inputs are the neurons; a GLU's neuron has two rows before it."""
+        """The group is read off `fc2`, whose inputs are the neurons; a GLU's neuron has two rows before it."""
         from slimvit.models.mlp import input_layers
 
         mlp = view.mlp.requires_grad_(True)

@@ -29,7 +29,7 @@ def register_part(part: Part) -> Part:
 
 
 def part_of(name: str) -> Part:
-    """The part of a name; raises :class:`PlanError` for one that is not known."""
+    """The part of a name; raises `PlanError` for one that is not known."""
     try:
         choices.PARTS.check(name)
         return PARTS[name]
@@ -39,7 +39,7 @@ def part_of(name: str) -> Part:
 
 
 def part_with_units(word: str) -> Part | None:
-    """The part whose units a plan calls by ``word``, such as `neurons`."""
+    """The part whose units a plan calls by `word`, such as `neurons`."""
     return next((part for part in PARTS.values() if part.units == word), None)
 
 

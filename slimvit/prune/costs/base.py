@@ -14,7 +14,7 @@ Price: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs, in one unit (MACs, parameters, milliseconds): the sum of ``rest`` and of every part."""
+    """What a model costs, in one unit (MACs, parameters, milliseconds): the sum of `rest` and of every part."""
 
     unit: str
     rest: float
@@ -27,7 +27,7 @@ class Costs:
         return self.prices[part]
 
     def total(self, plan: SlimPlan) -> float:
-        """What the model costs when it keeps what ``plan`` says."""
+        """What the model costs when it keeps what `plan` says."""
         return self.rest + sum(
             sum(price[i](len(block.of(part).kept)) for part, price in self.prices.items())
             for i, block in enumerate(plan.blocks)
@@ -35,5 +35,5 @@ class Costs:
 
 
 def costs_from(unit: str, total: float, plan: SlimPlan, prices: Mapping[str, tuple[Price, ...]]) -> Costs:
-    """Prices of parts, and the ``total`` that the model they belong to costs with ``plan``."""
+    """Prices of parts, and the `total` that the model they belong to costs with `plan`."""
     return Costs(unit, total - Costs(unit, 0.0, prices).total(plan), prices)

@@ -63,11 +63,11 @@ class Budget(ABC):
 
     @abstractmethod
     def costs(self, model: nn.Module, original: nn.Module, prepared: Any) -> Costs:
-        """What the parts of ``model`` cost, which was cut out of ``original`` or is it."""
+        """What the parts of `model` cost, which was cut out of `original` or is it."""
 
     @abstractmethod
     def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
-        """What the model costs when a plan is carried out; ``finished`` makes it, its prices add up to ``promised``."""
+        """What the model costs when a plan is carried out; `finished` makes it, its prices add up to `promised`."""
 
     def check(
         self, original: nn.Module, final: nn.Module, target: Target, section: PruneSection, engine: Engine
@@ -94,7 +94,7 @@ class Target:
         return f"{self.budget.option} {self.fraction:g}"
 
     def costs(self, model: nn.Module, original: nn.Module) -> Costs:
-        """What the parts of ``model`` cost."""
+        """What the parts of `model` cost."""
         return self.budget.costs(model, original, self.prepared)
 
 
@@ -109,7 +109,7 @@ def register_budget(budget: Budget) -> Budget:
 
 
 def budget_of(name: str) -> Budget:
-    """The kind of budget of a name; raises :class:`PlanError` for one that is not known."""
+    """The kind of budget of a name; raises `PlanError` for one that is not known."""
     try:
         return BUDGETS[choices.BUDGET_KINDS.check(name)]
     except ValueError as error:

@@ -74,14 +74,14 @@ LATENCY = register_budget(Latency())
 
 
 def latency_costs(model: nn.Module, table: LatencyTable) -> Costs:
-    """What the parts of the model that ``table`` belongs to cost, in milliseconds a batch."""
+    """What the parts of the model that `table` belongs to cost, in milliseconds a batch."""
     blocks = attention_blocks(model)
     prices = {name: tuple(_price(table, view, part) for view in blocks) for name, part in PARTS.items()}
     return Costs(LATENCY.unit, table.rest, prices)
 
 
 def latency_table(model: nn.Module, batch: int) -> LatencyTable:
-    """What attentions and MLPs take on the model's device in its dtype, milliseconds for ``batch`` images.
+    """What attentions and MLPs take on the model's device in its dtype, milliseconds for `batch` images.
 
     Measured by whoever needs it first on a machine, and read from the user's cache folder afterwards.
 

@@ -53,7 +53,7 @@ def check_latency(
 
 
 def measured_words(promised: float, milliseconds: float, measured: Ratio) -> str:
-    """What was measured, and whether it is what was promised; ``promised`` and ``measured``: shares of the original's
+    """What was measured, and whether it is what was promised; `promised` and `measured`: shares of the original's
     time."""
     interval = f"95 % interval {measured.low:.2f}-{measured.high:.2f}"
     told = f"measured {milliseconds:.3g} ms ({measured.middle:.2f}, {interval})"

@@ -30,7 +30,7 @@ from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import track
 
 ROUNDS = (5, 20)
-"""At least and at most: as many as fit into :data:`SECONDS`."""
+"""At least and at most: as many as fit into `SECONDS`."""
 SECONDS = 120.0
 TURN = 0.02
 """Seconds, at least, that any branch has in a round. Other work on the machine interrupts a long pass more often than a

@@ -12,7 +12,7 @@ from slimvit.data.loaders import Batches
 from slimvit.models.base import TimmModule
 
 Found: TypeAlias = Mapping[str, Sequence[Any]]
-"""By part, block by block: :class:`~slimvit.prune.criteria.scores.PartScores`, or one number a unit (a tensor, an
+"""By part, block by block: `PartScores`, or one number a unit (a tensor, an
 array, a list)."""
 ScoreFunction = Callable[..., Found]
 AnyFunction = TypeVar("AnyFunction", bound=ScoreFunction)
@@ -40,7 +40,7 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(name: str, *, needs_classifier: bool = False) -> Callable[[AnyFunction], AnyFunction]:
-    """Register a function as the criterion that recipes and `--criterion` call by ``name``."""
+    """Register a function as the criterion that recipes and `--criterion` call by `name`."""
 
     def register(function: AnyFunction) -> AnyFunction:
         CRITERIA[name] = Criterion(name, function, needs_classifier)

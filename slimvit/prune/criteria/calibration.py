@@ -30,14 +30,23 @@ Found = TypeVar("Found", covariant=True)
 class Sums(Protocol[Found]):
     """What is added up over the batches for one branch, see statistics.py."""
 
-    def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None: ...
+    def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None:
+        """Add the statistics of one batch.
 
-    def mean(self) -> Found: ...
+        Args:
+            z: Inputs of the branch's last layer [B, N, k].
+            grad: Gradients of the loss with respect to its outputs [B, N, C].
+            weight: Weights of the layer [C, k].
+            units: Number of units that share the k inputs.
+        """
+
+    def mean(self) -> Found:
+        """Return the means over all images so far."""
 
 
 @dataclass
 class _Branch(Generic[Found]):
-    """One branch while batches run; ``features`` waits for its gradient; ``size`` is the stream's, without batch and
+    """One branch while batches run; `features` waits for its gradient; `size` is the stream's, without batch and
     channels."""
 
     out: nn.Linear
@@ -56,12 +65,12 @@ def observe(
     seed: int = 0,
     parts: Sequence[str] | None = None,
 ) -> dict[str, list[Found]]:
-    """Statistics of ``parts`` of every block, in forward order, from one forward and backward pass.
+    """Statistics of `parts` of every block, in forward order, from one forward and backward pass.
 
-    ``loss``: ``labels`` (cross-entropy with the given labels), ``signs`` (a random root of the model's own Fisher
-    information, no labels needed) or ``features`` (a random direction of the features before the classifier: their
-    Gauss-Newton matrix, no classifier needed). ``sums``: :class:`~slimvit.prune.criteria.statistics.GateSums` or
-    :class:`~slimvit.prune.criteria.statistics.MomentSums`.
+    `loss`: `labels` (cross-entropy with the given labels), `signs` (a random root of the model's own Fisher
+    information, no labels needed) or `features` (a random direction of the features before the classifier: their
+    Gauss-Newton matrix, no classifier needed). `sums`: `GateSums` or
+    `MomentSums`.
     """
     blocks = attention_blocks(model)
     parts = parts or everywhere()
@@ -101,7 +110,7 @@ def _branch(block: AttentionBlock, part: Part, sums: Sums[Found]) -> _Branch[Fou
 def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Sum over images, so that each image's gradient is its own.
 
-    ``signs``: sum over classes c of s_c sqrt(p_c) log p_c, p the predictions, held fixed, and s_c = 1 or -1 at random.
+    `signs`: sum over classes c of s_c sqrt(p_c) log p_c, p the predictions, held fixed, and s_c = 1 or -1 at random.
     The mean square of its gradient is the Fisher information, as with labels drawn from p; but where the model is sure,
     drawn labels give next to no gradient nearly always, and a large one now and then.
     """
@@ -159,7 +168,7 @@ def _watch(block: nn.Module, branch: _Branch[Found]) -> Iterator[None]:
 
 
 def _add(branch: _Branch[Found], grad: Tensor) -> None:
-    """``grad`` [..., C]: dLoss/d(output) of the batch whose features [..., k] wait in ``branch``."""
+    """`grad` [..., C]: dLoss/d(output) of the batch whose features [..., k] wait in `branch`."""
     z, branch.features = branch.features, None
     assert z is not None
     # one row an image, one column a token: padding and windows are gone
@@ -168,8 +177,8 @@ def _add(branch: _Branch[Found], grad: Tensor) -> None:
 
 
 def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
-    """How many images may be in one backward pass, given ``forward``, which makes the loss of one image: as many as
-    take half of the free memory of ``device``, and at least one. Where it is not known, any number."""
+    """How many images may be in one backward pass, given `forward`, which makes the loss of one image: as many as
+    take half of the free memory of `device`, and at least one. Where it is not known, any number."""
     free = free_bytes(device)
     if free is None:
         return 2**31

@@ -1,7 +1,7 @@
 """In which order the units of a branch can go, when the others are refitted to stand in for them.
 
-Optimal brain surgeon (Hassibi and Stork, 1993) with a head or a neuron for a weight. ``covariance`` S [k, k]: second
-moments of what enters the branch's last layer, weighted or not. ``weight`` Wo [k, C]. ``metric`` F [C, C]: how much
+Optimal brain surgeon (Hassibi and Stork, 1993) with a head or a neuron for a weight. `covariance` S [k, k]: second
+moments of what enters the branch's last layer, weighted or not. `weight` Wo [k, C]. `metric` F [C, C]: how much
 the loss minds errors of its outputs. With the units K kept, M = S_KK^-1 and the refitted weights W = M S_K: Wo,
 removing unit h raises trace(F E^T E), E the branch's error, by trace(F W_h^T (M_hh)^-1 W_h); then M and W are brought
 up to date.
@@ -22,7 +22,7 @@ COMPACT = 0.75
 
 
 def damped(covariance: Tensor) -> Tensor:
-    """In float64, and safe to invert."""
+    """Return the matrix [k, k] in float64 with `DAMPING` on its diagonal, so that it can be inverted."""
     damping = DAMPING * covariance.diagonal().mean().clamp_min(1e-12)
     return covariance.double() + damping * torch.eye(len(covariance), dtype=torch.float64)
 
@@ -30,10 +30,10 @@ def damped(covariance: Tensor) -> Tensor:
 def eliminate(
     covariance: Tensor, weight: Tensor, metric: Tensor, width: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Greedily remove all units of ``width`` channels, always the one that raises the error least; the units in the
+    """Greedily remove all units of `width` channels, always the one that raises the error least; the units in the
     order in which they go, and what each costs then.
 
-    ``covariance`` [k, k], ``weight`` [k, C], ``metric`` [C, C], on the CPU.
+    `covariance` [k, k], `weight` [k, C], `metric` [C, C], on the CPU.
     """
     if len(covariance) == 0:
         return (), ()

@@ -45,7 +45,7 @@ def group_taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[st
 
 
 def _by_part(probe: nn.Module, kind: str, parts: tuple[str, ...]) -> Found:
-    """``probe`` is a copy of the model, and spent afterwards."""
+    """`probe` is a copy of the model, and spent afterwards."""
     found = {}
     for name in parts:
         part = PARTS[name]

@@ -30,7 +30,7 @@ def score_parts(
     seed: int = 0,
     parts: Sequence[str] | None = None,
 ) -> Scores:
-    """Score the units of ``model``; a higher score means a dearer unit. The model is left as it was.
+    """Score the units of `model`; a higher score means a dearer unit. The model is left as it was.
 
     Args:
         model: Any supported timm model, pruned or not.
@@ -61,7 +61,7 @@ def score_parts(
 
 
 def criterion_of(criterion: str | ScoreFunction) -> Criterion:
-    """The criterion of a word, or around a function; raises :class:`PlanError` for an unknown word."""
+    """The criterion of a word, or around a function; raises `PlanError` for an unknown word."""
     if not isinstance(criterion, str):
         return Criterion(getattr(criterion, "__name__", "of your own"), criterion)
     try:

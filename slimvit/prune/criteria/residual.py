@@ -53,7 +53,7 @@ def _ranked(part: Part, view: AttentionBlock, seen: BranchMoments) -> PartScores
 
 
 def rank(seen: BranchMoments, weight: Tensor, width: int) -> Ranked:
-    """Order and costs of all units of ``width`` channels; ``weight`` Wo [k, C], on the CPU."""
+    """Order and costs of all units of `width` channels; `weight` Wo [k, C], on the CPU."""
     units = len(weight) // width
     if units == 0:
         return (), (), ()
@@ -87,7 +87,7 @@ def _rise(inputs: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
 
 
 def _rises(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, gone: npt.NDArray[np.int64]) -> Floats:
-    """The rise when the last ``gone`` channels are not there any more.
+    """The rise when the last `gone` channels are not there any more.
 
     One Cholesky factor L of S serves every number of them: S_KK = L_KK L_KK^T and S_KR = L_KK L_RK^T.
     """

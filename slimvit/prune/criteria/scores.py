@@ -42,7 +42,7 @@ class Scores:
     """One entry a block."""
 
     def of(self, part: str) -> tuple[PartScores, ...]:
-        """The scores of a part, block by block; raises :class:`PlanError` where it was not scored."""
+        """The scores of a part, block by block; raises `PlanError` where it was not scored."""
         if part not in self.parts:
             raise PlanError(f"{part} was not scored, only {', '.join(self.parts)}; name it in the parts to score")
         return self.parts[part]
@@ -83,7 +83,7 @@ def write_scores(scores: Scores, path: Path) -> None:
 
 
 def read_scores(path: Path, plan: SlimPlan) -> Scores:
-    """What :func:`write_scores` wrote, for a model that keeps what ``plan`` does."""
+    """What `write_scores` wrote, for a model that keeps what `plan` does."""
     found = json.loads(path.read_text())
     criterion = found.pop("criterion")
     return Scores(criterion, plan, {part: _read(blocks) for part, blocks in found.items() if blocks})

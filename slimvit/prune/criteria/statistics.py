@@ -20,7 +20,7 @@ class Gates:
 
 @dataclass(frozen=True)
 class BranchMoments:
-    """``covariance`` [k, k]: of z, over tokens. ``inputs`` [k, k] and ``outputs`` [C, C]: means over images of A A^T
+    """`covariance` [k, k]: of z, over tokens. `inputs` [k, k] and `outputs` [C, C]: means over images of A A^T
     and A^T A, where A = sum over the image's tokens of z g^T is its gradient of the layer's weights (k to C); in
     float32, with z centred by the mean of the images up to it.
     """
@@ -35,14 +35,14 @@ def _zero() -> Tensor:
 
 
 class GateSums:
-    """:class:`Gates` on the way."""
+    """`Gates` on the way."""
 
     def __init__(self) -> None:
         self.images = 0
         self.absolute, self.square = _zero(), _zero()
 
     def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None:
-        """A batch: ``z`` [B, N, k] and ``grad`` [B, N, C] of its tokens, ``weight`` [C, k] of the layer."""
+        """A batch: `z` [B, N, k] and `grad` [B, N, C] of its tokens, `weight` [C, k] of the layer."""
         along = (z * (grad @ weight)).sum(1).cpu().double()  # z dLoss/dz, over tokens
         gates = along.reshape(len(z), units, z.shape[-1] // max(1, units)).sum(-1)
         self.absolute = self.absolute + gates.abs().sum(0)
@@ -50,11 +50,12 @@ class GateSums:
         self.images += len(z)
 
     def mean(self) -> Gates:
+        """Return the means over all images so far."""
         return Gates(self.absolute / self.images, self.square / self.images)
 
 
 class MomentSums:
-    """:class:`Moments` on the way."""
+    """`Moments` on the way."""
 
     def __init__(self) -> None:
         self.images = self.tokens = 0
@@ -63,7 +64,7 @@ class MomentSums:
         self.inputs, self.outputs = torch.zeros(()), torch.zeros(())
 
     def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None:
-        """A batch: ``z`` [B, N, k] and ``grad`` [B, N, C] of its tokens."""
+        """A batch: `z` [B, N, k] and `grad` [B, N, C] of its tokens."""
         z, grad = z.float(), grad.float()
         if self.shift is None:
             self.shift = z.flatten(0, -2).mean(0)  # reshape(-1, k) cannot take the k = 0 of no heads
@@ -84,8 +85,8 @@ class MomentSums:
 
 
 def _of_weight_gradients(z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over images of A A^T [k, k] and A^T A [C, C], A [k, C] the sum over tokens of z g^T; ``z`` [B, N, k] and
-    ``grad`` [B, N, C]. With few tokens by their products with each other, [B, N, N]; else by A itself."""
+    """Sums over images of A A^T [k, k] and A^T A [C, C], A [k, C] the sum over tokens of z g^T; `z` [B, N, k] and
+    `grad` [B, N, C]. With few tokens by their products with each other, [B, N, N]; else by A itself."""
     if _by_tokens(z, grad):
         alike, along = grad @ grad.mT, z @ z.mT
         return z.flatten(0, 1).T @ (alike @ z).flatten(0, 1), grad.flatten(0, 1).T @ (along @ grad).flatten(0, 1)

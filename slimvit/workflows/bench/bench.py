@@ -57,6 +57,7 @@ class BenchRow:
     timing: Timing
 
     def to_json(self) -> dict[str, Any]:
+        """Return the row as plain data, the timing's fields beside the model's."""
         own = {"model": self.model, "original": self.original, "params": self.params, "macs": self.macs}
         return own | self.timing.model_dump(mode="json")
 

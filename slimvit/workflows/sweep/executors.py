@@ -37,7 +37,8 @@ class Task:
 class Executor(Protocol):
     """Takes tasks. A future gives None when the run folder is there, or one line that says why it is not."""
 
-    def submit(self, task: Task) -> Future[str | None]: ...
+    def submit(self, task: Task) -> Future[str | None]:
+        """Start a task, now or when there is a place for it."""
 
 
 def run_task(task: Task) -> str | None:
@@ -54,7 +55,7 @@ def run_task(task: Task) -> str | None:
     return None
 
 
-class SerialExecutor:
+class SerialExecutor(Executor):
     """One run after another in this process."""
 
     def submit(self, task: Task) -> Future[str | None]:
@@ -63,7 +64,7 @@ class SerialExecutor:
         return future
 
 
-class ProcessExecutor:
+class ProcessExecutor(Executor):
     """A process a run, ``jobs`` at once; they share the cores, and each has a GPU of its own where there are enough."""
 
     def __init__(self, jobs: int) -> None:
@@ -131,7 +132,7 @@ def _why(code: int, story: Path) -> str:
     return said[-1].removeprefix("Error: ") if said else f"ended with exit code {code}"
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """A Ray cluster, or the one that Ray makes of this machine. The folders must be seen by all of its machines."""
 
     def __init__(self) -> None:
