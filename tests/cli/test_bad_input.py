@@ -296,7 +296,7 @@ def test_a_run_does_not_write_over_what_it_reads(refused: Callable[..., str], wo
 
 def test_a_full_disk(slimvit_: Invoke, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for writer in (
-        "slimvit.report.run.plots.head_map",
+        "slimvit.report.run.head_map.head_map",
         "slimvit.models.plan.SlimPlan.write",
         "slimvit.io.saved_model.save_file",
     ):
