@@ -39,7 +39,7 @@ def load_into(model: nn.Module, folder: str | Path) -> nn.Module:
     with named(folder, place):
         info = read_description(place)
         plan = plan_in(info, place)
-        if plan_of(model).removed:
+        if plan_of(model).is_cut:
             raise StoreError(f"{folder}: the given model is pruned already; give a fresh, uncut one")
         try:
             slim = cut_to(model, plan, info.dense)
