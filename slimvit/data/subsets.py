@@ -59,7 +59,7 @@ def _unreadable(dataset: Images, title: str) -> Iterator[tuple[int, ImageError]]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
         found = pool.map(lambda indices: list(_errors(dataset, indices)), chunks)
-        for errors in track(found, title, total=len(chunks)):
+        for errors in track(found, title, total=len(chunks), unit="chunks"):
             yield from errors
     finally:
         pool.shutdown(cancel_futures=True)

@@ -20,7 +20,7 @@ def prunable_models(pattern: str) -> list[dict[str, str]]:
     """List the supported timm models matching `pattern` with their heads. They are built without memory."""
     rows = []
     names = sorted({m for f in FAMILIES for mod in f.timm_modules for m in timm.list_models(pattern, module=mod)})
-    for name in track(names, "looking at models"):
+    for name in track(names, "looking at models", unit="models"):
         model = _shape_of(name)
         found = family_or_reason(model) if isinstance(model, nn.Module) else model
         if isinstance(model, str) or not isinstance(found, Family):
@@ -51,7 +51,7 @@ def support(pattern: str = "*") -> list[Support]:
     """List all timm models with attention matching `pattern`, grouped by timm module and support."""
     alike: dict[tuple[str, Verdict], list[str]] = {}
     names = [(module, m) for module in timm.list_modules() for m in timm.list_models(pattern, module=module)]
-    for module, name in track(names, "looking at models"):
+    for module, name in track(names, "looking at models", unit="models"):
         model = _shape_of(name)
         if isinstance(model, str):
             alike.setdefault((module, (False, False, False, model)), []).append(name)

@@ -104,7 +104,7 @@ def refit(
         walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(mine, theirs, batches)
         if fits(theirs, batches, device_of(original)) if cache is None else cache:
             walk = _CachedWalk(mine, theirs, [x.to(device_of(original)) for x, _ in batches])
-        for i in track(range(len(mine)), "refitting branches"):
+        for i in track(range(len(mine)), "refitting", unit="branches"):
             ours, uncut = mine[i], theirs[i]
             if isinstance(ours, Branch) and isinstance(uncut, Branch):
                 moments = PairedMoments()

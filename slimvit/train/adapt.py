@@ -58,7 +58,7 @@ def _linear_probe(
     batches = -(-len(x) // HEAD_BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     with torch.enable_grad():
-        for _ in track(range(epochs), "training the classifier"):
+        for _ in track(range(epochs), "training the classifier", unit="epochs"):
             for index in _order(labels, balanced, generator).split(HEAD_BATCH):
                 optimizer.zero_grad()
                 loss = F.cross_entropy(x[index] @ weight.T + bias, labels[index])

@@ -1,4 +1,4 @@
-"""What a planned cut would save and how long the run would take, before anything is cut."""
+"""A dry run: the plan, its savings and the time that the whole run would take, without cutting anything."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from slimvit.measure.flops.count import count_macs, count_params
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
+from slimvit.prune.criteria.registry import criterion_of
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import RecipeError
+from slimvit.utils.progress import log
 from slimvit.workflows import run_folder
 from slimvit.workflows.run import A_BUDGET, DEFAULTS, adapt, make_plan
 from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
 
+SCORE_PASSES = 2.3
+"""Forward passes over the calibration images that scoring costs (measured: benchmarks/cost.py)."""
 REFIT_PASSES = 5.0
 """Forward passes over the calibration images that a refit costs (measured: benchmarks/cost.py)."""
 TRAIN_PASSES = 3.0
@@ -27,11 +31,21 @@ TRAIN_PASSES = 3.0
 
 
 def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[RunState, SlimPlan]:
-    """Everything up to the plan; nothing is cut. With `options.out` the plan is written there."""
+    """Do everything up to the plan, and cut nothing.
+
+    Args:
+        recipe: The run to plan; it needs a budget.
+        options: Where and how; the plan is written to the folder `out`, if any.
+
+    Raises:
+        RecipeError: The recipe has no budget.
+    """
     if not recipe.prune.wanted:
         raise RecipeError(f"a dry run needs a budget: give {A_BUDGET}")
     with open_run(recipe, options) as state:
-        state = make_plan(adapt(state))
+        state = adapt(state)
+        announce(state)
+        state = make_plan(state)
         plan = state.plan
         assert plan is not None
         if options.out is not None:
@@ -39,8 +53,18 @@ def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[RunState, Slim
     return state, plan
 
 
+def announce(state: RunState) -> None:
+    """Log what the scoring pass is about to take, where the plan needs one."""
+    section, train = state.recipe.prune, state.context.data.train
+    if section.plan is not None or not criterion_of(section.criterion).needs_images:
+        return
+    images = min(section.calibration_images, len(train))
+    seconds = SCORE_PASSES * images * _seconds_an_image(state)
+    log(f"scoring {images} images by {section.criterion}: {SCORE_PASSES:g} forward passes over them, {seconds:.0f} s")
+
+
 def estimate(state: RunState, plan: SlimPlan) -> dict[str, Any]:
-    """The plan with units, params and MACs before and after, and the seconds each part of a run would take."""
+    """The plan, its units, parameters and MACs before and after, and the seconds of each stage of the run."""
     before, after = plan_of(state.model), prune_model(state.model, plan)
     figures = {part.units: [before.kept_of(name), plan.kept_of(name)] for name, part in PARTS.items()}
     figures |= {
@@ -60,7 +84,7 @@ def _promised(state: RunState, plan: SlimPlan) -> dict[str, Any]:
 
 
 def _seconds(state: RunState) -> dict[str, float]:
-    """From the time of one batch; adapting and scoring have been done and were timed."""
+    """Seconds of each stage: measured for adapting and scoring, estimated from the time of one batch for the rest."""
     recipe = state.recipe
     image = _seconds_an_image(state)
     refitting, epochs = recipe.refit.target != "none", recipe.finetune.epochs
@@ -80,6 +104,7 @@ def _seconds(state: RunState) -> dict[str, float]:
 
 @torch.inference_mode()
 def _seconds_an_image(state: RunState) -> float:
+    """Seconds of a forward pass, loading included."""
     context = state.context
     batches = iter(context.in_order(context.data.val))
     images = next(batches)[0].to(context.device)

@@ -141,7 +141,9 @@ def test_another_seed_draws_other_random_heads(slimvit_: Invoke, tmp_path: Path)
 
 def test_a_dry_run_only_plans(slimvit_: Invoke, tmp_path: Path) -> None:
     words = ("prune", "vit_digits", *FEW, "--ratio", 0.5, "--dry-run", "--finetune-epochs", 2, "--out")
-    printed = slimvit_(*words, tmp_path / "plan").stdout
+    result = slimvit_(*words, tmp_path / "plan")
+    printed = result.stdout
+    assert re.search(r"scoring \d+ images by residual: 2.3 forward passes over them, \d+ s\n", result.stderr)
     assert [f.name for f in (tmp_path / "plan").iterdir()] == ["plan.json"]
     for i, heads in enumerate(kept(tmp_path / "plan")):
         assert f"blocks.{i}: keeps {','.join(map(str, heads))} of 6 heads" in printed

@@ -57,7 +57,7 @@ class InterleavedTimer:
         with torch.inference_mode():
             calls = self.calls(batch)
             passes = passes_for(max(call() for call in calls.values()))
-            return interleaved(calls, track(range(rounds), f"batch {batch}"), passes)
+            return interleaved(calls, track(range(rounds), f"timing batch {batch}", unit="rounds"), passes)
 
     def _first(self, name: str, call: Callable[[Tensor], Any], images: Tensor) -> None:
         """The first pass, in which a compiled model is compiled."""

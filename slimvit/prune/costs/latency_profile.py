@@ -74,7 +74,7 @@ def _times(models: Mapping[str, nn.Module], steps: Sequence[WidthSweep], batch: 
     took = {name: max(1e-6, warm_up(call)) for name, call in calls.items()}
     turns = {name: partial(_turn, call, ceil(TURN / took[name])) for name, call in calls.items()}
     rounds = _rounds(sum(max(TURN, seconds) for seconds in took.values()))
-    found = interleaved(turns, track(range(rounds), "timing attentions and MLPs"))
+    found = interleaved(turns, track(range(rounds), "timing attentions and MLPs", unit="rounds"))
     return {name: 1000 * median(by_round(times)) for name, times in found.items()}
 
 

@@ -29,6 +29,8 @@ class Criterion:
     function: ScoreFunction
     needs_classifier: bool = False
     """Needs labels and a classifier."""
+    needs_images: bool = True
+    """Reads the images; otherwise it looks at weights alone."""
 
     def __call__(self, model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
         taken = inspect.signature(self.function).parameters
@@ -39,11 +41,13 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str, *, needs_classifier: bool = False) -> Callable[[AnyFunction], AnyFunction]:
+def criterion(
+    name: str, *, needs_classifier: bool = False, needs_images: bool = True
+) -> Callable[[AnyFunction], AnyFunction]:
     """Register a function as the criterion that recipes and `--criterion` call by `name`."""
 
     def register(function: AnyFunction) -> AnyFunction:
-        CRITERIA[name] = Criterion(name, function, needs_classifier)
+        CRITERIA[name] = Criterion(name, function, needs_classifier, needs_images)
         choices.CRITERIA.add(name)
         return function
 

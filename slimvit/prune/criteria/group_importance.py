@@ -20,7 +20,7 @@ from slimvit.utils.errors import DataError
 from slimvit.utils.progress import track
 
 
-@criterion("tp-magnitude")
+@criterion("tp-magnitude", needs_images=False)
 def group_magnitude(model: TimmModule, batches: Batches, parts: tuple[str, ...]) -> Found:
     """Torch-Pruning's group magnitude: squared L2, relative to the mean of the block."""
     return _by_part(copy.deepcopy(model), "magnitude", parts)

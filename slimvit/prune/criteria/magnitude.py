@@ -9,7 +9,7 @@ from slimvit.models.registry import attention_blocks
 from slimvit.prune.criteria.base import Found, criterion
 
 
-@criterion("magnitude")
+@criterion("magnitude", needs_images=False)
 def magnitude(model: TimmModule, batches: Batches, parts: tuple[str, ...]) -> Found:
     """L2 norm of all weights that go with the unit, Han et al., NeurIPS 2015."""
     return {part: [PARTS[part].squares(view).sqrt() for view in attention_blocks(model)] for part in parts}

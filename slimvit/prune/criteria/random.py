@@ -13,7 +13,7 @@ from slimvit.models.registry import attention_blocks
 from slimvit.prune.criteria.base import Found, criterion
 
 
-@criterion("random")
+@criterion("random", needs_images=False)
 def random(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
     """A number drawn for every unit, smaller by as much as the unit costs less than one of the first part, so that all
     parts go at the same rate."""
