@@ -27,11 +27,11 @@ def fit_head(
     seed: int,
     balanced: bool = False,
 ) -> nn.Module:
-    """A copy of ``model`` with a new linear classifier for ``num_classes`` classes; nothing else changes.
+    """A copy of `model` with a new linear classifier for `num_classes` classes; nothing else changes.
 
-    ``features`` [n, F]: what the network gives before its classifier, for the training images; ``labels`` [n]. The
+    `features` [n, F]: what the network gives before its classifier, for the training images; `labels` [n]. The
     classifier is trained on standardised features (Adam, cosine, L2), then the scaling is folded into its weights.
-    ``balanced``: images are drawn, with replacement, so that every class comes equally often.
+    `balanced`: images are drawn, with replacement, so that every class comes equally often.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     weight, bias = _linear_probe((features - mean) / std, labels, num_classes, epochs, seed, balanced)

@@ -29,7 +29,7 @@ class Interrupted(SlimvitError):
 
 @dataclass
 class Checkpoints:
-    """The files of one training in ``folder``, which must exist."""
+    """The files of one training in `folder`, which must exist."""
 
     folder: Path
     go_on: str = ""
@@ -86,7 +86,7 @@ class Checkpoints:
         self.put(name, write)
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
-        """Replace a file beside the states by what ``write`` writes to the path that it is given."""
+        """Replace a file beside the states by what `write` writes to the path that it is given."""
         if not self.writes:
             return
         partial = self.folder / f".{name}.partial"

@@ -20,9 +20,9 @@ MIX = "attn.mix"
 def parameter_groups(model: TimmModule, section: TrainSection, lr: float, mix_lr_scale: float) -> list[dict[str, Any]]:
     """The parameters that ask for gradients, by learning rate and weight decay.
 
-    No decay on norms, biases and what timm lists (tokens, position tables). With ``layer_decay`` a group has timm's
-    ``lr_scale``, smaller towards the input. The mixes of dense attention, without decay too, have the learning rate
-    ``lr * mix_lr_scale`` in every block.
+    No decay on norms, biases and what timm lists (tokens, position tables). With `layer_decay` a group has timm's
+    `lr_scale`, smaller towards the input. The mixes of dense attention, without decay too, have the learning rate
+    `lr * mix_lr_scale` in every block.
     """
     never = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     if section.layer_decay is None:
@@ -45,7 +45,7 @@ def build_optimizer(groups: list[dict[str, Any]], section: TrainSection, lr: flo
 
 
 def check_optimizer(section: TrainSection) -> None:
-    """Raise :class:`RecipeError` when the optimizer needs a package or a device that is not here."""
+    """Raise `RecipeError` when the optimizer needs a package or a device that is not here."""
     try:
         build_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))], "weight_decay": 0.0}], section, 1e-3)
     except (AssertionError, ImportError, RuntimeError) as error:
@@ -54,7 +54,7 @@ def check_optimizer(section: TrainSection) -> None:
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, section: TrainSection, updates: int) -> CosineLRScheduler:
-    """Linear warm-up to the peak, then a cosine over the updates that are left; ``updates``: those of one epoch."""
+    """Linear warm-up to the peak, then a cosine over the updates that are left; `updates`: those of one epoch."""
     total = max(1, section.epochs * updates)
     warmup = min(round(section.warmup_epochs * updates), total - 1)
     return CosineLRScheduler(

@@ -24,9 +24,9 @@ optimizer, where it is not the loader's), seconds, and what was measured."""
 
 @dataclass
 class TrainState:
-    """``model`` is trained in place; ``result`` is what a user gets.
+    """`model` is trained in place; `result` is what a user gets.
 
-    Nothing random is part of it: every step draws from a seed of its own (:mod:`slimvit.train.loop`).
+    Nothing random is part of it: every step draws from a seed of its own (`slimvit.train.loop`).
     """
 
     model: TimmModule
@@ -51,7 +51,7 @@ class TrainState:
         return self.model if self.ema is None else self.ema.module
 
     def to_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, from which :meth:`restore` goes on bit for bit."""
+        """Tensors and plain values, from which `restore` goes on bit for bit."""
         counts = {name: getattr(self, name) for name in COUNTS}
         ema = None if self.ema is None else self.ema.module.state_dict()
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema, **counts}
@@ -78,7 +78,7 @@ COUNTS = ("epoch", "batch", "updates", "total", "seconds", "history")
 def begin(
     model: TimmModule, section: TrainSection, lr: float, mix_lr_scale: float, updates: int, device: torch.device | str
 ) -> TrainState:
-    """The state before the first step, on a copy of ``model``; ``updates``: steps of the optimizer in an epoch."""
+    """The state before the first step, on a copy of `model`; `updates`: steps of the optimizer in an epoch."""
     model = copy.deepcopy(model).to(device)
     if section.drop_path:  # 0 leaves what the model was built with
         set_drop_path(model, section.drop_path)
@@ -106,7 +106,7 @@ def training_mode(model: TimmModule, section: TrainSection) -> None:
 
 
 def finish(state: TrainState, section: TrainSection, like: nn.Module) -> nn.Module:
-    """The result in eval mode, without what was put in for training; parameters are as free as those of ``like``."""
+    """The result in eval mode, without what was put in for training; parameters are as free as those of `like`."""
     if section.drop_path:
         set_drop_path(state.result, 0.0)
     for mine, theirs in zip(state.result.parameters(), like.parameters(), strict=True):
@@ -115,7 +115,7 @@ def finish(state: TrainState, section: TrainSection, like: nn.Module) -> nn.Modu
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Stochastic depth, rising linearly from 0 at the first block to ``rate`` at the last, in place."""
+    """Stochastic depth, rising linearly from 0 at the first block to `rate` at the last, in place."""
     blocks = attention_blocks(model)
     for i, view in enumerate(blocks):
         p = rate * i / max(1, len(blocks) - 1)

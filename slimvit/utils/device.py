@@ -10,7 +10,7 @@ from slimvit.utils.errors import SlimvitError
 def resolve_device(name: str = "auto") -> torch.device:
     """The device of that name; `auto` takes CUDA, then MPS, then the CPU.
 
-    Raises :class:`SlimvitError` for a device this machine does not have.
+    Raises `SlimvitError` for a device this machine does not have.
     """
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":

@@ -65,7 +65,7 @@ class Engine:
         return self.accelerator.gather_for_metrics if self.processes > 1 else lambda tensor: tensor
 
     def start_log(self, name: str) -> None:
-        """Begin what --log-with asked for, under ``name``."""
+        """Begin what --log-with asked for, under `name`."""
         if self.accelerator.log_with:
             self.accelerator.init_trackers(name)
 
@@ -126,6 +126,6 @@ def _check_log(name: str | None, log_dir: Path | None) -> None:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise :class:`SlimvitError` for a precision that the device cannot compute in."""
+    """Raise `SlimvitError` for a precision that the device cannot compute in."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise SlimvitError(f"precision bf16: {torch.cuda.get_device_name(device)} cannot compute in it; use fp32")

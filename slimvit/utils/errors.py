@@ -45,11 +45,11 @@ class WorkerError(SlimvitError):
 
 
 def nearest(word: str, known: Iterable[str], how_many: int = 3) -> str:
-    """`` (did you mean a, b?)`` for the known words closest to ``word``, or nothing when none is close."""
+    """` (did you mean a, b?)` for the known words closest to `word`, or nothing when none is close."""
     close = closest(word, known, how_many)
     return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
 def closest(word: str, known: Iterable[str], how_many: int = 3) -> list[str]:
-    """The known words that ``word`` may have been meant for, the likeliest first."""
+    """The known words that `word` may have been meant for, the likeliest first."""
     return difflib.get_close_matches(word, list(known), n=how_many, cutoff=0.5)

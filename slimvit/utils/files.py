@@ -27,7 +27,7 @@ def disk_error(target: Path, error: OSError) -> DiskError:
 
 @contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Raise :class:`DiskError` for what goes wrong while ``target`` is being written."""
+    """Raise `DiskError` for what goes wrong while `target` is being written."""
     try:
         yield
     except OSError as error:
@@ -35,7 +35,7 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 
 def check_parent(target: Path) -> None:
-    """Raise :class:`StoreError` where nothing can be put."""
+    """Raise `StoreError` where nothing can be put."""
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir():
         raise StoreError(f"{target}: {parent} is a file; name another folder for --out")
@@ -78,13 +78,13 @@ class Unreadable(Exception):
 
 
 def check_regular(path: Path) -> None:
-    """Raise :class:`Unreadable` for what cannot be read to its end: a folder, a pipe, a device. Links are followed."""
+    """Raise `Unreadable` for what cannot be read to its end: a folder, a pipe, a device. Links are followed."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise Unreadable("it is no ordinary file")
 
 
 def read_text(path: Path, most: int = MOST) -> str:
-    """Raises :class:`FileNotFoundError`, and :class:`Unreadable` for all else."""
+    """Raises `FileNotFoundError`, and `Unreadable` for all else."""
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -99,7 +99,7 @@ def read_text(path: Path, most: int = MOST) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises as :func:`read_text` does."""
+    """The content of a JSON file. Raises as `read_text` does."""
     text = read_text(path)
     try:
         return _writable(json.loads(text), text)
@@ -111,7 +111,7 @@ def read_json(path: Path) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file, plain data only, without aliases: a few lines of those can stand for more than any
-    memory holds. Raises as :func:`read_text` does."""
+    memory holds. Raises as `read_text` does."""
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -133,7 +133,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _writable(found: Any, text: str) -> Any:
-    """``found``, unless an escape in ``text`` gave half a pair of surrogates, which nothing can write or show again."""
+    """`found`, unless an escape in `text` gave half a pair of surrogates, which nothing can write or show again."""
     if "\\ud" in text.lower():
         json.dumps(found, ensure_ascii=False, default=str).encode()
     return found

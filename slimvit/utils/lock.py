@@ -36,12 +36,12 @@ _held: dict[tuple[int, Path], int] = {}
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Keep every other process and thread of slimvit from writing to ``target`` while the block runs; the thread that
+    """Keep every other process and thread of slimvit from writing to `target` while the block runs; the thread that
     has claimed it may do so again.
 
-    The lock is the system's own on a file beside ``target``, so it ends with the process, however that ends; forked
+    The lock is the system's own on a file beside `target`, so it ends with the process, however that ends; forked
     children have no share in it. Between machines it holds where the file system's locks do (NFS 4, not every other
-    one). Raises :class:`StoreError` when another has it, or where nothing can be written.
+    one). Raises `StoreError` when another has it, or where nothing can be written.
     """
     place = target.absolute()
     key = threading.get_ident(), place
@@ -71,14 +71,14 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def clean_up(target: Path) -> None:
-    """Put right what a killed process left of ``target``, before it is read by a command that will write to it."""
+    """Put right what a killed process left of `target`, before it is read by a command that will write to it."""
     if is_main() and stale_files(target) and lock_owner(target) is None:
         with locked(target):
             pass
 
 
 def lock_owner(target: Path) -> str | None:
-    """Who is writing to ``target`` now, in words; None where nobody is."""
+    """Who is writing to `target` now, in words; None where nobody is."""
     if fcntl is None:
         return None
     try:
@@ -97,7 +97,7 @@ def lock_owner(target: Path) -> str | None:
 
 
 def stale_files(target: Path) -> list[Path]:
-    """The lock of ``target``, and what was written aside of it or of the state of its training."""
+    """The lock of `target`, and what was written aside of it or of the state of its training."""
     place = target.absolute()
     lock = _lock_of(place)
     return [left for part in (place, place / UNFINISHED) for left in _aside_of(part)] + [lock] * lock.exists()
@@ -136,9 +136,9 @@ def _take_lock(place: Path, target: Path) -> int:
                 return descriptor
         except BlockingIOError:
             if last:
-                told = f"{_who(descriptor)} is writing to it; wait until that is done, or name another --out"
+                message = f"{_who(descriptor)} is writing to it; wait until that is done, or name another --out"
                 os.close(descriptor)
-                raise StoreError(f"{target}: {told}") from None
+                raise StoreError(f"{target}: {message}") from None
             time.sleep(0.02)  # it may only have been looked at
         except OSError as error:
             if error.errno not in NO_LOCKS:

@@ -27,12 +27,12 @@ DRY_RUN = {"plan.json"}
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
-    """The name under which something is kept that depends on ``facts``."""
+    """The name under which something is kept that depends on `facts`."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_free(target: Path, force: bool) -> None:
-    """Raise :class:`StoreError` now if ``target`` could not be written at the end of a run."""
+    """Raise `StoreError` now if `target` could not be written at the end of a run."""
     if target.is_file():
         raise StoreError(f"{target}: is a file; name a folder for --out")
     if found := entries(target):
@@ -49,7 +49,7 @@ def check_free(target: Path, force: bool) -> None:
 
 
 def check_free_file(target: Path, suffix: str, force: bool) -> None:
-    """Raise :class:`StoreError` now if a file of this kind could not be written to ``target`` in the end."""
+    """Raise `StoreError` now if a file of this kind could not be written to `target` in the end."""
     if target.suffix != suffix:
         raise StoreError(f"{target}: the file's name must end in {suffix}; name another one for --out")
     if target.is_dir():
@@ -67,7 +67,7 @@ def entries(folder: Path) -> set[str]:
 
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    """A temporary folder beside `target` that takes its place when the block ends well, and vanishes otherwise."""
     with locked(target):
         check_free(target, force)
         with aside(target) as partial:
@@ -76,7 +76,7 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def aside(target: Path) -> Iterator[Path]:
-    """:func:`new_folder` for the holder of a claim, on ``target`` or on the run folder that it is the state of."""
+    """`new_folder` for the holder of a claim, on `target` or on the run folder that it is the state of."""
     with disk_errors(target):
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.{ASIDE}", dir=target.parent))
         try:
@@ -90,7 +90,7 @@ def aside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """A temporary file beside ``target`` that takes its place when the block ends well, and vanishes otherwise."""
+    """A temporary file beside `target` that takes its place when the block ends well, and vanishes otherwise."""
     with locked(target), disk_errors(target):
         prefix = f".{target.name}.{ASIDE}"
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)

@@ -21,7 +21,7 @@ def to_ranges(ids: Sequence[int]) -> str:
 
 
 def from_ranges(text: Any, number: int) -> tuple[int, ...] | None:
-    """Ranges of the ids 0 to ``number`` - 1 -> the ids, in the order written; None for anything else."""
+    """Ranges of the ids 0 to `number` - 1 -> the ids, in the order written; None for anything else."""
     if not isinstance(text, str):
         return None
     ids: list[int] = []
@@ -37,6 +37,6 @@ def from_ranges(text: Any, number: int) -> tuple[int, ...] | None:
 
 
 def count_ranges(text: str) -> int:
-    """Number of the ids that :func:`to_ranges` wrote."""
+    """Number of the ids that `to_ranges` wrote."""
     ends = [part.partition("-") for part in text.split(",") if part]
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)

@@ -23,7 +23,7 @@ Guess = tuple[str, float]
 
 @dataclass
 class Answers:
-    """What one model says; an image that cannot be read has no guesses but a place in ``unreadable``."""
+    """What one model says; an image that cannot be read has no guesses but a place in `unreadable`."""
 
     guesses: dict[str, list[Guess]] = field(default_factory=dict)
     """File -> the likeliest classes, the likeliest first."""
@@ -32,9 +32,9 @@ class Answers:
 
 
 def image_files(paths: Sequence[str | Path]) -> list[str]:
-    """The files among ``paths`` and the images in those that are folders, however deep, in order and each once.
+    """The files among `paths` and the images in those that are folders, however deep, in order and each once.
 
-    Raises :class:`DataError` for a path that is not there and a folder without images.
+    Raises `DataError` for a path that is not there and a folder without images.
     """
     found: dict[str, None] = {}
     for path in map(Path, paths):

@@ -39,7 +39,7 @@ def check_out(recipe: Recipe, out: Path, force: bool) -> None:
 
 
 def check_dense(section: DenseSection, model: nn.Module) -> None:
-    """Raise :class:`ModelError` when dense attention is asked for and there already, or not for this model."""
+    """Raise `ModelError` when dense attention is asked for and there already, or not for this model."""
     if section.mix is None:
         return
     if dense_mix(model) is not None:
@@ -120,8 +120,8 @@ def _check_same_outputs(recipe: Recipe, data: Data, model: TimmModule, teacher: 
     classes = data.num_classes if recipe.adapt.epochs else model.num_classes
     if classes == 0:
         if teacher.num_features != model.num_features:
-            told = f"{teacher.num_features} features, but {recipe.model.name} {model.num_features}"
-            raise ModelError(f"{name}: the teacher gives {told}; name another teacher")
+            text = f"{teacher.num_features} features, but {recipe.model.name} {model.num_features}"
+            raise ModelError(f"{name}: the teacher gives {text}; name another teacher")
     elif teacher.num_classes != classes:
         raise DataError(f"{name}: the teacher knows {teacher.num_classes} classes, but {classes} are learnt; {way_out}")
     elif getattr(teacher, "untrained_classifier", False):
@@ -129,7 +129,7 @@ def _check_same_outputs(recipe: Recipe, data: Data, model: TimmModule, teacher: 
 
 
 def check_readable(recipe: Recipe, data: Data) -> None:
-    """Raise :class:`DataError` with the name of the first image of those in use that cannot be read."""
+    """Raise `DataError` with the name of the first image of those in use that cannot be read."""
     if not recipe.data.skip_bad_images:  # open_data has looked already where bad ones are to be left out
         check_images(_images_in_use(recipe, data), "training", skip=False)
         check_images(data.val, "validation", skip=False)

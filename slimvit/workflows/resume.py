@@ -155,8 +155,8 @@ def _progress(path: Path) -> Progress:
     try:
         data = read_json(path)
         if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
-            found = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
-            raise StoreError(f"{path}: {found}; go on with the slimvit that wrote it")
+            message = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
+            raise StoreError(f"{path}: {message}; go on with the slimvit that wrote it")
         return Progress.model_validate(data)
     except (FileNotFoundError, Unreadable, ValidationError) as error:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; begin anew with --force") from None

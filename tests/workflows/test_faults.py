@@ -403,7 +403,7 @@ def test_stopping_a_crew_ends_its_runs(tmp_path, monkeypatch):
         executors.Task(Recipe.parse(tree, "test"), Options(out=tmp_path / i), tmp_path / f"{i}.txt") for i in "abc"
     ]
     futures = [crew_.submit(task) for task in tasks]
-    while not all(t.story.is_file() and t.story.read_text() for t in tasks[:2]):
+    while not all(t.log_file.is_file() and t.log_file.read_text() for t in tasks[:2]):
         assert not futures[0].done()
     crew_.stop()
     assert [f.result() for f in futures[:2]] == ["begun"] * 2 and futures[2].cancelled()

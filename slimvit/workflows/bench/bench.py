@@ -92,38 +92,38 @@ def bench_models(names: Sequence[str], options: BenchOptions) -> list[BenchRow]:
     if any(options.compiled) and (defect := compile_defect(device)) is not None:
         raise SlimvitError(f"compile: torch.compile does not work here: {defect}; leave --compile out")
     with threads(options.threads):  # of ONNX Runtime too, from when it opens a file
-        contenders = open_bench_models(names, options.img_size)
-        for contender in contenders:
-            if contender.folder is not None and options.save:
-                read_timings(contender.folder)  # what is damaged there is told before the long part
-        _say_sizes(contenders)
-        _check_files([c.name for c in contenders if c.is_file], device, options)
-        rows = [row for setting in _settings(contenders, device, options) for row in setting]
+        models = open_bench_models(names, options.img_size)
+        for model in models:
+            if model.folder is not None and options.save:
+                read_timings(model.folder)  # damaged files are reported before the long part
+        _log_sizes(models)
+        _check_files([c.name for c in models if c.is_file], device, options)
+        rows = [row for setting in _settings(models, device, options) for row in setting]
     if options.save:
-        _save(contenders, rows)
+        _save(models, rows)
     return rows
 
 
-def _settings(contenders: list[BenchModel], device: torch.device, options: BenchOptions) -> Iterator[list[BenchRow]]:
+def _settings(models: list[BenchModel], device: torch.device, options: BenchOptions) -> Iterator[list[BenchRow]]:
     """The rows of one precision, compiled or not, after the other; the batch is one for both."""
     for precision, group in groupby(product(options.precisions, options.compiled), key=lambda pair: pair[0]):
         growth: Growth | None = None
-        for contender in contenders:
-            contender.model.to(device, DTYPES[precision])
+        for model in models:
+            model.model.to(device, DTYPES[precision])
         for _, compiled in group:
-            present = [c for c in contenders if c.takes(precision, compiled)]
+            present = [c for c in models if c.takes(precision, compiled)]
             if not present:
                 continue
             log(f"{device_words(device)}, {precision}, {'compiled' if compiled else 'eager'}")
             if growth is None:
-                growth = _filling([c for c in contenders if c.takes(precision, False)], options.batches)
+                growth = _filling([c for c in models if c.takes(precision, False)], options.batches)
             yield _setting(present, growth, device, precision, compiled, options.rounds)
 
 
-def _filling(contenders: list[BenchModel], batches: tuple[int, ...]) -> Growth:
+def _filling(models: list[BenchModel], batches: tuple[int, ...]) -> Growth:
     """The batch to measure throughput at, found with the models as they are, uncompiled."""
     with torch.inference_mode():
-        growth = find_batch_size(_timer(contenders, False).calls, batches)
+        growth = find_batch_size(_timer(models, False).calls, batches)
     if not growth.speeds:
         raise SlimvitError(f"{growth.ended}; bench fewer or smaller models, or give smaller --batches")
     log(f"batch {growth.best} fills it" + (f": {growth.ended}" if growth.ended else ""))
@@ -131,38 +131,36 @@ def _filling(contenders: list[BenchModel], batches: tuple[int, ...]) -> Growth:
 
 
 def _setting(
-    contenders: list[BenchModel], growth: Growth, device: torch.device, precision: str, compiled: bool, rounds: int
+    models: list[BenchModel], growth: Growth, device: torch.device, precision: str, compiled: bool, rounds: int
 ) -> list[BenchRow]:
-    contest, batch = _timer(contenders, compiled), growth.best
+    timer, batch = _timer(models, compiled), growth.best
     try:
         with compiling() if compiled else nullcontext():
-            one = contest.times(1, rounds)
-            full = one if batch == 1 else contest.times(batch, rounds)
-            peaks = {c.name: _peak(c, contest, batch, device, precision) for c in contenders}
+            one = timer.times(1, rounds)
+            full = one if batch == 1 else timer.times(batch, rounds)
+            peaks = {c.name: _peak(c, timer, batch, device, precision) for c in models}
     except OutOfMemory:
         raise SlimvitError(f"the device's memory ends before {batch} images; give smaller --batches") from None
     shared = Timing(
         device=device_words(device), precision=precision, compiled=compiled, batch=batch, rounds=rounds,
         versions=versions(),
     )  # fmt: skip
-    found = {c.name: _measured(c, one, full, peaks[c.name], growth, compiled) for c in contenders}
-    return [_row(c, found, shared) for c in contenders]
+    found = {c.name: _measured(c, one, full, peaks[c.name], growth, compiled) for c in models}
+    return [_row(c, found, shared) for c in models]
 
 
-def _timer(contenders: list[BenchModel], compiled: bool) -> InterleavedTimer:
-    return InterleavedTimer({c.name: c.model for c in contenders}, {c.name: c.input_size for c in contenders}, compiled)
+def _timer(models: list[BenchModel], compiled: bool) -> InterleavedTimer:
+    return InterleavedTimer({c.name: c.model for c in models}, {c.name: c.input_size for c in models}, compiled)
 
 
-def _peak(
-    contender: BenchModel, contest: InterleavedTimer, batch: int, device: torch.device, precision: str
-) -> int | None:
+def _peak(model: BenchModel, timer: InterleavedTimer, batch: int, device: torch.device, precision: str) -> int | None:
     """Bytes; None where it is not measured: on a Mac's GPU, and on a CPU for a compiled model, whose compiler needs
     more than the model."""
     if device.type == "cuda":
-        return peak_on_gpu(contender.model, contest.callable_of(contender.name), contender.input_size, batch)
-    if device.type != "cpu" or contest.compiled:
+        return peak_on_gpu(model.model, timer.callable_of(model.name), model.input_size, batch)
+    if device.type != "cpu" or timer.compiled:
         return None
-    return peak_on_cpu(contender.build, contender.input_size, batch, DTYPES[precision])
+    return peak_on_cpu(model.build, model.input_size, batch, DTYPES[precision])
 
 
 def _measured(c: BenchModel, one: Times, full: Times, peak: int | None, growth: Growth, compiled: bool) -> BenchTimes:
@@ -171,38 +169,38 @@ def _measured(c: BenchModel, one: Times, full: Times, peak: int | None, growth: 
     return BenchTimes(c, by_round(one[c.name]), one[c.name], by_round(full[c.name]), growth.best, peak, few, compiled)
 
 
-def _row(contender: BenchModel, found: dict[str, BenchTimes], shared: Timing) -> BenchRow:
-    mine = found[contender.name]
-    original = None if contender.original is None else found[contender.original]
-    own = {"precision": contender.precision or shared.precision, "versions": {**shared.versions, **contender.versions}}
+def _row(model: BenchModel, found: dict[str, BenchTimes], shared: Timing) -> BenchRow:
+    mine = found[model.name]
+    original = None if model.original is None else found[model.original]
+    own = {"precision": model.precision or shared.precision, "versions": {**shared.versions, **model.versions}}
     timing = shared.model_copy(
         update=own | mine.figures() | ({} if original is None else speedup_fields(mine, original))
     )
-    return BenchRow(contender.name, contender.original, contender.params, contender.macs, timing)
+    return BenchRow(model.name, model.original, model.params, model.macs, timing)
 
 
 def _check_files(files: list[str], device: torch.device, options: BenchOptions) -> None:
-    """Say what of the settings ONNX files do not take part in; raise :class:`SlimvitError` where that is all."""
+    """Say what of the settings ONNX files do not take part in; raise `SlimvitError` where that is all."""
     if not files:
         return
-    told = f"{', '.join(files)}: ONNX Runtime runs a file on the CPU, in the precision it was written in, uncompiled"
+    text = f"{', '.join(files)}: ONNX Runtime runs a file on the CPU, in the precision it was written in, uncompiled"
     if device.type != "cpu":
-        raise SlimvitError(f"{told}; give --device cpu")
+        raise SlimvitError(f"{text}; give --device cpu")
     if "fp32" not in options.precisions or False not in options.compiled:
-        raise SlimvitError(f"{told}; add --precision fp32 and --eager, or leave it out")
+        raise SlimvitError(f"{text}; add --precision fp32 and --eager, or leave it out")
     others = [p for p in options.precisions if p != "fp32"] + ["compiled"] * any(options.compiled)
     if others:
-        log(f"{told}, so it is not timed among {' and '.join(others)}")
+        log(f"{text}, so it is not timed among {' and '.join(others)}")
 
 
-def _say_sizes(contenders: list[BenchModel]) -> None:
-    sizes = {c.name: "x".join(map(str, c.input_size)) for c in contenders}
+def _log_sizes(models: list[BenchModel]) -> None:
+    sizes = {c.name: "x".join(map(str, c.input_size)) for c in models}
     if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name} {size}" for name, size in sizes.items())
-        log(f"these models take images of different sizes, so their images/s cannot be compared: {told}")
+        text = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        log(f"these models take images of different sizes, so their images/s cannot be compared: {text}")
 
 
-def _save(contenders: list[BenchModel], rows: list[BenchRow]) -> None:
-    for contender in contenders:
-        if contender.folder is not None:
-            write_timings(contender.folder, [row.timing for row in rows if row.model == contender.name])
+def _save(models: list[BenchModel], rows: list[BenchRow]) -> None:
+    for model in models:
+        if model.folder is not None:
+            write_timings(model.folder, [row.timing for row in rows if row.model == model.name])

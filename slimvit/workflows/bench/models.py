@@ -41,7 +41,7 @@ class BenchModel:
     """None where it is not known; so is the next."""
     macs: int | None
     original: str | None = None
-    """The contender it was cut from."""
+    """Name of the model it was cut from."""
     folder: Path | None = None
     """The run folder that its timings belong to."""
     precision: str | None = None
@@ -70,20 +70,20 @@ def open_bench_models(names: Sequence[str], img_size: int | None = None) -> list
 
     An original is the uncut form of a saved model: the same timm model, arguments, classes and input size, with random
     weights, which take as long as any. A model that was named and is that already is not built twice.
-    Raises :class:`ModelError` for a name given twice.
+    Raises `ModelError` for a name given twice.
     """
     _check_names(names)
     given = {name: _given(name, img_size) for name in names}
     known = {_key(c.model): c.name for c in given.values() if not is_cut(c.model)}
     found: list[BenchModel] = []
-    for contender in given.values():
-        if is_cut(contender.model):
-            key = _key(contender.model)
+    for given_model in given.values():
+        if is_cut(given_model.model):
+            key = _key(given_model.model)
             if key not in known:
-                found.append(_original(contender, [c.name for c in (*given.values(), *found)]))
+                found.append(_original(given_model, [c.name for c in (*given.values(), *found)]))
                 known[key] = found[-1].name
-            contender = replace(contender, original=known[key])
-        found.append(contender)
+            given_model = replace(given_model, original=known[key])
+        found.append(given_model)
     return sorted(found, key=lambda c: (c.is_file, c.original is not None))
 
 

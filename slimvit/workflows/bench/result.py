@@ -21,13 +21,13 @@ from slimvit.workflows.bench.models import BenchModel
 class BenchTimes:
     """The times of one model in one setting, seconds of a pass."""
 
-    contender: BenchModel
+    bench_model: BenchModel
     one: list[float]
     """Of one image, a figure a round."""
     passes: list[list[float]]
     """Of one image, every pass of every round."""
     full: list[float]
-    """Of ``batch`` images, a figure a round."""
+    """Of `batch` images, a figure a round."""
     batch: int
     peak: int | None
     """Bytes."""
@@ -39,16 +39,16 @@ class BenchTimes:
         """Where the time of a full batch goes; not known of a compiled model."""
         if self.compiled:
             return None
-        return time_shares(self.contender.model, self._images())
+        return time_shares(self.bench_model.model, self._images())
 
     @cached_property
     def system(self) -> float | None:
         """Share of a full batch's time that the system takes; known on a CPU only."""
         images = self._images()
-        return system_share(self.contender.model, images) if images.device.type == "cpu" else None
+        return system_share(self.bench_model.model, images) if images.device.type == "cpu" else None
 
     def _images(self) -> Tensor:
-        return images_for(self.contender.model, self.contender.input_size, self.batch)
+        return images_for(self.bench_model.model, self.bench_model.input_size, self.batch)
 
     def figures(self) -> dict[str, Any]:
         """Fields of a Timing that need no original."""
@@ -57,14 +57,14 @@ class BenchTimes:
             "latency_p95_ms": 1000 * float(np.quantile(np.concatenate(self.passes), 0.95)),
             "throughput": self.batch / median(self.full),
             "peak_memory_gib": None if self.peak is None else self.peak / 2**30,
-            "input_size": list(self.contender.input_size),
+            "input_size": list(self.bench_model.input_size),
         }
 
 
 def speedup_fields(slim: BenchTimes, original: BenchTimes) -> dict[str, Any]:
     """Fields of a Timing that compare a slim model with its original in the same rounds."""
     latency, throughput = median_ratio(original.one, slim.one), median_ratio(original.full, slim.full)
-    promised = _ratio(original.contender.macs, slim.contender.macs)
+    promised = _ratio(original.bench_model.macs, slim.bench_model.macs)
     return {
         "latency_speedup": latency.middle,
         "latency_interval": [latency.low, latency.high],
@@ -78,15 +78,15 @@ def speedup_fields(slim: BenchTimes, original: BenchTimes) -> dict[str, Any]:
 def _evidence(slim: BenchTimes, original: BenchTimes, latency: Ratio, throughput: Ratio, promised: float) -> Evidence:
     return Evidence(
         promised=promised,
-        params=_ratio(original.contender.params, slim.contender.params),
+        params=_ratio(original.bench_model.params, slim.bench_model.params),
         batch=slim.batch,
         latency=latency,
         throughput=throughput,
         few_over_one=original.few_over_one,
         shares=None if follows(throughput, promised) else original.shares,
         system=None if follows(throughput, promised) else original.system,
-        widths=slim.contender.widths,
-        original_widths=original.contender.widths,
+        widths=slim.bench_model.widths,
+        original_widths=original.bench_model.widths,
     )
 
 

@@ -53,7 +53,7 @@ class PushOptions:
     """Branch; None is the main one."""
     message: str | None = None
     include: tuple[str, ...] = ()
-    """Of :data:`~slimvit.io.hub.name.FOLDERS`."""
+    """Of `slimvit.io.hub.name.FOLDERS`."""
     keep_card: bool = False
     """Leave a README.md that is there as it is."""
     force: bool = False
@@ -74,7 +74,7 @@ class UploadContents:
 
 
 def upload_contents(run: Path, options: PushOptions) -> UploadContents:
-    """What a push would put on the Hub; asks nobody. Raises :class:`SlimvitError` for whatever it can know is wrong."""
+    """What a push would put on the Hub; asks nobody. Raises `SlimvitError` for whatever it can know is wrong."""
     repo = _check_options(options)
     if is_hub_name(run):
         raise StoreError(f"{run}: lies on the Hub already; give the folder of a run")

@@ -1,4 +1,4 @@
-"""A packed run put on the Hugging Face Hub, in one commit, where nothing is lost that was not said to be."""
+"""Upload of a run to the Hugging Face Hub in one commit; nothing there is lost without `--force`."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ GITS = ".gitattributes"
 """What the Hub itself puts into every repository."""
 
 
-def upload(parcel: UploadContents, options: PushOptions) -> dict[str, Any]:
-    """Put a parcel on the Hub, in one commit, and say where it lies.
+def upload(contents: UploadContents, options: PushOptions) -> dict[str, Any]:
+    """Upload contents to the Hub in one commit, and return where they lie.
 
-    Raises :class:`ModelError` before anything is sent where nobody is logged in, the repository may not be written to,
+    Raises `ModelError` before anything is sent where nobody is logged in, the repository may not be written to,
     or holds something that would be lost.
     """
     from huggingface_hub import HfApi
 
     api = HfApi()
-    _check_login(api, parcel.repo)
-    there = _remote_state(api, parcel.repo, options.revision)
-    _check_free(parcel.repo, there, options)
-    with hub_errors(parcel.repo):
+    _check_login(api, contents.repo)
+    there = _remote_state(api, contents.repo, options.revision)
+    _check_free(contents.repo, there, options)
+    with hub_errors(contents.repo):
         if not there.exists:
-            api.create_repo(parcel.repo, private=options.private or None, repo_type="model")
+            api.create_repo(contents.repo, private=options.private or None, repo_type="model")
         if not there.branch_exists:
-            api.create_branch(parcel.repo, branch=str(options.revision), exist_ok=True)
-    commit = _commit(api, parcel, there, options)
-    name = f"{PREFIX}{parcel.repo}" + (f"@{options.revision}" if options.revision else "")
+            api.create_branch(contents.repo, branch=str(options.revision), exist_ok=True)
+    commit = _commit(api, contents, there, options)
+    name = f"{PREFIX}{contents.repo}" + (f"@{options.revision}" if options.revision else "")
     return {
-        "repo": parcel.repo,
+        "repo": contents.repo,
         "model": name,
         "url": str(commit.commit_url),
         "commit": commit.oid,
-        "files": sorted(parcel.files),
-        "left_out": list(parcel.left_out),
+        "files": sorted(contents.files),
+        "left_out": list(contents.left_out),
     }
 
 
@@ -92,7 +92,7 @@ def _files(info: Any) -> frozenset[str]:
 
 
 def _check_free(repo: str, there: RemoteState, options: PushOptions) -> None:
-    """Raise :class:`ModelError` where something would be lost that was not said to be."""
+    """Raise `ModelError` where something would be lost that was not said to be."""
     if options.private and there.exists and not there.private:
         raise ModelError(f"{repo}: is public already; make it private on the Hub, or leave --private out")
     if not there.branch_exists:
@@ -110,27 +110,27 @@ def _check_free(repo: str, there: RemoteState, options: PushOptions) -> None:
         raise ModelError(f"{repo}: holds a {CARD}; add --force to replace it, --keep-card to keep it, or {others}")
 
 
-def _commit(api: Any, parcel: UploadContents, there: RemoteState, options: PushOptions) -> Any:
+def _commit(api: Any, contents: UploadContents, there: RemoteState, options: PushOptions) -> Any:
     """All files, the card, and an end to what an earlier push left that this one does not have: one commit."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    new: dict[str, Path | bytes] = dict(parcel.files)
+    new: dict[str, Path | bytes] = dict(contents.files)
     if not (options.keep_card and CARD in there.files):
-        new[CARD] = parcel.card.encode()
+        new[CARD] = contents.card.encode()
     kept = {CARD} if options.keep_card else set()
     gone = sorted(there.files & OURS - new.keys() - kept)
     if staying := sorted(there.files - OURS):
-        log(f"{parcel.repo}: {listed(staying)} stay there as they are")
-    size = sum(file.stat().st_size for file in parcel.files.values())
-    log(f"{parcel.repo}: sending {len(new)} files, {size / 2**20:.1f} MiB")
+        log(f"{contents.repo}: {listed(staying)} stay there as they are")
+    size = sum(file.stat().st_size for file in contents.files.values())
+    log(f"{contents.repo}: sending {len(new)} files, {size / 2**20:.1f} MiB")
     changes: list[Any] = [CommitOperationAdd(path, source) for path, source in new.items()]
     changes += [CommitOperationDelete(path) for path in gone]
     message = options.message or "A slim model by slimvit"
     try:
-        with hub_errors(parcel.repo), bars():
+        with hub_errors(contents.repo), bars():
             return api.create_commit(
-                parcel.repo, changes, commit_message=message, revision=options.revision, parent_commit=there.commit
+                contents.repo, changes, commit_message=message, revision=options.revision, parent_commit=there.commit
             )
     except (ValueError, RuntimeError) as error:  # a card or an answer that huggingface_hub refuses, a broken upload
         reason = f"{error} {error.__cause__ or ''}"
-        raise ModelError(f"{parcel.repo}: not pushed: {' '.join(reason.split())[:300]}") from None
+        raise ModelError(f"{contents.repo}: not pushed: {' '.join(reason.split())[:300]}") from None

@@ -1,4 +1,4 @@
-"""Who carries out the runs of a sweep: this process, several processes on this machine, or a Ray cluster."""
+"""Executors of a sweep: this process, several processes on this machine, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from slimvit.workflows.run import run
 
 @dataclass(frozen=True)
 class Task:
-    """One run, and the file that tells its story if it fails."""
+    """One run, and the log file that explains it if it fails."""
 
     recipe: Recipe
     options: Options
-    story: Path
+    log_file: Path
 
 
 class Executor(Protocol):
-    """Takes tasks. A future gives None when the run folder is there, or one line that says why it is not."""
+    """Takes tasks. A future gives None when the run folder is written, or the error in one line."""
 
     def submit(self, task: Task) -> Future[str | None]:
         """Start a task, now or when there is a place for it."""
 
 
 def run_task(task: Task) -> str | None:
-    """One run in this process. Whatever goes wrong ends this run alone, but for a wish to stop."""
+    """Carry out one run in this process. An error ends this run alone; only an interrupt goes further."""
     try:
         run(task.recipe, task.options).context.engine.close()
     except Interrupted:
         raise
     except Exception as error:
-        with disk_errors(task.story):
-            task.story.parent.mkdir(parents=True, exist_ok=True)
-            task.story.write_text(traceback.format_exc())
+        with disk_errors(task.log_file):
+            task.log_file.parent.mkdir(parents=True, exist_ok=True)
+            task.log_file.write_text(traceback.format_exc())
         return str(error) if isinstance(error, SlimvitError) else f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -65,7 +65,7 @@ class SerialExecutor(Executor):
 
 
 class ProcessExecutor(Executor):
-    """A process a run, ``jobs`` at once; they share the cores, and each has a GPU of its own where there are enough."""
+    """A process a run, `jobs` at once; they share the cores, and each has a GPU of its own where there are enough."""
 
     def __init__(self, jobs: int) -> None:
         self.pool = ThreadPoolExecutor(jobs)
@@ -74,33 +74,33 @@ class ProcessExecutor(Executor):
         count = torch.cuda.device_count()
         for i in range(jobs if count else 0):
             self.gpus.put(i % count)
-        self.leash, self.held = os.pipe()
-        """What the runs read on their standard input ends when this process lets go of the other end, or is killed."""
+        self.stdin, self.stdin_end = os.pipe()
+        """The pipe that runs have as standard input. It ends when this process closes `stdin_end` or is killed."""
 
     def submit(self, task: Task) -> Future[str | None]:
-        return self.pool.submit(self._carry_out, task)
+        return self.pool.submit(self._run_process, task)
 
     def stop(self) -> None:
         """Ask every run to save its state and end; they do not hear the terminal's Ctrl-C themselves."""
         self.pool.shutdown(wait=False, cancel_futures=True)  # first: the place of a run that ends would go to the next
-        os.close(self.held)
+        os.close(self.stdin_end)
         self.pool.shutdown()
-        os.close(self.leash)
+        os.close(self.stdin)
 
-    def _carry_out(self, task: Task) -> str | None:
-        recipe = task.story.with_suffix(".yaml")
-        with disk_errors(task.story):
-            task.story.parent.mkdir(parents=True, exist_ok=True)
+    def _run_process(self, task: Task) -> str | None:
+        recipe = task.log_file.with_suffix(".yaml")
+        with disk_errors(task.log_file):
+            task.log_file.parent.mkdir(parents=True, exist_ok=True)
             recipe.write_text(task.recipe.to_yaml())
-            with self._gpu() as environment, task.story.open("w") as story:
+            with self._gpu() as environment, task.log_file.open("w") as log_text:
                 code = subprocess.run(
-                    _command(task, recipe), stdin=self.leash, stdout=subprocess.DEVNULL, stderr=story,
+                    _command(task, recipe), stdin=self.stdin, stdout=subprocess.DEVNULL, stderr=log_text,
                     env=environment, start_new_session=True,
                 ).returncode  # fmt: skip
             recipe.unlink()
             if code == 0:
-                task.story.unlink()
-        return None if code == 0 else _why(code, task.story)
+                task.log_file.unlink()
+        return None if code == 0 else _why(code, task.log_file)
 
     @contextmanager
     def _gpu(self) -> Iterator[dict[str, str]]:
@@ -118,18 +118,18 @@ class ProcessExecutor(Executor):
 
 def _command(task: Task, recipe: Path) -> list[str]:
     options = task.options
-    found = [sys.executable, "-m", "slimvit", "run", str(recipe), "--out", str(options.out), *options.flags()]
-    found += ["--ends-with-stdin"]
-    found += ["--resume"] if options.resume else []
-    return found + (["--cache", str(options.cache)] if options.cache else [])
+    words = [sys.executable, "-m", "slimvit", "run", str(recipe), "--out", str(options.out), *options.flags()]
+    words += ["--ends-with-stdin"]
+    words += ["--resume"] if options.resume else []
+    return words + (["--cache", str(options.cache)] if options.cache else [])
 
 
-def _why(code: int, story: Path) -> str:
-    """The error's line, out of what the process said last."""
+def _why(code: int, log_file: Path) -> str:
+    """The last line of the log file, or how the process ended."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    said = [line for line in story.read_text(errors="replace").splitlines() if line.strip()]
-    return said[-1].removeprefix("Error: ") if said else f"ended with exit code {code}"
+    lines = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("Error: ") if lines else f"ended with exit code {code}"
 
 
 class RayExecutor(Executor):
@@ -143,8 +143,8 @@ class RayExecutor(Executor):
         if not ray.is_initialized():
             ray.init(log_to_driver=False)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        self.carry_out = ray.remote(num_gpus=gpus)(run_task)
+        self.run_task = ray.remote(num_gpus=gpus)(run_task)
 
     def submit(self, task: Task) -> Future[str | None]:
-        future: Future[str | None] = self.carry_out.remote(task).future()
+        future: Future[str | None] = self.run_task.remote(task).future()
         return future

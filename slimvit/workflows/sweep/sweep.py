@@ -100,16 +100,16 @@ def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jo
     contents = _prepare(file, points, out, commits)
     log(f"{len(points)} points, {len(points) - len(waiting)} of them done already")
     tasks = {p.id: Task(p.recipe, _options(p, out, options), out / FAILED / f"{p.id}.txt") for p in waiting}
-    crew = RayExecutor() if engine == "ray" else ProcessExecutor(jobs) if jobs > 1 else SerialExecutor()
+    executor = RayExecutor() if engine == "ray" else ProcessExecutor(jobs) if jobs > 1 else SerialExecutor()
     errors: dict[str, str] = {}
     try:
         with _interrupted_by_sigterm():
-            _carry_out(tasks, crew, errors, len(points))
+            _run_tasks(tasks, executor, errors, len(points))
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
     finally:
-        if isinstance(crew, ProcessExecutor):
-            crew.stop()
+        if isinstance(executor, ProcessExecutor):
+            executor.stop()
         entries = [e.model_copy(update={"error": errors.get(e.id)}) for e in contents.points]
         contents = contents.model_copy(update={"points": entries})
         with disk_errors(out):
@@ -135,7 +135,7 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def is_finished(out: Path, point: Point) -> bool:
-    """Whether the point's run folder is there. Raises :class:`StoreError` when another run lies in its place."""
+    """Whether the point's run folder is there. Raises `StoreError` when another run lies in its place."""
     folder = point_folder(out, point.id)
     if run_folder.finished(folder, point.recipe) is not None:
         return True
@@ -197,7 +197,7 @@ def _options(point: Point, out: Path, options: Options) -> Options:
     return replace(options, out=folder, resume=(folder / UNFINISHED).is_dir(), cache=out / CACHE)
 
 
-def _carry_out(tasks: Mapping[str, Task], crew: Executor, errors: dict[str, str], total: int) -> None:
+def _run_tasks(tasks: Mapping[str, Task], executor: Executor, errors: dict[str, str], total: int) -> None:
     """Every task, none before what it has in common with one under way is there to be taken."""
     waiting, done = dict(tasks), total - len(tasks)
     known: set[str] = set()
@@ -207,19 +207,19 @@ def _carry_out(tasks: Mapping[str, Task], crew: Executor, errors: dict[str, str]
         for id in list(waiting):
             busy = set().union(*(needs[other] for other in running.values())) - known
             if not needs[id] & busy:
-                running[crew.submit(waiting.pop(id))] = id
-                if isinstance(crew, SerialExecutor):
+                running[executor.submit(waiting.pop(id))] = id
+                if isinstance(executor, SerialExecutor):
                     break  # it is done: tell of it before the next begins
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             id, error, done = running.pop(future), future.result(), done + 1
             known |= needs[id]
             if error is not None:
                 errors[id] = error
-            log(f"[{done}/{total}] {id}: {_told(tasks[id]) if error is None else f'failed: {error}'}")
+            log(f"[{done}/{total}] {id}: {_summary(tasks[id]) if error is None else f'failed: {error}'}")
 
 
-def _told(task: Task) -> str:
-    """How the run ended, in a few figures."""
+def _summary(task: Task) -> str:
+    """The result of a run in a few figures."""
     assert task.options.out is not None
     report = Report.read(task.options.out / "report.json")
     last, first = report.last, report.reference
