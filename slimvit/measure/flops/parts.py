@@ -31,7 +31,7 @@ PART_OF_MODULE = (
 """Consecutive components of a module's name, and its part. The first match wins."""
 
 
-def part_of(name: str) -> str:
+def flop_part_of(name: str) -> str:
     """Return the part of a module or parameter by name, norms aside: `blocks.3.attn.qkv.weight` -> `qkv`."""
     dotted = f".{name}."
     return next((part for component, part in PART_OF_MODULE if f".{component}." in dotted), "other")
@@ -56,6 +56,6 @@ def params_by_part(model: nn.Module) -> dict[str, int]:
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         owner = name.split(".")[-2] if "." in name else ""
-        part = "norm" if "norm" in owner else part_of(name)
+        part = "norm" if "norm" in owner else flop_part_of(name)
         counts[part] = counts.get(part, 0) + parameter.numel()
     return in_order(counts, FLOP_PARTS)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimvit.measure.flops.parts import BLOCK_PARTS, in_order, part_of
+from slimvit.measure.flops.parts import BLOCK_PARTS, in_order, flop_part_of
 from slimvit.models.base import ImageSize
 
 NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"})
@@ -95,4 +95,4 @@ def _part(name: str, operator: str) -> str:
     """A linear product of the attention itself belongs to qkv: some attentions multiply by the layer's weights."""
     if operator in NORMS:
         return "norm"
-    return "qkv" if operator == "linear" and name.endswith(".attn") else part_of(name)
+    return "qkv" if operator == "linear" and name.endswith(".attn") else flop_part_of(name)

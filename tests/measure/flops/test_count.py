@@ -8,7 +8,7 @@ from torch import nn
 
 from slimvit.measure.flops import meta
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part
-from slimvit.measure.flops.parts import part_of
+from slimvit.measure.flops.parts import flop_part_of
 from slimvit.models.empty import EmptyAttention
 from slimvit.utils.errors import ModelError
 
@@ -219,7 +219,7 @@ def test_swin_counts_its_patch_merging():
     ],
 )
 def test_part_of(name, part):
-    assert part_of(name) == part
+    assert flop_part_of(name) == part
 
 
 def test_params_by_part():
