@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimvit.measure.flops.parts import BLOCK_PARTS, in_order, flop_part_of
+from slimvit.measure.flops.parts import BLOCK_PARTS, flop_part_of, in_order
 from slimvit.models.base import ImageSize
 
 NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm"})
