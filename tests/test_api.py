@@ -19,6 +19,7 @@ from slimvit.config.options import Options
 from slimvit.config.recipe import FinetuneSection, Recipe
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.sources import open_data
+from slimvit.models.registry import plan_of
 from slimvit.utils.errors import DataError, ModelError, PlanError, RecipeError, SlimvitError, StoreError
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -288,12 +289,43 @@ WRONG: dict[str, tuple[Callable[[Any, Batches], Any], type[SlimvitError], str]] 
         PlanError,
         "the scores are of another model, or of this one before",
     ),
+    "units out of range": (
+        lambda m, b: slimvit.plan_units(slimvit.score_parts(m, b), ratio=50),
+        PlanError,
+        "ratio is 50, but must lie between 0 and 1",
+    ),
+    "units scope": (
+        lambda m, b: slimvit.plan_units(slimvit.score_parts(m, b), ratio=0.5, scope="globl"),
+        PlanError,
+        r"scope 'globl' is not known \(did you mean global",
+    ),
+    "finetune a list": (
+        lambda m, b: slimvit.finetune(m, b, FinetuneSection(epochs=1)),  # type: ignore[arg-type]
+        DataError,
+        "loader is of type list; give a DataLoader",
+    ),
+    "finetune parallel": (
+        lambda m, b: slimvit.finetune(nn.DataParallel(m), b, FinetuneSection(epochs=1)),  # type: ignore[arg-type]
+        ModelError,
+        "model.module",
+    ),
     "scores lack a part": (
         lambda m, b: slimvit.plan(slimvit.score_parts(m, b), m, target_macs=0.6, parts=["mlp"]),
         PlanError,
         "needs scores of mlp",
     ),
 }
+
+
+def test_a_criterion_may_be_a_function(model: Any, calibration: Batches) -> None:
+    """The last head of every block is worth least, so it goes first."""
+
+    def later_is_cheaper(network: Any, batches: Batches) -> dict[str, list[torch.Tensor]]:
+        assert sum(len(images) for images, _ in batches) > 0
+        return {"heads": [-torch.arange(float(b.heads)) for b in plan_of(network).blocks]}
+
+    plan = slimvit.prune(model, calibration, heads=1, criterion=later_is_cheaper).plan
+    assert [b.kept_heads for b in plan.blocks] == [(0,)] * len(plan.blocks)
 
 
 @pytest.mark.parametrize("case", WRONG)

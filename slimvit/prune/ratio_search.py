@@ -9,11 +9,12 @@ import heapq
 import math
 from collections.abc import Sequence
 
+from slimvit.config.choices import SCOPES
 from slimvit.models.parts.base import Limits, Part
 from slimvit.models.parts.registry import everywhere, limits_of, part_of
 from slimvit.models.plan import SlimPlan
 from slimvit.prune.criteria.scores import PartScores, Scores
-from slimvit.utils.errors import PlanError
+from slimvit.utils.errors import PlanError, nearest
 
 
 def plan_units(
@@ -46,6 +47,10 @@ def plan_units(
     chosen = part_of(part or everywhere()[0])
     if (ratio is None) == (keep is None):
         raise PlanError(f"give a budget of {chosen.units}, and one only: a ratio or the {chosen.units} to keep")
+    if ratio is not None and not 0 < ratio < 1:
+        raise PlanError(f"ratio is {ratio:g}, but must lie between 0 and 1, both excluded")
+    if scope not in SCOPES:
+        raise PlanError(f"scope {scope!r} is not known{nearest(scope, SCOPES)}; choose from {', '.join(SCOPES)}")
     if scores.plan.kept_of(chosen.name) == 0:
         raise PlanError(f"the model has no {chosen.units} left to remove")
     search = _Search(scores, chosen, limits or limits_of()[chosen.name], unit_macs)

@@ -9,10 +9,12 @@ from torch.utils.data import DataLoader
 
 from slimvit.config.training import TrainSection
 from slimvit.models.base import TimmModule
+from slimvit.models.wrappers import check_unwrapped
 from slimvit.train.distill import training_loss
 from slimvit.train.loop import DEFAULTS, TrainOptions, train
 from slimvit.train.state import History
 from slimvit.train.teacher import Teacher
+from slimvit.utils.errors import DataError
 
 
 def finetune(
@@ -39,7 +41,8 @@ def finetune(
         The trained copy in eval mode, and one row an epoch: epoch, loss, lr, seconds.
 
     Raises:
-        DataError: There is nothing to learn from.
+        DataError: There is nothing to learn from, or the images come in no DataLoader.
+        ModelError: The model is a compiled or parallel wrapper.
         Diverged: The loss became NaN or infinite.
 
     Example:
@@ -49,6 +52,9 @@ def finetune(
         slim, history = slimvit.finetune(slim, loader, section, teacher=original)
         ```
     """
+    check_unwrapped(model)
+    if not isinstance(loader, DataLoader):
+        raise DataError(f"loader is of type {type(loader).__name__}; give a DataLoader (data.loaders.train_loader)")
     engine = options.engine_for(model)
     if isinstance(teacher, nn.Module):
         teacher = Teacher(teacher)
