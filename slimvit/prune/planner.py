@@ -1,4 +1,4 @@
-"""From a recipe's prune section and scores to a plan: what may go, how much has to, and the search that finds it."""
+"""From a recipe and scores to a plan: choose the parts to cut, the budget and the search."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import log
 
-AGAIN = 4
-"""Searches, each with room for what the finished model of the one before cost beyond its parts' prices."""
+ATTEMPTS = 4
+"""Attempts of a search. Each leaves room for the cost that the last finished model had beyond its estimate."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A target in numbers."""
+    """A target in the unit of its budget, and the parts that are cut for it."""
 
     target: Target
     costs: Costs
-    """Of the model as it is now."""
+    """Costs of the present model's parts."""
     wanted: float
-    """What the model may cost in the end."""
+    """The most that the finished model may cost."""
     parts: tuple[str, ...]
-    """What may go."""
+    """The parts that may be cut."""
     remark: str | None = None
-    """What goes, and why, where that was not said."""
+    """The choice of parts in words, where the recipe leaves it open."""
 
 
 def check_budget(recipe: Recipe, model: nn.Module, target: Target | None) -> None:
-    """Raise `PlanError` now if the plan file does not fit or the budget cannot be met, whatever the scores."""
+    """Raise `PlanError` if the plan file does not fit the model or no scores could meet the budget."""
     section = recipe.prune
     if section.plan is not None:
         read_plan(section.plan, model)
@@ -60,7 +60,7 @@ def check_budget(recipe: Recipe, model: nn.Module, target: Target | None) -> Non
 
 
 def read_plan(file: str, model: nn.Module) -> SlimPlan:
-    """A plan file that fits the model and removes something."""
+    """Read a plan file; raises `PlanError` where it does not fit the model or removes nothing."""
     current = plan_of(model)
     plan = SlimPlan.read(Path(file)).on(current)
     if plan.same_size(current):
@@ -70,7 +70,7 @@ def read_plan(file: str, model: nn.Module) -> SlimPlan:
 
 
 def scored_parts(section: PruneSection, goal: Goal | None) -> tuple[str, ...]:
-    """The parts whose scores a budget needs, and always those that every block has, for the picture of them."""
+    """Return the parts to score: those that the budget may cut, and those that every block has, for the pictures."""
     return tuple(
         name
         for name, part in PARTS.items()
@@ -79,7 +79,7 @@ def scored_parts(section: PruneSection, goal: Goal | None) -> tuple[str, ...]:
 
 
 def _asked(part: Part, section: PruneSection) -> bool:
-    """Whether a recipe has a budget of the part's own."""
+    """Whether a recipe has a budget for this part alone."""
     return _setting(section, part.ratio_key) is not None or _setting(section, part.keep_key) is not None
 
 
@@ -90,9 +90,15 @@ def _setting(section: PruneSection, key: str | None) -> Any:
 def decide(
     scores: Scores, recipe: Recipe, model: nn.Module, original: nn.Module, goal: Goal | None, share: float = 1.0
 ) -> SlimPlan:
-    """The plan that goes `share` of the way from the `original` to the budget, for `model` as it is now.
+    """Find the plan of one prune round.
 
-    `goal`: what `goal_of` gives for the same.
+    Args:
+        scores: Scores of `model`.
+        recipe: The recipe, with the budget.
+        model: The model at the beginning of the round.
+        original: The model before any round.
+        goal: The result of `goal_of` for the same arguments.
+        share: Share of the way from `original` to the budget that is covered after the round.
     """
     if goal is not None:
         return _to_target(scores, recipe, model, goal)
@@ -106,7 +112,7 @@ def decide(
 def _to_ratio(
     scores: Scores, section: PruneSection, part: Part, plan: SlimPlan, uncut: SlimPlan, model: nn.Module, share: float
 ) -> SlimPlan:
-    """`plan` with the units of one part gone that its own budget asks for."""
+    """The plan without the units that the budget of one part removes."""
     ratio = _setting(section, part.ratio_key)
     if ratio is not None:
         ratio = _further(ratio * share, uncut.kept_of(part.name), scores.plan.kept_of(part.name))
@@ -118,15 +124,28 @@ def _to_ratio(
 
 
 def _further(ratio: float, uncut: int, now: int) -> float:
-    """The share of what is there `now` that has to go, for `ratio` of what there was to be gone."""
+    """The share of the `now` units to remove, so that `ratio` of the `uncut` units are removed in all."""
     return ratio if now == uncut else 1 - (1 - ratio) * uncut / max(1, now)
 
 
 def goal_of(
     recipe: Recipe, model: nn.Module, original: nn.Module, target: Target | None, share: float = 1.0
 ) -> Goal | None:
-    """What `model` has to come down to, `share` of the way from the `original` to the target; None where the
-    budget is no target. Raises `PlanError` when it cannot be reached."""
+    """Compute the cost to reach in one prune round, and choose the parts to cut.
+
+    Args:
+        recipe: The recipe, with the limits of the cut.
+        model: The model at the beginning of the round.
+        original: The model before any round.
+        target: The target of the recipe.
+        share: Share of the way from `original` to the target that is covered after the round.
+
+    Returns:
+        The goal; None without a target.
+
+    Raises:
+        PlanError: The target cannot be reached.
+    """
     if target is None:
         return None
     section, plan = recipe.prune, plan_of(model)
@@ -147,13 +166,13 @@ def goal_of(
 
 
 def _remark(target: Target, parts: tuple[str, ...], more: tuple[str, ...], least: float, needed: bool) -> str:
-    """What goes where the recipe does not say it."""
+    """The choice of parts in words."""
     if needed:
-        return f"{target.name}: {labels(parts)} alone reach {least:.3f} at the least, so {labels(more)} go too"
+        return f"{target.name}: {labels(parts)} alone reach {least:.3f} at the least, so {labels(more)} are cut too"
     both = ",".join([*parts, *(name for name, part in PARTS.items() if part.fallback)])
     return (
-        f"{target.name}: {labels(parts)} alone can meet it, so only {labels(parts)} go; with --parts {both} often less "
-        "is lost"
+        f"{target.name}: {labels(parts)} alone can meet it, so only {labels(parts)} are cut; --parts {both} often "
+        "loses less accuracy"
     )
 
 
@@ -161,7 +180,7 @@ def _out_of_reach(target: Target, section: PruneSection, parts: Sequence[str], l
     keys = [PARTS[name].limit_key for name in parts if name in PARTS]
     limits = ", ".join(f"{key} {getattr(section, key)}" for key in keys if key is not None)
     missing = [word for word in PART_WORDS if word not in parts]
-    more = f", or let more go: --parts {','.join([*parts, *missing])}" if missing else ""
+    more = f", or cut more parts: --parts {','.join([*parts, *missing])}" if missing else ""
     return (
         f"{target.name}: {labels(parts)} alone reach {math.ceil(least * 1000) / 1000} of the {target.budget.noun} at "
         f"the least{f' ({limits})' if limits else ''}; give a larger target{more}"
@@ -173,9 +192,9 @@ def _least(section: PruneSection, plan: SlimPlan, costs: Costs, parts: Sequence[
 
 
 def _to_target(scores: Scores, recipe: Recipe, model: nn.Module, goal: Goal) -> SlimPlan:
-    """Search, look at what the finished model would cost beyond the prices of its parts, and leave room for that."""
+    """Search, compute the true cost of the finished model, and search again with room for the difference."""
     section, beyond = recipe.prune, 0.0
-    for _ in range(AGAIN):
+    for _ in range(ATTEMPTS):
         plan = plan_budget(
             scores, goal.costs, goal.wanted - beyond, parts=goal.parts, scope=section.scope, limits=limits_of(section)
         )
@@ -188,7 +207,7 @@ def _to_target(scores: Scores, recipe: Recipe, model: nn.Module, goal: Goal) -> 
 
 
 def _finished(recipe: Recipe, model: nn.Module, plan: SlimPlan) -> nn.Module:
-    """The model when the plan is carried out, with its dense attention."""
+    """The model cut to the plan, with its dense attention."""
     slim = prune_model(model, plan)
     mix = recipe.dense.mix
     if mix is not None and dense_mix(slim) is None and can_mix(plan):

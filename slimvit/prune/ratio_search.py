@@ -1,4 +1,4 @@
-"""From scores and a fraction to a plan: units are dropped one by one, always the one that costs least.
+"""From scores and a fraction of units to a plan: the units with the lowest scores are removed.
 
 Budgets in MACs, parameters or milliseconds are met in budget_search.py.
 """
@@ -28,18 +28,18 @@ def plan_units(
     scope: str = "global",
     limits: Limits | None = None,
 ) -> SlimPlan:
-    """The plan that meets one budget of units of one part: `ratio` or `keep`.
+    """Find the plan that meets a budget of units of one part: `ratio` or `keep`.
 
     Args:
-        scores: Of that part.
-        part: Its name; by default the part that every block has, the heads.
-        ratio: Fraction of the model's units to remove. With scope `uniform` every block loses the same share of
-            them, nearest to the ratio; with `global` the cheapest go, wherever they are.
-        keep: Units that every block keeps, or one number a stage; blocks that have fewer stay as they are.
-        plan: What is kept of the other parts; by default what the model kept when it was scored.
-        unit_macs: MACs of one unit of each block, to weigh blocks of different cost against each other.
-        scope: `global` or `uniform`.
-        limits: How far a block may be cut; by default as far as a recipe without limits lets it.
+        scores: Scores of the part.
+        part: Name of the part; by default `heads`.
+        ratio: Fraction of the model's units to remove.
+        keep: Number of units that every block keeps, or one number per stage. Blocks with fewer are left alone.
+        plan: The plan whose other parts are kept; by default that of the scored model.
+        unit_macs: MACs of one unit, block by block, which make scores of different blocks comparable.
+        scope: `global` removes the units with the lowest scores of the whole model; `uniform` removes the same share
+            of every block.
+        limits: Limits of the cut in every block; by default those of a recipe without limits.
 
     Raises:
         PlanError: The budget removes nothing, or more than `limits` allow.
@@ -57,14 +57,14 @@ def plan_units(
     if keep is not None:
         search.keep(keep)
     elif ratio is not None and scope == "uniform":
-        search.drop_alike(ratio)
+        search.drop_evenly(ratio)
     elif ratio is not None:
         search.drop_cheapest(ratio)
     return (plan or scores.plan).keeping_parts({chosen.name: search.kept()})
 
 
 class _Search:
-    """How many groups of units of each block are gone; they go in the order of the scores."""
+    """The number of removed groups of each block. Units are removed in the order of their scores."""
 
     def __init__(self, scores: Scores, part: Part, limits: Limits, unit_macs: Sequence[int] | None) -> None:
         self.plan, self.part, self.limits = scores.plan, part, limits
@@ -76,7 +76,7 @@ class _Search:
         self.unit_macs = unit_macs or [1] * len(self.counts)
 
     def keep(self, keep: int | Sequence[int]) -> None:
-        """Leave so many units in every block."""
+        """Keep the given number of units in every block."""
         units, key = self.part.units, f"{self.part.units} {_listed(keep)}"
         for block, number in enumerate(units_per_block(self.plan, keep, units)):
             if number < self.limits.least:
@@ -86,8 +86,8 @@ class _Search:
         if sum(self.gone) == 0:
             raise PlanError(f"{key} removes nothing: no block has more; the largest has {max(self.counts)} {units}")
 
-    def drop_alike(self, ratio: float) -> None:
-        """The same share of every block."""
+    def drop_evenly(self, ratio: float) -> None:
+        """Remove the same share of every block, rounded to whole groups."""
         group, part = self.limits.group, self.part
         wanted = [_nearest_count(ratio * n / group) for n in self.counts]
         if max(wanted) <= 0:
@@ -106,7 +106,7 @@ class _Search:
         self.gone = wanted
 
     def drop_cheapest(self, ratio: float) -> None:
-        """What costs least, wherever it is."""
+        """Remove the groups with the lowest scores of the whole model."""
         group, total, units = self.limits.group, sum(self.counts), self.part.units
         wanted, most = _nearest_count(ratio * total / group), sum(self.may_go)
         if wanted <= 0:
@@ -122,7 +122,7 @@ class _Search:
         self._drop(wanted)
 
     def _drop(self, count: int) -> None:
-        """`count` times, drop the group of the network that costs least per MAC."""
+        """Remove `count` groups, each time the one with the lowest score per MAC."""
         queue = [(self._next(b), b) for b in range(len(self.gone)) if self.may_go[b]]
         heapq.heapify(queue)
         for _ in range(count):
@@ -135,7 +135,7 @@ class _Search:
         return self.costs[block][self.gone[block]] / self.unit_macs[block]
 
     def kept(self) -> list[list[int]]:
-        """Original ids of the units that stay, block by block."""
+        """Return the original ids of the kept units, block by block."""
         found = []
         for block, scores, gone in zip(self.plan.blocks, self.scores, self.gone, strict=True):
             ids = block.of(self.part.name).kept
@@ -160,19 +160,25 @@ class _Search:
 
 
 def _by_group(scores: PartScores, group: int) -> list[float]:
-    """What the removal of each group costs, one after another."""
+    """The score of each group, in the order of removal."""
     return [sum(scores.costs[i : i + group]) for i in range(0, len(scores.costs), group)]
 
 
 def units_per_block(plan: SlimPlan, keep: int | Sequence[int], units: str) -> list[int]:
-    """Units every block is to keep; `keep`: one number, or one a stage; `units`: what messages call them."""
+    """Return the number of units that each block keeps.
+
+    Args:
+        plan: The model's plan.
+        keep: One number, or one per stage.
+        units: The word for the units in messages.
+    """
     if isinstance(keep, int):
         return [keep] * len(plan.blocks)
     stages = sorted({b.stage for b in plan.blocks})
     if len(keep) not in (1, len(stages)):
         raise PlanError(
             f"{units} {_listed(keep)} gives {len(keep)} numbers, but the model has {len(stages)} "
-            f"stage{'s' if len(stages) > 1 else ''}; give one number, or one a stage"
+            f"stage{'s' if len(stages) > 1 else ''}; give one number, or one per stage"
         )
     numbers = list(keep) * len(stages) if len(keep) == 1 else list(keep)
     return [numbers[stages.index(b.stage)] for b in plan.blocks]
@@ -192,5 +198,5 @@ def _nearest_count(share: float) -> int:
 
 
 def _up(value: float) -> float:
-    """Rounded up to four digits, so that the number printed does what is said of it."""
+    """Rounded up to four digits, so that the printed ratio removes at least one unit."""
     return math.ceil(round(value * 10_000, 6)) / 10_000

@@ -1,10 +1,10 @@
-"""Refit: repairing the last linear layer of every branch in closed form, block by block from the input side.
+"""Refit of the last linear layer of every branch in closed form (ridge regression), from the first block to the last.
 
     minimise over W, b:  mean ||X W + b - Y||^2 + lambda' ||W - W0||^2,   lambda' = ridge * mean diag(cov X)
     W = (Sxx + lambda' I)^-1 (Sxy + lambda' W0),   b = mean Y - mean X W
 
-X [tokens, k] is what enters the layer, Y [tokens, C] what the branch should produce, S the centred second moments,
-W0 the weights before. A large ridge leaves the layer as it is and keeps small calibration sets safe.
+X [tokens, k] are the inputs of the layer. Y [tokens, C] are the wanted outputs of the branch. Sxx and Sxy are the
+centred second moments. W0 are the weights before the refit. A large ridge keeps W near W0, for few calibration images.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from slimvit.utils.progress import log, track
 
 TARGETS_OF_REFIT = ("own", "teacher", "stream")
 TINY_SCALE = 1e-6
-"""LayerScale below which a channel has no say in the stream."""
+"""LayerScale below which a channel cannot correct the stream."""
 
 
 class PairedMoments:
-    """Running second moments of paired rows X [n, k] and Y [n, C]: float32 products where the rows are, float64 sums
-    on the CPU (not every accelerator knows float64)."""
+    """Running second moments of paired rows X [n, k] and Y [n, C].
+
+    Products are float32 on the device of the rows; sums are float64 on the CPU, since some accelerators lack float64.
+    """
 
     def __init__(self) -> None:
         self.n = 0
@@ -53,9 +55,15 @@ class PairedMoments:
         self.xy = self.xy + (x.T @ y).cpu().double()
 
     def solve(self, old_weight: Tensor, ridge: float, intercept: bool = True) -> tuple[Tensor, Tensor]:
-        """Weight [C, k] and bias [C] (torch's layout), float64, pulled towards the old weight [C, k].
+        """Solve the ridge regression.
 
-        Without `intercept` the bias is zero and the moments are not centred.
+        Args:
+            old_weight: The weight [C, k] that the solution is pulled towards.
+            ridge: Strength of that pull, in units of the mean variance of X.
+            intercept: Without it the bias is zero and the moments are not centred.
+
+        Returns:
+            Weight [C, k] and bias [C] in torch's layout, float64.
         """
         assert self.shift is not None
         mean_x, mean_y = self.x / self.n, self.y / self.n
@@ -81,18 +89,26 @@ def refit(
     ridge: float = 0.1,
     cache: bool | None = None,
 ) -> nn.Module:
-    """A copy of the pruned `model` whose `proj` and `fc2` layers make up for what was cut.
+    """Copy the pruned model and refit its `proj` and `fc2` layers, so that they compensate for the cut.
 
-    `original`: the network before the cut. `batches`: calibration images, the same ones every time they are
-    iterated. `target`: what each branch is fitted to, on the network repaired so far:
+    Args:
+        model: The pruned model.
+        original: The model before the cut.
+        batches: Calibration images [B, C, H, W] with labels [B], the same in every pass.
+        target: The wanted output of each branch, given the stream of the model refitted so far. `own`: the output of
+            the uncut branch on that stream. `teacher`: the output of the original model on its own stream. `stream`:
+            the output after which both streams are equal.
+        ridge: Pull towards the old weights, in units of the mean variance of the inputs.
+        cache: Whether to keep the token streams of all images in memory. Without it memory does not grow with the
+            number of images, but time grows with the square of the depth. None caches if the streams take less than
+            half of the free memory.
 
-    - `own`: the block's own uncut branch on the current stream;
-    - `teacher`: the original network's branch on the original stream;
-    - `stream`: whatever brings the current stream back to the original's.
+    Returns:
+        A new model.
 
-    `cache` keeps the token streams of all images (and one branch's features) in memory; without it memory does not
-    grow with the number of images, but time grows with the square of the depth. None: as long as they take less than
-    half of the free memory.
+    Raises:
+        PlanError: The target is not known.
+        DataError: The batches do not fit the model.
     """
     if target not in TARGETS_OF_REFIT:
         raise PlanError(f"refit target {target!r} is not known; choose from {', '.join(TARGETS_OF_REFIT)}, none")
@@ -116,7 +132,7 @@ def refit(
 
 
 class _CachedWalk:
-    """Both networks' streams of every batch, moved along step by step; and the features of the branch at hand."""
+    """Both models' streams of every batch, moved from step to step, and the features of the present branch."""
 
     def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], images: list[Tensor]) -> None:
         self.mine, self.theirs = mine, theirs
@@ -124,7 +140,7 @@ class _CachedWalk:
         self.seen: list[tuple[Tensor, Tensor | None]] = []
 
     def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features [B, N, k] and wanted outputs [B, N, C] of branch `i`, a batch at a time."""
+        """Yield the features [B, N, k] and wanted outputs [B, N, C] of branch `i`, batch by batch."""
         for b, state in enumerate(self.now):
             features, values = ours.run_with_features(state)
             wanted, self.goal[b] = _wanted(target, ours, uncut, state, self.goal[b])
@@ -142,7 +158,7 @@ class _CachedWalk:
 
 
 class _RecomputingWalk:
-    """The same, from the images each time: memory does not grow with their number."""
+    """The same, computed from the images for every branch: memory does not grow with their number."""
 
     def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], batches: Batches) -> None:
         self.mine, self.theirs, self.batches = mine, theirs, batches
@@ -160,23 +176,23 @@ class _RecomputingWalk:
 
 
 def _wanted(target: str, ours: Branch, uncut: Branch, state: State, goal: State) -> tuple[Tensor, State]:
-    """What a branch should produce before its scale [B, ..., C], and the original's state after it."""
+    """The wanted output of a branch before its scale [B, ..., C], and the original's state after the branch."""
     branch, values = uncut.run(goal)
     after = uncut.after(goal, branch, values)
     if target == "stream":
         return _before(ours.scale, after.stream - state.stream, branch), after
     if target == "own":
         branch = uncut.run(state._replace(values=goal.values))[0]
-    # a constant branch has no norm behind it any more
+    # the norm behind an empty branch was removed with its units
     normed = isinstance(uncut.scale, nn.LayerNorm) and not isinstance(ours.scale, nn.LayerNorm)
     return uncut.scale(branch) if normed else branch, after
 
 
 def _before(scale: Callable[[Tensor], Tensor], missing: Tensor, branch: Tensor) -> Tensor:
-    """What makes `scale` give `missing` [B, ..., C]; `branch` is what it works on in the original.
+    """The input of `scale` for which it outputs `missing` [B, ..., C]: its inverse.
 
-    A channel whose scale is next to nothing cannot correct the stream: there it is `branch`. A norm forgets the mean
-    and the size of what enters it, so they are those of `branch`, token by token.
+    `branch` [B, ..., C] is its input in the original. It replaces the inverse in channels whose scale is almost zero.
+    A norm discards the mean and the variance of its input, so both are taken from `branch`, token by token.
     """
     if isinstance(scale, nn.LayerNorm):
         size = (branch.var(-1, unbiased=False, keepdim=True) + scale.eps).sqrt()
@@ -194,8 +210,11 @@ def _rewrite(linear: nn.Linear, moments: PairedMoments, ridge: float) -> None:
 
 
 def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) -> bool:
-    """Whether the streams of all `batches` in two networks and the features of one branch fit into the memory of
-    `device`, of which half is left for all else; True where either is not known. That they do not is said."""
+    """Return whether the cache of a refit fits into half of the free memory of `device`, and log where it does not.
+
+    The cache holds the streams of all batches in two models and the features of one branch. True where the free
+    memory or the number of batches is not known.
+    """
     free = free_bytes(device)
     count = length_hint(batches)
     if free is None or not count:
@@ -206,14 +225,17 @@ def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) 
     if needed <= SHARE * free:
         return True
     log(
-        f"refit: what it would keep of {images:,} images takes {needed / 2**30:,.1f} GiB, but {free / 2**30:,.1f} are "
-        "free; it is computed anew for every branch, which takes several times as long; fewer calibration images fit"
+        f"refit: the streams of {images:,} images take {needed / 2**30:,.1f} GiB, but {free / 2**30:,.1f} are free; "
+        "they are computed again for every branch, which takes several times as long; use fewer calibration images"
     )
     return False
 
 
 def bytes_per_image(walk: Sequence[Branch | Step], image: torch.Tensor) -> int:
-    """The most that is held of one image [1, C, H, W] at any step: two streams, the features and values of a branch."""
+    """Return the most bytes that the cache holds of one image [1, C, H, W] at any step.
+
+    It holds two streams, and the features and values of one branch.
+    """
     state, most = State(image), 0
     for step in walk:
         features = 0

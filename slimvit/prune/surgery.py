@@ -1,4 +1,4 @@
-"""Cutting: a plan carried out on a copy of the model. What comes out is an ordinary timm model, only narrower."""
+"""Cut a copy of a model to a plan. The result is an ordinary timm model with narrower layers."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from slimvit.models.registry import attention_blocks, plan_of
 
 
 def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
-    """A copy of `model` that keeps the units of `plan`; `model` itself stays as it is.
+    """Copy a model and remove the units that `plan` does not keep.
 
-    The result equals the model whose removed heads and neurons output zero, to rounding.
+    Up to rounding, the result computes what `model` computes with the outputs of the removed units set to zero.
 
     Raises:
-        PlanError: The plan is for another model, or keeps what is gone.
+        PlanError: The plan is for another model, or keeps a unit that was removed earlier.
     """
     mix = dense_mix(model)
     if mix is not None:
@@ -39,8 +39,15 @@ def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
 
 
 def pruned_block(view: AttentionBlock, keep: Mapping[str, int]) -> TimmModule:
-    """A copy of a plain block that keeps the first so many units of each part, all of one that is not named; layers
-    that stay whole are the block's own."""
+    """Copy a block without dense attention and keep only the first units of each part.
+
+    Args:
+        view: The block.
+        keep: Number of units to keep, by part; parts that are left out keep all.
+
+    Returns:
+        A block that shares the branches that are not cut with the original one.
+    """
     whole = {name: part.count(view) for name, part in PARTS.items()}
     gone = {name: list(range(keep.get(name, n), n)) for name, n in whole.items()}
     changed = {id(PARTS[name].module(view)) for name, units in gone.items() if 0 < len(units) < whole[name]}
@@ -51,9 +58,9 @@ def pruned_block(view: AttentionBlock, keep: Mapping[str, int]) -> TimmModule:
 
 
 def _cut(view: AttentionBlock, gone: Mapping[str, Sequence[int]]) -> None:
-    """Remove units, by their position among those still there, in place."""
+    """Remove units in place, given their positions among the present ones."""
     for name, part in PARTS.items():
-        view = replace(view, attn=view.block.attn)  # the part before may have put another module there
+        view = replace(view, attn=view.block.attn)  # the part before may have replaced it
         positions, there = gone.get(name, ()), part.count(view)
         if not positions or not there:
             continue
@@ -64,20 +71,20 @@ def _cut(view: AttentionBlock, gone: Mapping[str, Sequence[int]]) -> None:
 
 
 def _as_cut(view: AttentionBlock, plan: BlockPlan) -> BlockPlan:
-    """The plan of a block after the cut: with a branch goes whatever was cut inside it."""
+    """The plan of a block after the cut: a removed branch takes the units of all of its parts with it."""
     view = replace(view, attn=view.block.attn)
     empty = [name for name, units in plan.units.items() if units.kept and not PARTS[name].count(view)]
     return plan.keeping({name: () for name in empty})
 
 
 def _gone(now: tuple[int, ...], wanted: tuple[int, ...]) -> list[int]:
-    """Positions, among what is there `now`, of what is not `wanted` any more."""
+    """Positions among the ids `now` of those that are not `wanted`."""
     keep = set(wanted)
     return [position for position, i in enumerate(now) if i not in keep]
 
 
 def _prune_dense(model: nn.Module, plan: SlimPlan, mix: str) -> nn.Module:
-    """The mixes of the pairs of blocks that still share a head stay as they were."""
+    """Prune a model with dense attention; block pairs that still share a head keep their mixes."""
     slim = prune_model(remove_dense_attention(model), plan)
     if not can_mix(plan):
         return slim

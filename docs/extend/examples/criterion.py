@@ -12,11 +12,11 @@ from slimvit.data.loaders import Batches
 from slimvit.models.modes import device_of, evaluating
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks
-from slimvit.prune.criteria.base import Found, criterion
+from slimvit.prune.criteria.base import ScoresByPart, criterion
 
 
 @criterion("wanda")
-def wanda(model: nn.Module, batches: Batches, parts: tuple[str, ...]) -> Found:
+def wanda(model: nn.Module, batches: Batches, parts: tuple[str, ...]) -> ScoresByPart:
     """Score each unit by the sum of abs(weight) x norm(input) in the layer that ends its branch.
 
     Args:

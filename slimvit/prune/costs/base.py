@@ -1,4 +1,4 @@
-"""What the parts of a model cost, block by block, as a function of how many of their units stay."""
+"""Costs of a model's parts, block by block, as functions of the number of kept units."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TypeAlias
 from slimvit.models.plan import SlimPlan
 
 Price: TypeAlias = Callable[[int], float]
-"""Units that stay in a block -> what the part then costs."""
+"""Maps the number of kept units of a block to the cost of the part."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs, in one unit (MACs, parameters, milliseconds): the sum of `rest` and of every part."""
+    """Costs of a model in one unit (MACs, parameters, milliseconds): the sum of `rest` and of every part."""
 
     unit: str
     rest: float
-    """What no cut changes."""
+    """Cost of everything that no cut changes."""
     prices: Mapping[str, tuple[Price, ...]]
-    """By part, one a block."""
+    """Prices by part, block by block."""
 
     def of(self, part: str) -> tuple[Price, ...]:
-        """The prices of a part, block by block."""
+        """Return the prices of a part, block by block."""
         return self.prices[part]
 
     def total(self, plan: SlimPlan) -> float:
-        """What the model costs when it keeps what `plan` says."""
+        """Return the cost of the model when it is cut to `plan`."""
         return self.rest + sum(
             sum(price[i](len(block.of(part).kept)) for part, price in self.prices.items())
             for i, block in enumerate(plan.blocks)
@@ -35,5 +35,12 @@ class Costs:
 
 
 def costs_from(unit: str, total: float, plan: SlimPlan, prices: Mapping[str, tuple[Price, ...]]) -> Costs:
-    """Prices of parts, and the `total` that the model they belong to costs with `plan`."""
+    """Return the costs of a model.
+
+    Args:
+        unit: Unit of the costs, such as `MACs`.
+        total: Cost of the whole model.
+        plan: The plan of that model.
+        prices: Prices by part, block by block.
+    """
     return Costs(unit, total - Costs(unit, 0.0, prices).total(plan), prices)

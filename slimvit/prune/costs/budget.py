@@ -1,4 +1,4 @@
-"""What a kind of budget is, and how a file registers one."""
+"""The base class of budgets, and the registry of their kinds."""
 
 from __future__ import annotations
 
@@ -19,70 +19,84 @@ from slimvit.utils.errors import PlanError
 
 @dataclass(frozen=True)
 class Checked:
-    """What a look at the finished model found."""
+    """The result of checking the finished model against its budget."""
 
     note: str
-    """Said to the user and noted in the report."""
+    """One line for the terminal and the report."""
     figures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Column of the report -> its figure for the original and for the finished model."""
+    """Maps a column of the report to its figures for the original and for the finished model."""
 
 
 class Budget(ABC):
-    """A kind of budget: what is counted, and what the parts of a model cost in it.
+    """A kind of budget, such as MACs: prices the parts of a model.
 
-    One file defines a subclass and registers one instance of it; recipes (`target: {NAME: FRACTION}`), the command
-    line (`--target NAME=FRACTION`), planner, dry run and the check after the run follow.
+    One file defines a subclass and registers one instance of it. Recipes (`target: {NAME: FRACTION}`), the command
+    line (`--target NAME=FRACTION`), the planner, the dry run and the check after the run then know it.
     """
 
     name: str
-    """The word in recipes."""
+    """Name in recipes and on the command line."""
     unit: str
-    """Of its figures."""
+    """Unit of the costs."""
     noun: str
-    """What is counted, in words, after "of the"."""
+    """The counted quantity, as in "0.5 of the MACs"."""
     figure: str | None = None
-    """Key of the dry run's figures before and after; None where the dry run has them anyway."""
+    """Key of the costs before and after in a dry run; None where the dry run computes them anyway."""
     promise: str = "estimated"
-    """What the figures of a dry run are, in words."""
+    """How the figures of a dry run are known: estimated, predicted."""
 
     @property
     def option(self) -> str:
-        """What messages call a target of this kind."""
+        """Name of the option in messages."""
         return f"target-{self.name}"
 
     def prepare(self, original: nn.Module, section: PruneSection, engine: Engine | None, before: Any) -> Any:
-        """Whatever prices need to have measured, the same in every process.
+        """Measure what the prices depend on, with the same result in every process.
 
         Args:
-            original: The model before any cut, on the device that counts.
-            section: The recipe's.
-            engine: Of the processes that run this, if they are several.
-            before: What an earlier call gave in this run, perhaps for another model, or None.
+            original: The model before any cut, on the device to measure.
+            section: The prune section of the recipe.
+            engine: The engine of the run; None for a single process.
+            before: The result of an earlier call in this run, perhaps for another model, or None.
+
+        Returns:
+            The measurements that `costs` takes; None where it needs none.
         """
         return None
 
     @abstractmethod
     def costs(self, model: nn.Module, original: nn.Module, prepared: Any) -> Costs:
-        """What the parts of `model` cost, which was cut out of `original` or is it."""
+        """Return the costs of the parts of `model`.
+
+        Args:
+            model: The model to price.
+            original: The uncut model that `model` was cut from; it may be `model` itself.
+            prepared: The result of `prepare`.
+        """
 
     @abstractmethod
     def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
-        """What the model costs when a plan is carried out; `finished` makes it, its prices add up to `promised`."""
+        """Return the true cost of a cut model.
+
+        Args:
+            finished: Cuts and returns the model.
+            promised: The cost of the model as the sum of its prices.
+        """
 
     def check(
         self, original: nn.Module, final: nn.Module, target: Target, section: PruneSection, engine: Engine
     ) -> Checked | None:
-        """Look at the model that a run ends with; None where nothing could differ from what was planned."""
+        """Compare the final model of a run with its target; None where both are equal by construction."""
         return None
 
     def forecast(self, costs: Costs, before: SlimPlan, after: SlimPlan) -> dict[str, list[float]]:
-        """The figure of a dry run, before and after."""
+        """Return the costs of two plans for a dry run, under the key `figure`."""
         return {} if self.figure is None else {self.figure: [costs.total(before), costs.total(after)]}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A budget, the fraction of the original that may be left, and what its prices needed to have measured."""
+    """A kind of budget, the fraction of the original's cost to reach, and the measurements for the prices."""
 
     budget: Budget
     fraction: float
@@ -90,11 +104,11 @@ class Target:
 
     @property
     def name(self) -> str:
-        """The option and its value, as messages begin."""
+        """The option and its value, for messages."""
         return f"{self.budget.option} {self.fraction:g}"
 
     def costs(self, model: nn.Module, original: nn.Module) -> Costs:
-        """What the parts of `model` cost."""
+        """Return the costs of the parts of `model`, which was cut from `original`."""
         return self.budget.costs(model, original, self.prepared)
 
 
@@ -102,14 +116,14 @@ BUDGETS: dict[str, Budget] = {}
 
 
 def register_budget(budget: Budget) -> Budget:
-    """Add a kind of budget, so that recipes and the command line know it."""
+    """Register a kind of budget for recipes and the command line."""
     BUDGETS[budget.name] = budget
     choices.BUDGET_KINDS.add(budget.name)
     return budget
 
 
 def budget_of(name: str) -> Budget:
-    """The kind of budget of a name; raises `PlanError` for one that is not known."""
+    """Return the budget of this name; raises `PlanError` for an unknown name."""
     try:
         return BUDGETS[choices.BUDGET_KINDS.check(name)]
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Budgets in milliseconds: what attentions and MLPs of every width cost on this device, measured once and kept."""
+"""Budgets in milliseconds, from a latency table of attentions and MLPs that is measured once per device."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from slimvit.utils.progress import log
 
 @dataclass(frozen=True)
 class Prepared:
-    """A table, and the file that belongs to all that its times depend on."""
+    """A latency table and the path of its cache file."""
 
     place: Path
     table: LatencyTable
 
 
 class Latency(Budget):
-    """Milliseconds that a batch takes, measured on the device that runs this."""
+    """Milliseconds per batch, measured on the device of the model."""
 
     name, unit, noun = "latency", "ms", "time"
     figure, promise = "latency_ms", "predicted for this device"
 
     def prepare(self, original: nn.Module, section: PruneSection, engine: Engine | None, before: Any) -> Prepared:
-        """The main process measures, and every other one gets what it found: their plans must be the same."""
+        """Measure in the main process and share the table, so that all processes make the same plan."""
         place = _place(original, section.latency_batch)
         if before is not None and before.place == place:
             return before
@@ -56,11 +56,11 @@ class Latency(Budget):
         return Prepared(place, table)
 
     def costs(self, model: nn.Module, original: nn.Module, prepared: Any) -> Costs:
-        """Prices of the original's parts hold for what was cut out of it too."""
+        """Return the costs of the original, which hold for the models cut from it."""
         return latency_costs(original, prepared.table)
 
     def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
-        """Known when the model is finished and not before."""
+        """Return the estimate: the time is measured after the run."""
         return promised
 
     def check(
@@ -74,19 +74,28 @@ LATENCY = register_budget(Latency())
 
 
 def latency_costs(model: nn.Module, table: LatencyTable) -> Costs:
-    """What the parts of the model that `table` belongs to cost, in milliseconds a batch."""
+    """Return the costs of a model's parts in milliseconds per batch.
+
+    Args:
+        model: The model, uncut.
+        table: The latency table of the model.
+    """
     blocks = attention_blocks(model)
     prices = {name: tuple(_price(table, view, part) for view in blocks) for name, part in PARTS.items()}
     return Costs(LATENCY.unit, table.rest, prices)
 
 
 def latency_table(model: nn.Module, batch: int) -> LatencyTable:
-    """What attentions and MLPs take on the model's device in its dtype, milliseconds for `batch` images.
+    """Return the times of attentions and MLPs by width, in milliseconds for a batch.
 
-    Measured by whoever needs it first on a machine, and read from the user's cache folder afterwards.
+    The table is measured once per machine and read from the user's cache folder afterwards.
+
+    Args:
+        model: The model, on the device and in the dtype to measure.
+        batch: Images per batch.
 
     Raises:
-        PlanError: They cannot be measured.
+        PlanError: The device has not enough memory, or the times are too short to measure.
     """
     place = _place(model, batch)
     return _stored(place, model) or _measured_and_kept(place, model, batch)
@@ -115,7 +124,7 @@ def _measured_and_kept(place: Path, model: nn.Module, batch: int) -> LatencyTabl
 
 
 def _place(model: nn.Module, batch: int) -> Path:
-    """The file that belongs to all that the times depend on."""
+    """The cache file, named by everything that the times depend on."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     blocks = [[(b.kind, b.units) for b in branches_of(view)] for view in attention_blocks(model)]
     facts: dict[str, Any] = {
@@ -126,6 +135,6 @@ def _place(model: nn.Module, batch: int) -> Path:
         "input_size": input_size_of(model),
         "blocks": blocks,
         "model": str(model),
-        "params": count_params(model),  # its mixes are in no other fact
+        "params": count_params(model),  # counts dense attention's mixes, which the other facts leave out
     }
     return place_of(facts)

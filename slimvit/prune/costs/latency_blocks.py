@@ -1,7 +1,6 @@
-"""The branches of a model that differ in what they cost, each as real blocks cut to a ladder of widths.
+"""The kinds of branches in a model, each as blocks of several widths, for latency profiling.
 
-A branch is timed inside its own block, whose other branch is gone; what the block costs when both are gone is then
-taken off.
+A branch is timed inside its block, whose other branch is removed. The time of the block without both is subtracted.
 """
 
 from __future__ import annotations
@@ -16,40 +15,40 @@ from slimvit.prune.surgery import pruned_block
 
 @dataclass(frozen=True)
 class TimedBranch:
-    """One branch of one block."""
+    """A branch of one block, as the latency table sees it."""
 
     part: str
     kind: str
-    """All that its time depends on besides its number of units."""
+    """Everything that its time depends on except the number of units."""
     units: int
-    """0 too where none can go."""
+    """Number of units that can be removed; 0 where none can."""
 
 
 def branches_of(view: AttentionBlock) -> list[TimedBranch]:
-    """The branches of a block that have a time of their own."""
+    """Return the branches of a block that can be timed."""
     kinds = ((name, part, part.kind(view)) for name, part in PARTS.items())
     return [TimedBranch(name, kind, part.count(view)) for name, part, kind in kinds if kind is not None]
 
 
 @dataclass(frozen=True)
 class WidthSweep:
-    """One kind of branch."""
+    """One kind of branch and the widths to time it at."""
 
     kind: str
     part: str
     view: AttentionBlock
     """The widest block of the kind."""
     widths: tuple[int, ...]
-    """From 0, where the branch is gone, to all of it."""
+    """Numbers of units, from 0 (no branch) to all."""
 
     def block(self, width: int) -> TimmModule:
-        """The block with so many units of the part, and without its other branch."""
+        """Return the block with `width` units of the part and without its other branches."""
         empty = {branch.part: 0 for branch in branches_of(self.view)}
         return pruned_block(self.view, empty | {self.part: width})
 
 
 def width_sweeps(views: Iterable[AttentionBlock]) -> list[WidthSweep]:
-    """A ladder for every kind of branch among the blocks, of which none may have dense attention."""
+    """Return a sweep for every kind of branch among blocks without dense attention."""
     widest: dict[tuple[str, str], tuple[int, AttentionBlock]] = {}
     for view in views:
         for branch in branches_of(view):

@@ -1,4 +1,4 @@
-"""The measuring: a model, what is left of it without its branches, and real blocks of every width, side by side."""
+"""Latency profiling: time a model, the model without its branches, and blocks of several widths, interleaved."""
 
 from __future__ import annotations
 
@@ -30,17 +30,27 @@ from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import track
 
 ROUNDS = (5, 20)
-"""At least and at most: as many as fit into `SECONDS`."""
+"""Fewest and most rounds; within them, as many as fit into `SECONDS`."""
 SECONDS = 120.0
 TURN = 0.02
-"""Seconds, at least, that any branch has in a round. Other work on the machine interrupts a long pass more often than a
-short one; with turns of a kind it slows all widths alike, and bends no curve."""
+"""Shortest time that any branch is run in a round, in seconds.
+
+Other work on the machine interrupts long passes more often than short ones. Turns of equal length are slowed alike, so
+that the curves keep their shape."""
 FULL, PLAIN, BARE = "full", "plain", "bare"
-"""The model, the same without its dense attention, and that without any branch."""
+"""The model, the model without dense attention, and the model without dense attention and branches."""
 
 
 def time_branches(model: nn.Module, batch: int) -> LatencyTable:
-    """Time the model, what is left of it without any branch, and every kind of branch, all in the same rounds."""
+    """Time a model, the model without its branches, and every kind of branch, all in the same rounds.
+
+    Args:
+        model: The model, on the device to measure.
+        batch: Images per batch.
+
+    Raises:
+        PlanError: The device has not enough memory, or the times are too short to measure.
+    """
     plain = model if dense_mix(model) is None else remove_dense_attention(model)
     views, device = attention_blocks(plain), device_of(model)
     steps = width_sweeps(views)
@@ -50,7 +60,7 @@ def time_branches(model: nn.Module, batch: int) -> LatencyTable:
     table = _table(times, steps, views)
     if table is None:
         raise PlanError(
-            f"target-latency: heads and MLPs take no time that could be measured on {device_words(device)} at batch "
+            f"target-latency: heads and MLPs take too little time to be measured on {device_words(device)} at batch "
             f"{batch}; give --target-macs or a larger --latency-batch"
         )
     return table
@@ -63,7 +73,7 @@ def _bare(plain: nn.Module) -> nn.Module:
 
 
 def _times(models: Mapping[str, nn.Module], steps: Sequence[WidthSweep], batch: int) -> dict[str, float]:
-    """Milliseconds a pass: of the models, and of the blocks of every ladder under (kind, width)."""
+    """Milliseconds per pass of the models and of the blocks of every sweep, by name."""
     plain = models.get(PLAIN, models[FULL])
     images = images_for(plain, input_size_of(plain), batch)
     streams = _streams(plain, [s.view for s in steps], images)
@@ -79,20 +89,20 @@ def _times(models: Mapping[str, nn.Module], steps: Sequence[WidthSweep], batch: 
 
 
 def _rounds(seconds: float) -> int:
-    """For rounds that last so long."""
+    """Number of rounds, given the seconds that one takes."""
     least, most = ROUNDS
     return max(least, min(most, int(SECONDS / seconds)))
 
 
 def _turn(call: Callable[[], float], passes: int) -> float:
-    """Seconds of a pass, on average."""
+    """Mean seconds per pass."""
     return mean(call() for _ in range(passes))
 
 
 def _streams(
     plain: nn.Module, views: Sequence[AttentionBlock], images: Tensor
 ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
-    """What enters the blocks, by their names: the stream, and what else by keyword."""
+    """Inputs of the blocks by name: the stream [B, ..., C] and the keyword arguments."""
     found: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     hooks = [
         view.block.register_forward_pre_hook(
@@ -117,8 +127,8 @@ def _table(
 ) -> LatencyTable | None:
     """Rest and curves that add up to the full model; None where its branches took no time.
 
-    A branch alone meets other caches than in its model, and its device waits for it: the curves are stretched by what
-    all branches of the model take together. What dense attention mixes is part of the rest.
+    A branch that runs alone finds other caches and an idle device. The curves are therefore scaled, so that they add up
+    to the time that all branches take in the model. The mixing of dense attention is part of the rest.
     """
     curves = {s.kind: curve_of(s.widths, [times[_named(s, w)] for w in s.widths]) for s in steps}
     sizes = [(branch.kind, branch.units) for view in views for branch in branches_of(view)]
@@ -126,9 +136,9 @@ def _table(
     together = times.get(PLAIN, times[FULL]) - times[BARE]
     if alone <= 0 or together <= 0:
         return None
-    stretched = {kind: [(w, t * together / alone) for w, t in curve] for kind, curve in curves.items()}
+    scaled = {kind: [(w, t * together / alone) for w, t in curve] for kind, curve in curves.items()}
     rest = times[FULL] - together
-    return LatencyTable(measured=time.strftime("%Y-%m-%d %H:%M"), full=times[FULL], rest=rest, curves=stretched)
+    return LatencyTable(measured=time.strftime("%Y-%m-%d %H:%M"), full=times[FULL], rest=rest, curves=scaled)
 
 
 @contextmanager

@@ -15,14 +15,14 @@ from slimvit.prune.costs.budget import Budget, register_budget
 
 
 def macs_costs(model: nn.Module, total: int) -> Costs:
-    """MACs of one image by part; `total`: those of the whole model."""
+    """Return the MACs of one image by part, given the `total` of the whole model."""
     blocks = attention_blocks(model)
     prices: dict[str, tuple[Price, ...]] = {name: tuple(map(part.macs, blocks)) for name, part in PARTS.items()}
     return costs_from(MACS.unit, total, plan_of(model), prices)
 
 
 class Macs(Budget):
-    """MACs of one image, counted."""
+    """MACs of one image, counted from the layers."""
 
     name, unit, noun = "macs", "MACs", "MACs"
 

@@ -15,14 +15,14 @@ from slimvit.prune.costs.budget import Budget, register_budget
 
 
 def params_costs(model: nn.Module) -> Costs:
-    """Parameters by part."""
+    """Return the parameters by part."""
     blocks = attention_blocks(model)
     prices: dict[str, tuple[Price, ...]] = {name: tuple(map(part.params, blocks)) for name, part in PARTS.items()}
     return costs_from(PARAMS.unit, count_params(model), plan_of(model), prices)
 
 
 class Params(Budget):
-    """Parameters, counted."""
+    """Number of parameters."""
 
     name, unit, noun = "params", "parameters", "parameters"
 

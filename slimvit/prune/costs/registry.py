@@ -1,4 +1,4 @@
-"""The kinds of budget that come along, and the target that a recipe names."""
+"""The built-in kinds of budget, and the target of a recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slimvit.prune.costs.budget import BUDGETS, Target, budget_of
 from slimvit.utils.distributed import Engine
 
 BUILT_IN = (macs, params, latency)
-"""Modules that register the kinds of budget that come along."""
+"""The modules that register the built-in kinds."""
 
 __all__ = ["BUDGETS", "BUILT_IN", "target_of"]
 
@@ -18,13 +18,13 @@ __all__ = ["BUDGETS", "BUILT_IN", "target_of"]
 def target_of(
     section: PruneSection, original: nn.Module, engine: Engine | None = None, before: Target | None = None
 ) -> Target | None:
-    """The target of a recipe, with what its prices need to have measured; None where the budget is none.
+    """Return the target of a recipe with the measurements for its prices; None without a target.
 
     Args:
-        section: The recipe's.
-        original: The model before any cut, on the device that counts.
-        engine: Of the processes that run this, if they are several.
-        before: The target that an earlier call gave in this run.
+        section: The prune section of the recipe.
+        original: The model before any cut, on the device to measure.
+        engine: The engine of the run; None for a single process.
+        before: The result of an earlier call in this run, whose measurements are used again where they fit.
     """
     if section.budget is None:
         return None

@@ -1,4 +1,4 @@
-"""What a criterion is, and how a file registers one."""
+"""The type of a criterion, and the decorator that registers one."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from slimvit.config import choices
 from slimvit.data.loaders import Batches
 from slimvit.models.base import TimmModule
 
-Found: TypeAlias = Mapping[str, Sequence[Any]]
-"""By part, block by block: `PartScores`, or one number a unit (a tensor, an
-array, a list)."""
-ScoreFunction = Callable[..., Found]
+ScoresByPart: TypeAlias = Mapping[str, Sequence[Any]]
+"""Scores by part, block by block: `PartScores`, or one number per unit (a tensor, an array or a list)."""
+ScoreFunction = Callable[..., ScoresByPart]
 AnyFunction = TypeVar("AnyFunction", bound=ScoreFunction)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A word and the function that scores units: `model, batches -> scores by part`.
+    """A name and the function that scores units: `model, batches -> scores by part`.
 
-    The function may also take `seed` (an int) and `parts` (the names of those that are asked for), by name.
+    The function may also take `seed` (an int) and `parts` (the names of the parts to score), by name.
     """
 
     name: str
     function: ScoreFunction
     needs_classifier: bool = False
-    """Needs labels and a classifier."""
+    """Whether the function needs labels and a classifier."""
     needs_images: bool = True
-    """Reads the images; otherwise it looks at weights alone."""
+    """Whether the function reads the images, not weights alone."""
 
-    def __call__(self, model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
+    def __call__(self, model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
         taken = inspect.signature(self.function).parameters
         more = {"seed": seed, "parts": parts}
         return self.function(model, batches, **{name: value for name, value in more.items() if name in taken})
@@ -44,7 +43,13 @@ CRITERIA: dict[str, Criterion] = {}
 def criterion(
     name: str, *, needs_classifier: bool = False, needs_images: bool = True
 ) -> Callable[[AnyFunction], AnyFunction]:
-    """Register a function as the criterion that recipes and `--criterion` call by `name`."""
+    """Register a function as a criterion for recipes and `--criterion`.
+
+    Args:
+        name: Name of the criterion.
+        needs_classifier: Whether it needs labels and a classifier.
+        needs_images: Whether it reads the images, not weights alone.
+    """
 
     def register(function: AnyFunction) -> AnyFunction:
         CRITERIA[name] = Criterion(name, function, needs_classifier, needs_images)

@@ -1,4 +1,4 @@
-"""One pass of the calibration images through a model, forward and backward: what the criteria are computed from."""
+"""Forward and backward pass of the calibration images, for the statistics that criteria are computed from."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from slimvit.utils.progress import track
 
 NO_IMAGES = "no calibration images: the data has no training images to draw them from"
 
+Statistics = TypeVar("Statistics", covariant=True)
 
-Found = TypeVar("Found", covariant=True)
 
-
-class Sums(Protocol[Found]):
-    """What is added up over the batches for one branch, see statistics.py."""
+class Sums(Protocol[Statistics]):
+    """Running statistics of one branch over the batches, see statistics.py."""
 
     def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None:
         """Add the statistics of one batch.
@@ -40,37 +39,50 @@ class Sums(Protocol[Found]):
             units: Number of units that share the k inputs.
         """
 
-    def mean(self) -> Found:
+    def mean(self) -> Statistics:
         """Return the means over all images so far."""
 
 
 @dataclass
-class _Branch(Generic[Found]):
-    """One branch while batches run; `features` waits for its gradient; `size` is the stream's, without batch and
-    channels."""
+class _Branch(Generic[Statistics]):
+    """One branch during the pass."""
 
     out: nn.Linear
     units: int
     to_stream: ToStream
-    sums: Sums[Found]
+    sums: Sums[Statistics]
     features: Tensor | None = None
+    """Inputs of `out`, until their gradient arrives."""
     size: tuple[int, ...] = ()
+    """Shape of the stream without batch and channels."""
 
 
 def observe(
     model: nn.Module,
     batches: Batches,
     loss: str,
-    sums: Callable[[], Sums[Found]],
+    sums: Callable[[], Sums[Statistics]],
     seed: int = 0,
     parts: Sequence[str] | None = None,
-) -> dict[str, list[Found]]:
-    """Statistics of `parts` of every block, in forward order, from one forward and backward pass.
+) -> dict[str, list[Statistics]]:
+    """Collect statistics of every block from one forward and backward pass.
 
-    `loss`: `labels` (cross-entropy with the given labels), `signs` (a random root of the model's own Fisher
-    information, no labels needed) or `features` (a random direction of the features before the classifier: their
-    Gauss-Newton matrix, no classifier needed). `sums`: `GateSums` or
-    `MomentSums`.
+    Args:
+        model: The model, left unchanged.
+        batches: Calibration images [B, C, H, W] with labels [B].
+        loss: `labels` is the cross-entropy with the given labels. `signs` samples the Fisher information of the
+            model's predictions and needs no labels. `features` samples the Gauss-Newton matrix of the features before
+            the classifier and needs no classifier.
+        sums: Makes the running statistics of one branch: `GateSums` or `MomentSums`.
+        seed: Seed of the samples.
+        parts: Parts to observe; by default those that every block has.
+
+    Returns:
+        Statistics by part, block by block.
+
+    Raises:
+        DataError: There are no images, or no labels where `loss` needs them.
+        PlanError: A part has no last layer to observe.
     """
     blocks = attention_blocks(model)
     parts = parts or everywhere()
@@ -87,8 +99,8 @@ def observe(
         at_once = None
         for images, labels in track(batches, f"scoring {' and '.join(parts)}"):
             at_once = at_once or _at_once(model, images[:1].to(device), labels[:1], loss)
-            for some, theirs in zip(images.split(at_once), labels.split(at_once), strict=True):
-                batch_loss(model, some.to(device), theirs, loss, generator).backward()
+            for x, y in zip(images.split(at_once), labels.split(at_once), strict=True):
+                batch_loss(model, x.to(device), y, loss, generator).backward()
             seen += len(images)
     if seen == 0:
         raise DataError(NO_IMAGES)
@@ -96,11 +108,11 @@ def observe(
 
 
 def _at_once(model: nn.Module, image: Tensor, label: Tensor, loss: str) -> int:
-    """Images that one backward pass has the memory for."""
+    """Number of images whose backward pass fits into the memory."""
     return images_at_once(lambda: batch_loss(model, image, label, loss, torch.Generator()), image.device)
 
 
-def _branch(block: AttentionBlock, part: Part, sums: Sums[Found]) -> _Branch[Found]:
+def _branch(block: AttentionBlock, part: Part, sums: Sums[Statistics]) -> _Branch[Statistics]:
     out = part.out(block)
     if out is None:
         raise PlanError(f"{part.name}: has no last layer to observe; score it with a criterion of its own")
@@ -108,11 +120,22 @@ def _branch(block: AttentionBlock, part: Part, sums: Sums[Found]) -> _Branch[Fou
 
 
 def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
-    """Sum over images, so that each image's gradient is its own.
+    """Compute the loss as a sum over images, so that the gradients of an image do not depend on the others.
 
-    `signs`: sum over classes c of s_c sqrt(p_c) log p_c, p the predictions, held fixed, and s_c = 1 or -1 at random.
-    The mean square of its gradient is the Fisher information, as with labels drawn from p; but where the model is sure,
-    drawn labels give next to no gradient nearly always, and a large one now and then.
+    The loss `signs` is the sum over classes c of s_c sqrt(p_c) log p_c. The predictions p are held fixed under the
+    root, and s_c is 1 or -1 at random. The mean square of its gradient is the Fisher information, as it is for labels
+    drawn from p. Its variance is lower: for confident predictions, drawn labels give almost no gradient, rarely a
+    large one.
+
+    Args:
+        model: A model with or without a classifier.
+        images: [B, C, H, W].
+        labels: [B]; -1 where there is none.
+        kind: `labels`, `signs` or `features`, see `observe`.
+        generator: Draws signs and directions.
+
+    Returns:
+        A scalar [].
     """
     features = model.forward_head(model.forward_features(images), pre_logits=True) if kind == "features" else None
     if features is not None:
@@ -130,7 +153,7 @@ def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, gen
 
 @contextmanager
 def _frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no weight gradients inside; everything as before afterwards."""
+    """Eval mode without gradients of the weights inside; the flags are restored afterwards."""
     training = [m for m in model.modules() if m.training]
     wanted = [p for p in model.parameters() if p.requires_grad]
     model.eval()
@@ -146,15 +169,15 @@ def _frozen_eval(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _watch(block: nn.Module, branch: _Branch[Found]) -> Iterator[None]:
-    """Add to a branch's sums while batches run through the model."""
+def _watch(block: nn.Module, branch: _Branch[Statistics]) -> Iterator[None]:
+    """Update the statistics of a branch while batches run through the model."""
 
     def enter(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         branch.size = args[0].shape[1:-1]
 
     def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         branch.features = args[0].detach()
-        if not output.requires_grad:  # the first block: nothing before it asks for gradients
+        if not output.requires_grad:  # in the first block: no layer before it has gradients
             output = output.requires_grad_()
         output.register_hook(lambda grad: _add(branch, grad))
         return output
@@ -167,18 +190,25 @@ def _watch(block: nn.Module, branch: _Branch[Found]) -> Iterator[None]:
             hook.remove()
 
 
-def _add(branch: _Branch[Found], grad: Tensor) -> None:
-    """`grad` [..., C]: dLoss/d(output) of the batch whose features [..., k] wait in `branch`."""
+def _add(branch: _Branch[Statistics], grad: Tensor) -> None:
+    """Add a batch: `grad` [..., C] belongs to the outputs of the layer whose inputs [..., k] are in `branch`."""
     z, branch.features = branch.features, None
     assert z is not None
-    # one row an image, one column a token: padding and windows are gone
+    # [B, N, k] and [B, N, C]: one row per image and one column per token, without windows and padding
     z, grad = (branch.to_stream(t, branch.size).flatten(1, -2) for t in (z, grad))
     branch.sums.add(z, grad, branch.out.weight, branch.units)
 
 
 def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
-    """How many images may be in one backward pass, given `forward`, which makes the loss of one image: as many as
-    take half of the free memory of `device`, and at least one. Where it is not known, any number."""
+    """Return how many images fit into one backward pass, using half of the free memory of `device`.
+
+    Args:
+        forward: Computes the loss [] of one image.
+        device: The device of the model.
+
+    Returns:
+        At least 1; 2^31 where the free memory is not known.
+    """
     free = free_bytes(device)
     if free is None:
         return 2**31
@@ -186,7 +216,7 @@ def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) ->
 
 
 def _saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a forward pass keeps for its backward pass, weights and other leaves left out."""
+    """Bytes that a forward pass keeps for its backward pass, except weights and other leaves."""
     seen: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -196,6 +226,6 @@ def _saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = forward()  # kept until the count is done: a freed storage's place may be given to another
+        loss = forward()  # alive until the count is done, since a freed address may be used again
     del loss
     return sum(seen.values())

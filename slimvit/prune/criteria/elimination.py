@@ -1,10 +1,9 @@
-"""In which order the units of a branch can go, when the others are refitted to stand in for them.
+"""Greedy order in which to remove the units of a branch when the remaining ones are refitted.
 
-Optimal brain surgeon (Hassibi and Stork, 1993) with a head or a neuron for a weight. `covariance` S [k, k]: second
-moments of what enters the branch's last layer, weighted or not. `weight` Wo [k, C]. `metric` F [C, C]: how much
-the loss minds errors of its outputs. With the units K kept, M = S_KK^-1 and the refitted weights W = M S_K: Wo,
-removing unit h raises trace(F E^T E), E the branch's error, by trace(F W_h^T (M_hh)^-1 W_h); then M and W are brought
-up to date.
+Optimal brain surgeon (Hassibi and Stork, 1993) with heads or neurons in place of single weights. The layer has the
+weight `weight` Wo [k, C]. Its inputs have the second moments `covariance` S [k, k]. The loss weighs errors of its
+outputs by `metric` F [C, C]. For kept units K let M = S_KK^-1, and let W = M S_K: Wo be the refitted weights. Removing
+unit h raises the error trace(F E^T E) by trace(F W_h^T (M_hh)^-1 W_h). M and W are then updated.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import torch
 from torch import Tensor
 
 DAMPING = 0.01
-"""Added to the covariance's diagonal, in units of its mean, before it is inverted."""
+"""Added to the covariance's diagonal before its inversion, in units of its mean."""
 AT_ONCE = 64
-"""Single channels removed before the inverse is brought up to date."""
-
+"""Single channels removed between two updates of the inverse."""
 COMPACT = 0.75
-"""Share of the units still there below which those that went are dropped from the matrices."""
+"""Share of remaining units below which the removed ones are deleted from the matrices."""
 
 
 def damped(covariance: Tensor) -> Tensor:
@@ -30,10 +28,16 @@ def damped(covariance: Tensor) -> Tensor:
 def eliminate(
     covariance: Tensor, weight: Tensor, metric: Tensor, width: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Greedily remove all units of `width` channels, always the one that raises the error least; the units in the
-    order in which they go, and what each costs then.
+    """Remove all units one by one, each time the one that raises the error least.
 
-    `covariance` [k, k], `weight` [k, C], `metric` [C, C], on the CPU.
+    Args:
+        covariance: Second moments of the layer's inputs [k, k], on the CPU.
+        weight: Weight of the layer [k, C].
+        metric: Weight of its output errors in the loss [C, C].
+        width: Channels of one unit.
+
+    Returns:
+        The units in the order of removal, and the rise of the error at each removal.
     """
     if len(covariance) == 0:
         return (), ()
@@ -44,13 +48,13 @@ def eliminate(
 
 
 def _costs(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> Tensor:
-    """What each unit there now would cost if it were the next to go, [units]."""
+    """The rise of the error for each remaining unit if it is removed next, [units]."""
     rows = weight.unflatten(0, (-1, width))
     return ((rows @ metric) * torch.linalg.solve(own_blocks(inverse, width), rows)).sum((1, 2))
 
 
 def own_blocks(matrix: Tensor, width: int) -> Tensor:
-    """[k, k] to every unit's own block, [units, width, width]."""
+    """Return the diagonal blocks of a matrix [k, k], one per unit: [units, width, width]."""
     return matrix.unflatten(0, (-1, width)).unflatten(2, (-1, width)).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
@@ -71,18 +75,18 @@ def _groups(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> tupl
 
 
 def _singles(inverse: Tensor, weight: Tensor, metric: Tensor) -> tuple[list[int], list[float]]:
-    """The same for units of one channel, of which there are many.
+    """The same for units of one channel, of which a branch has thousands.
 
-    A unit's cost asks for its own entries of M and of G = W F W^T alone, so only those two [k, k] are kept. Removing j
-    takes the outer product of u with itself from M and of u with w_j / root from W, where u = M_j / root and root^2 =
-    M_jj. A round's removals are kept as columns: U, P = W F V^T and Q = V F V^T, V the removed rows over their roots.
+    The cost of a unit needs only its diagonal entries of M and of G = W F W^T, so these two matrices [k, k] are kept.
+    Let u = M_j / r with r^2 = M_jj. Removing unit j subtracts u u^T from M and u (w_j / r) from W. The removals of one
+    round are collected as columns: U, P = W F V^T and Q = V F V^T, where V holds the removed rows w_j / r.
     """
     gram = weight @ metric @ weight.T
     there, alive = torch.arange(len(inverse)), torch.ones(len(inverse), dtype=torch.bool)
     order: list[int] = []
     costs: list[float] = []
     while alive.any():
-        if alive.sum() < COMPACT * len(alive):  # the copies would take longer than what they save, done every round
+        if alive.sum() < COMPACT * len(alive):  # a copy in every round would take longer than it saves
             inverse, gram, there = inverse[alive][:, alive], gram[alive][:, alive], there[alive]
             alive = alive[alive]
         rounds = min(AT_ONCE, int(alive.sum()))
@@ -91,10 +95,10 @@ def _singles(inverse: Tensor, weight: Tensor, metric: Tensor) -> tuple[list[int]
         diagonal, energy = inverse.diagonal().clone(), gram.diagonal().clone()
         for i in range(rounds):
             cost, j = torch.where(alive, energy / diagonal, torch.inf).min(0)
-            root, mine = diagonal[j].sqrt(), u[j, :i]
-            column = (inverse[j] - u[:, :i] @ mine) / root
-            p[:, i] = (gram[j] - p[:, :i] @ mine) / root
-            q[i, :i] = q[:i, i] = (p[j, :i] - q[:i, :i] @ mine) / root
+            root, row = diagonal[j].sqrt(), u[j, :i]
+            column = (inverse[j] - u[:, :i] @ row) / root
+            p[:, i] = (gram[j] - p[:, :i] @ row) / root
+            q[i, :i] = q[:i, i] = (p[j, :i] - q[:i, :i] @ row) / root
             along = p[:, i] - u[:, :i] @ q[i, :i]
             q[i, i] = along[j] / root
             energy = energy - 2 * column * along + column.square() * q[i, i]

@@ -1,23 +1,23 @@
-"""Criteria of the loss's gradient with respect to a multiplier m on a unit's output."""
+"""Criteria `taylor` and `fisher`: gradients of the loss with respect to a factor m that scales a unit's output."""
 
 from __future__ import annotations
 
 from slimvit.data.loaders import Batches
 from slimvit.models.base import TimmModule
-from slimvit.prune.criteria.base import Found, criterion
+from slimvit.prune.criteria.base import ScoresByPart, criterion
 from slimvit.prune.criteria.calibration import observe
 from slimvit.prune.criteria.statistics import GateSums
 
 
 @criterion("taylor", needs_classifier=True)
-def taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
-    """mean over images of abs(dLoss/dm), Michel, Levy and Neubig, NeurIPS 2019."""
+def taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
+    """Mean over images of abs(dLoss/dm) (Michel, Levy and Neubig, NeurIPS 2019)."""
     seen = observe(model, batches, "labels", GateSums, seed, parts)
     return {part: [s.absolute for s in seen[part]] for part in parts}
 
 
 @criterion("fisher", needs_classifier=True)
-def fisher(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
-    """mean over images of (dLoss/dm)^2, Kwon et al., NeurIPS 2022."""
+def fisher(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
+    """Mean over images of (dLoss/dm)^2 (Kwon et al., NeurIPS 2022)."""
     seen = observe(model, batches, "labels", GateSums, seed, parts)
     return {part: [s.square for s in seen[part]] for part in parts}

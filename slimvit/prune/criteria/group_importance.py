@@ -1,4 +1,4 @@
-"""Torch-Pruning's group importances as criteria."""
+"""Criteria `tp-magnitude` and `tp-taylor`: the group importances of Torch-Pruning."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from slimvit.models.modes import device_of
 from slimvit.models.parts.base import Coupled
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks
-from slimvit.prune.criteria.base import Found, criterion
+from slimvit.prune.criteria.base import ScoresByPart, criterion
 from slimvit.prune.criteria.calibration import NO_IMAGES, batch_loss
 from slimvit.utils.errors import DataError
 from slimvit.utils.progress import track
 
 
 @criterion("tp-magnitude", needs_images=False)
-def group_magnitude(model: TimmModule, batches: Batches, parts: tuple[str, ...]) -> Found:
-    """Torch-Pruning's group magnitude: squared L2, relative to the mean of the block."""
+def group_magnitude(model: TimmModule, batches: Batches, parts: tuple[str, ...]) -> ScoresByPart:
+    """Group magnitude: squared L2 norm, relative to the mean of the block."""
     return _by_part(copy.deepcopy(model), "magnitude", parts)
 
 
 @criterion("tp-taylor", needs_classifier=True)
-def group_taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
-    """Torch-Pruning's group Taylor: abs(weight x gradient of the loss), relative to the mean of the block."""
+def group_taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
+    """Group Taylor: abs(weight x gradient of the loss), relative to the mean of the block."""
     probe = copy.deepcopy(model).eval().requires_grad_(False)
     for block in attention_blocks(probe):
         for layer in (m for branch in (block.attn, block.mlp) for m in branch.modules() if isinstance(m, nn.Linear)):
@@ -44,8 +44,8 @@ def group_taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[st
     return _by_part(probe, "taylor", parts)
 
 
-def _by_part(probe: nn.Module, kind: str, parts: tuple[str, ...]) -> Found:
-    """`probe` is a copy of the model, and spent afterwards."""
+def _by_part(probe: nn.Module, kind: str, parts: tuple[str, ...]) -> ScoresByPart:
+    """Importances of all parts; `probe`, a copy of the model, is changed."""
     found = {}
     for name in parts:
         part = PARTS[name]
@@ -57,13 +57,13 @@ def _by_part(probe: nn.Module, kind: str, parts: tuple[str, ...]) -> Found:
 
 
 def group_importance(coupled: Coupled, kind: str) -> Tensor:
-    """Torch-Pruning's importance of each unit, [units].
+    """Return Torch-Pruning's importance of each unit [units].
 
     Args:
-        coupled: The layer whose channels are the units, and the module in which its dependency graph collects what
-            goes with them.
-        kind: `magnitude` (squared L2) or `taylor` (abs(weight x gradient); the gradients of a loss must be on the
-            weights).
+        coupled: The layer whose channels are the units, and the module in which the dependency graph collects the
+            weights coupled to them.
+        kind: `magnitude` (squared L2 norm) or `taylor` (abs(weight x gradient)). `taylor` needs the gradients of a
+            loss on the weights.
     """
     importance = {
         "magnitude": tp.importance.GroupMagnitudeImportance(p=2),

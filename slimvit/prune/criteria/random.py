@@ -1,4 +1,4 @@
-"""Criterion of chance: what the others must beat."""
+"""Criterion `random`: the baseline for the others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks
-from slimvit.prune.criteria.base import Found, criterion
+from slimvit.prune.criteria.base import ScoresByPart, criterion
 
 
 @criterion("random", needs_images=False)
-def random(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
-    """A number drawn for every unit, smaller by as much as the unit costs less than one of the first part, so that all
-    parts go at the same rate."""
+def random(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
+    """Draw a uniform number per unit, scaled by its MACs relative to a unit of the first part.
+
+    The scale makes a search in MACs remove all parts at the same rate.
+    """
     generator = torch.Generator().manual_seed(seed)
     first = PARTS[parts[0]]
     blocks = attention_blocks(model)

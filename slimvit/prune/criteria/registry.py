@@ -1,4 +1,4 @@
-"""The criteria by their words, and the scores that they give the units of a model."""
+"""The built-in criteria, and the scoring of a model by any criterion."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.models.wrappers import check_unwrapped
 from slimvit.prune.criteria import gradient, group_importance, magnitude, random, residual
-from slimvit.prune.criteria.base import CRITERIA, Criterion, Found, ScoreFunction
+from slimvit.prune.criteria.base import CRITERIA, Criterion, ScoreFunction, ScoresByPart
 from slimvit.prune.criteria.scores import PartScores, Scores, fixed
 from slimvit.utils.errors import DataError, ModelError, PlanError, nearest
 
 BUILT_IN = (residual, gradient, magnitude, random, group_importance)
-"""Modules that register the criteria that come along."""
+"""The modules that register the built-in criteria."""
 
 
 def score_parts(
@@ -30,20 +30,20 @@ def score_parts(
     seed: int = 0,
     parts: Sequence[str] | None = None,
 ) -> Scores:
-    """Score the units of `model`; a higher score means a dearer unit. The model is left as it was.
+    """Score the units of a model: the higher the score, the more the loss rises without the unit.
 
     Args:
-        model: Any supported timm model, pruned or not.
+        model: Any supported timm model, pruned or not. It is left unchanged.
         batches: Calibration images [B, C, H, W] with labels [B] (-1 where there is none), from the training split.
-        criterion: The word of a criterion, or a function `model, batches -> scores by part` (one number a unit, block
+        criterion: Name of a criterion, or a function `model, batches -> scores by part` (one number per unit, block
             by block). `taylor`, `fisher` and `tp-taylor` need labels and a classifier.
-        seed: Of whatever the criterion draws at random.
-        parts: What to score, such as `("heads", "mlp")`; by default the parts that every block has, the heads.
+        seed: Seed of the criterion's random numbers.
+        parts: Parts to score, such as `("heads", "mlp")`; by default the heads.
 
     Raises:
-        PlanError: The criterion or a part is not known, or a function's scores do not fit the model.
-        ModelError: The model has no units of a part that could be removed.
-        DataError: The criterion needs labels, a classifier or images that are not there.
+        PlanError: The criterion or a part is not known, or the scores of a function do not fit the model.
+        ModelError: The model has no removable units of a part.
+        DataError: Labels, a classifier or images are missing that the criterion needs.
     """
     check_unwrapped(model)
     names = tuple(part_of(name).name for name in parts or everywhere())
@@ -56,12 +56,12 @@ def score_parts(
     batches, plan = checked_batches(batches, model, labels_for=labels_for), plan_of(model)
     for name in names:
         _check_units(model, plan, name)
-    found = _found(chosen, model, batches, seed, names)
-    return Scores(chosen.name, plan, {name: _fitting(found, name, plan, chosen.name) for name in names})
+    values = _raw_scores(chosen, model, batches, seed, names)
+    return Scores(chosen.name, plan, {name: _checked(values, name, plan, chosen.name) for name in names})
 
 
 def criterion_of(criterion: str | ScoreFunction) -> Criterion:
-    """The criterion of a word, or around a function; raises `PlanError` for an unknown word."""
+    """Return the criterion of a name, or one around a function; raises `PlanError` for an unknown name."""
     if not isinstance(criterion, str):
         return Criterion(getattr(criterion, "__name__", "of your own"), criterion)
     try:
@@ -72,14 +72,16 @@ def criterion_of(criterion: str | ScoreFunction) -> Criterion:
         raise PlanError(f"criterion {criterion!r} is not known{hint}; choose from {known}") from None
 
 
-def _found(criterion: Criterion, model: TimmModule, batches: Batches, seed: int, names: tuple[str, ...]) -> Found:
-    """What the criterion says; parts without a last layer, which it cannot observe, score themselves."""
+def _raw_scores(
+    criterion: Criterion, model: TimmModule, batches: Batches, seed: int, names: tuple[str, ...]
+) -> ScoresByPart:
+    """The criterion's scores. Parts without a last layer, which it cannot observe, score themselves."""
     own = [name for name in names if PARTS[name].score is not None]
-    asked = tuple(name for name in names if name not in own)
-    found = dict(criterion(model, batches, seed, asked)) if asked else {}
+    observed = tuple(name for name in names if name not in own)
+    scores = dict(criterion(model, batches, seed, observed)) if observed else {}
     for name in own:
-        found.setdefault(name, PARTS[name].score(model))  # type: ignore[misc]
-    return found
+        scores.setdefault(name, PARTS[name].score(model))  # type: ignore[misc]
+    return scores
 
 
 def _check_units(model: TimmModule, plan: SlimPlan, name: str) -> None:
@@ -87,14 +89,14 @@ def _check_units(model: TimmModule, plan: SlimPlan, name: str) -> None:
     for view, block in zip(attention_blocks(model), plan.blocks, strict=True):
         if not block.of(name).total:
             raise ModelError(
-                f"{view.name}: its {part.branch or 'block'} is none whose {part.units} slimvit can remove; "
+                f"{view.name}: slimvit cannot remove {part.units} of its {part.branch or 'block'}: "
                 f"{part.why_not(view) or 'it has none'}; cut {labels(everywhere())} alone (--parts "
                 f"{','.join(everywhere())})"
             )
 
 
-def _fitting(found: Found, name: str, plan: SlimPlan, criterion: str) -> tuple[PartScores, ...]:
-    """The scores of a part, checked against what the model has."""
+def _checked(found: ScoresByPart, name: str, plan: SlimPlan, criterion: str) -> tuple[PartScores, ...]:
+    """The scores of a part, checked against the blocks and units of the model."""
     if name not in found:
         raise PlanError(f"criterion {criterion} gives no scores of {name}, only of {', '.join(found) or 'nothing'}")
     if len(found[name]) != len(plan.blocks):
@@ -107,7 +109,7 @@ def _fitting(found: Found, name: str, plan: SlimPlan, criterion: str) -> tuple[P
         if len(given) != units:
             raise PlanError(
                 f"criterion {criterion} gives {len(given)} scores of {name} in {block.name}, which has {units} "
-                f"{PARTS[name].units}; give one number a unit"
+                f"{PARTS[name].units}; give one number per unit"
             )
         if any(map(math.isnan, given)):
             raise PlanError(f"criterion {criterion} gives {block.name} a score of {name} that is not a number")

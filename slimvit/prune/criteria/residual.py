@@ -1,12 +1,14 @@
-"""What the loss rises by as the units of a branch go one after another and those left are refitted to stand in.
+"""Criterion `residual`: the rise of the loss when units are removed one by one and the remaining ones are refitted.
 
-With the units K kept, the refit gives them the weights Wo_K + S_KK^-1 S_KR Wo_R (S the covariance of what enters the
-branch's last layer, R the rest), so the branch errs by z P, P [k, C] being Wo_R in R's rows and -S_KK^-1 S_KR Wo_R in
-K's. To second order the loss rises by the mean over images of <P, A>^2 / 2, A an image's gradient of that layer's
-weights. The second moment of A, [kC, kC], is taken as the product of its two sides, E[A A^T] and E[A^T A] over their
-trace: the best such product after one step of the power iteration (Morwani et al., A New Perspective on Shampoo's
-Preconditioner, 2024). So tokens of an image whose errors add up count as much as they do; with moments per token
-(K-FAC) they count as if they were independent, which is wrong by another factor in every block. The half is left out.
+Let Wo [k, C] be the weight of the branch's last layer and S the covariance of its inputs z. With kept units K and
+removed units R, the refit sets the weight of K to Wo_K + S_KK^-1 S_KR Wo_R. The error of the branch is then z P, where
+P [k, C] is Wo_R in the rows of R and -S_KK^-1 S_KR Wo_R in the rows of K.
+
+To second order the loss rises by the mean over images of <P, A>^2 / 2, where A is an image's gradient of the weight.
+The factor 1/2 is left out. The second moment of A [kC, kC] is approximated by the Kronecker product of E[A A^T] and
+E[A^T A] over their trace. It is the best such product after one step of power iteration (Morwani et al., A New
+Perspective on Shampoo's Preconditioner, 2024). Moments per image include the correlation of errors between its tokens.
+Moments per token (K-FAC) would treat tokens as independent, with another factor of error in every block.
 """
 
 from __future__ import annotations
@@ -21,25 +23,24 @@ from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks
-from slimvit.prune.criteria.base import Found, criterion
+from slimvit.prune.criteria.base import ScoresByPart, criterion
 from slimvit.prune.criteria.calibration import observe
 from slimvit.prune.criteria.elimination import damped, eliminate, own_blocks
 from slimvit.prune.criteria.scores import PartScores
 from slimvit.prune.criteria.statistics import BranchMoments, MomentSums
 
 MILESTONES = np.array([0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1])
-"""Shares of the neurons gone at which the rise is worked out; between them it follows what the elimination says."""
-
+"""Shares of removed neurons at which the rise is computed; it is interpolated by the elimination's costs."""
 TINY = np.finfo(np.float64).tiny
 Floats = npt.NDArray[np.float64]
 
 Ranked = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
-"""Units in the order in which they go; what each then adds to the rise; what each, by position, adds alone."""
+"""Units in the order of removal, the rise added by each in that order, and the rise of each alone by position."""
 
 
 @criterion("residual")
-def residual(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> Found:
-    """The rise of the loss after the refit, unit after unit."""
+def residual(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
+    """Estimate the rise of the loss after the refit, unit by unit."""
     loss = "signs" if model.num_classes else "features"
     seen = observe(model, batches, loss, MomentSums, seed, parts)
     blocks = attention_blocks(model)
@@ -53,18 +54,24 @@ def _ranked(part: Part, view: AttentionBlock, seen: BranchMoments) -> PartScores
 
 
 def rank(seen: BranchMoments, weight: Tensor, width: int) -> Ranked:
-    """Order and costs of all units of `width` channels; `weight` Wo [k, C], on the CPU."""
+    """Return the order and costs of all units of one branch.
+
+    Args:
+        seen: Moments of the branch.
+        weight: Weight of its last layer Wo [k, C], on the CPU.
+        width: Channels of one unit.
+    """
     units = len(weight) // width
     if units == 0:
         return (), (), ()
     inputs, weight = seen.inputs.double(), weight.double()
     outputs = seen.outputs.double() / inputs.trace().clamp_min(TINY)
-    by = _relative(inputs)
-    if width == 1:  # the gradients of a few hundred images cannot tell thousands of neurons apart
-        by = by + _relative(seen.covariance)
-    order, costs = eliminate(by, weight, outputs, width)
-    stays = list(reversed(order))  # from here on units are in this order, so that those kept always come first
-    channels = torch.tensor([u * width + i for u in stays for i in range(width)])
+    weighting = _relative(inputs)
+    if width == 1:  # gradients of a few hundred images have too low a rank for thousands of neurons
+        weighting = weighting + _relative(seen.covariance)
+    order, costs = eliminate(weighting, weight, outputs, width)
+    kept_first = list(reversed(order))  # the new order of all matrices: kept units come first
+    channels = torch.tensor([u * width + i for u in kept_first for i in range(width)])
     factor = torch.linalg.cholesky(damped(seen.covariance)[channels][:, channels])
     inputs, weight = inputs[channels][:, channels], weight[channels]
     gone = np.arange(1, units + 1)
@@ -72,24 +79,24 @@ def rank(seen: BranchMoments, weight: Tensor, width: int) -> Ranked:
     rises = _rises(factor, inputs, weight, outputs, stops * width)
     guess = np.maximum(np.cumsum(costs), TINY)
     rise = np.maximum.accumulate(guess * np.interp(gone, stops, rises / guess[stops - 1]))
-    alone = dict(zip(stays, _alone(factor, inputs, weight, outputs, width), strict=True))
+    alone = dict(zip(kept_first, _alone(factor, inputs, weight, outputs, width), strict=True))
     return order, tuple(np.diff(rise, prepend=0.0).tolist()), tuple(alone[unit] for unit in range(units))
 
 
 def _relative(moments: Tensor) -> Tensor:
-    """To a mean diagonal of 1, if it is not zero."""
+    """The moments scaled to a mean diagonal of 1, unless they are zero."""
     return moments / moments.diagonal().mean().clamp_min(TINY)
 
 
 def _rise(inputs: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
-    """trace(outputs P^T inputs P) of errors P [..., k, C], [...]."""
+    """trace(outputs P^T inputs P), [...], for errors P [..., k, C]."""
     return ((inputs @ error) * (error @ outputs)).sum((-2, -1))
 
 
 def _rises(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, gone: npt.NDArray[np.int64]) -> Floats:
-    """The rise when the last `gone` channels are not there any more.
+    """The rise when the last channels are removed, for every number in `gone`.
 
-    One Cholesky factor L of S serves every number of them: S_KK = L_KK L_KK^T and S_KR = L_KK L_RK^T.
+    One Cholesky factor L of S serves all of them: S_KK = L_KK L_KK^T and S_KR = L_KK L_RK^T.
     """
     rises = []
     for kept in len(weight) - gone:
@@ -102,8 +109,8 @@ def _rises(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, gone
 
 
 def _alone(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, width: int) -> list[float]:
-    """The rise when one unit goes, for every unit: its P is M_h M_hh^-1 Wo_h, M the inverse of S."""
+    """The rise for every unit when it is removed alone: P = M_h M_hh^-1 Wo_h, with M the inverse of S."""
     inverse = torch.cholesky_inverse(factor)
-    columns = inverse.unflatten(0, (-1, width))  # of each unit, as rows: [units, width, k]
+    columns = inverse.unflatten(0, (-1, width))  # the columns of each unit as rows [units, width, k]
     back = torch.linalg.solve(own_blocks(inverse, width), weight.unflatten(0, (-1, width)))
     return _rise(columns @ inputs @ columns.mT, back, outputs).tolist()

@@ -1,4 +1,4 @@
-"""Scores of the units of a model; and in a file, so that several runs can share them."""
+"""Scores of a model's units, and the file in which several runs share them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from slimvit.utils.errors import PlanError
 
 @dataclass(frozen=True)
 class PartScores:
-    """One part of one block. Units are named by position among those the block has now."""
+    """Scores of one part of one block. Units are numbered by position among those that the block still has."""
 
     order: tuple[int, ...]
-    """All units, in the order in which they go."""
+    """All units in the order of removal."""
     costs: tuple[float, ...]
-    """What the removal of each costs, in that order: after those before it are gone."""
+    """Rise of the loss at each removal in that order, after the removals before it."""
     alone: tuple[float, ...]
-    """What each unit, by position, would cost if it were the only one to go."""
+    """Rise of the loss when a unit is removed alone, by position."""
 
 
 def fixed(values: Any) -> PartScores:
-    """Scores from a number a unit, whatever else is removed: a tensor, an array or a sequence [units]."""
+    """Return scores from one number per unit: a tensor, an array or a sequence [units].
+
+    The score of a unit then does not depend on the units removed before it.
+    """
     numbers = [float(v) for v in (values.tolist() if hasattr(values, "tolist") else values)]
     order = sorted(range(len(numbers)), key=lambda i: (numbers[i], i))
     return PartScores(tuple(order), tuple(numbers[i] for i in order), tuple(numbers))
@@ -34,24 +37,26 @@ def fixed(values: Any) -> PartScores:
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """Scores of the blocks of one model by part, and what the model kept when they were computed."""
+    """Scores of one model by part, and the plan of the model when they were computed."""
 
     criterion: str
     plan: SlimPlan
     parts: Mapping[str, tuple[PartScores, ...]]
-    """One entry a block."""
+    """By part, block by block."""
 
     def of(self, part: str) -> tuple[PartScores, ...]:
-        """The scores of a part, block by block; raises `PlanError` where it was not scored."""
+        """Return the scores of a part, block by block; raises `PlanError` for a part that was not scored."""
         if part not in self.parts:
             raise PlanError(f"{part} was not scored, only {', '.join(self.parts)}; name it in the parts to score")
         return self.parts[part]
 
     def table(self, part: str | None = None) -> list[list[float | None]]:
-        """[blocks][original units]: what removing that unit alone would cost; None for units already gone.
+        """Return the rise of the loss when each unit is removed alone, as rows [blocks][original units].
+
+        Units that were removed earlier have None.
 
         Args:
-            part: Its name; by default the part that every block has, the heads.
+            part: Name of the part; by default the heads.
         """
         part = part or everywhere()[0]
         rows: list[list[float | None]] = []
@@ -62,13 +67,13 @@ class Scores:
         return rows
 
     def __repr__(self) -> str:
-        """The range of the scores, block by block."""
+        """The range of the scores in every block, one line each."""
         width = max((len(b.name) for b in self.plan.blocks), default=0)
         names = " and ".join(part_of(name).units for name in self.parts)
         lines = [f"Scores of {self.plan.model or 'a model'} by {self.criterion}: {names}, each alone"]
         for i, block in enumerate(self.plan.blocks):
-            told = (f"{len(s[i].alone)} {part_of(name).units} {_range(s[i].alone)}" for name, s in self.parts.items())
-            lines.append(f"  {block.name:<{width}}  {', '.join(told)}")
+            ranges = (f"{len(s[i].alone)} {part_of(name).units} {_range(s[i].alone)}" for name, s in self.parts.items())
+            lines.append(f"  {block.name:<{width}}  {', '.join(ranges)}")
         return "\n".join(lines)
 
 
@@ -77,13 +82,18 @@ def _range(values: tuple[float, ...]) -> str:
 
 
 def write_scores(scores: Scores, path: Path) -> None:
-    """As JSON, which brings numbers back bit for bit."""
+    """Write scores as JSON, which preserves every bit of a number."""
     parts = {part: [asdict(s) for s in found] for part, found in scores.parts.items()}
     path.write_text(json.dumps({"criterion": scores.criterion, **parts}))
 
 
 def read_scores(path: Path, plan: SlimPlan) -> Scores:
-    """What `write_scores` wrote, for a model that keeps what `plan` does."""
+    """Read a file of `write_scores`.
+
+    Args:
+        path: The file.
+        plan: The plan of the scored model.
+    """
     found = json.loads(path.read_text())
     criterion = found.pop("criterion")
     return Scores(criterion, plan, {part: _read(blocks) for part, blocks in found.items() if blocks})

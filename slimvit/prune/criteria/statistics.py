@@ -1,5 +1,7 @@
-"""What criteria are computed from, for one branch: an attention (units: heads, d channels wide) or an MLP (units:
-neurons, d = 1). Its last linear layer has k = units * d inputs z and C outputs, with loss gradients g.
+"""Statistics of one branch, from which criteria are computed.
+
+The units of an attention are heads of d channels; those of an MLP are neurons, with d = 1. The last linear layer of the
+branch has k = units * d inputs z and C outputs. The gradients of the loss with respect to the outputs are g.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gates:
-    """Means over images of abs(dLoss/dm) and (dLoss/dm)^2, m a multiplier on a unit's output, [units] each."""
+    """Means over images of abs(dLoss/dm) and (dLoss/dm)^2, [units] each, where m scales the output of a unit."""
 
     absolute: Tensor
     square: Tensor
@@ -20,14 +22,18 @@ class Gates:
 
 @dataclass(frozen=True)
 class BranchMoments:
-    """`covariance` [k, k]: of z, over tokens. `inputs` [k, k] and `outputs` [C, C]: means over images of A A^T
-    and A^T A, where A = sum over the image's tokens of z g^T is its gradient of the layer's weights (k to C); in
-    float32, with z centred by the mean of the images up to it.
+    """Second moments of the inputs and of the weight gradients of the branch's last layer.
+
+    The weight gradient of one image is A [k, C], the sum over its tokens of z g^T. Its moments are float32, computed
+    from z minus its mean over the images so far.
     """
 
     covariance: Tensor
+    """Covariance of z over all tokens [k, k]."""
     inputs: Tensor
+    """Mean over images of A A^T [k, k]."""
     outputs: Tensor
+    """Mean over images of A^T A [C, C]."""
 
 
 def _zero() -> Tensor:
@@ -35,15 +41,15 @@ def _zero() -> Tensor:
 
 
 class GateSums:
-    """`Gates` on the way."""
+    """Running sums of `Gates`."""
 
     def __init__(self) -> None:
         self.images = 0
         self.absolute, self.square = _zero(), _zero()
 
     def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None:
-        """A batch: `z` [B, N, k] and `grad` [B, N, C] of its tokens, `weight` [C, k] of the layer."""
-        along = (z * (grad @ weight)).sum(1).cpu().double()  # z dLoss/dz, over tokens
+        """Add a batch: inputs `z` [B, N, k], gradients `grad` [B, N, C], and the layer's `weight` [C, k]."""
+        along = (z * (grad @ weight)).sum(1).cpu().double()  # z dLoss/dz, summed over tokens
         gates = along.reshape(len(z), units, z.shape[-1] // max(1, units)).sum(-1)
         self.absolute = self.absolute + gates.abs().sum(0)
         self.square = self.square + gates.square().sum(0)
@@ -55,7 +61,7 @@ class GateSums:
 
 
 class MomentSums:
-    """`Moments` on the way."""
+    """Running sums of `BranchMoments`."""
 
     def __init__(self) -> None:
         self.images = self.tokens = 0
@@ -64,29 +70,31 @@ class MomentSums:
         self.inputs, self.outputs = torch.zeros(()), torch.zeros(())
 
     def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None:
-        """A batch: `z` [B, N, k] and `grad` [B, N, C] of its tokens."""
+        """Add a batch: inputs `z` [B, N, k] and gradients `grad` [B, N, C]; `weight` and `units` are not used."""
         z, grad = z.float(), grad.float()
         if self.shift is None:
             self.shift = z.flatten(0, -2).mean(0)  # reshape(-1, k) cannot take the k = 0 of no heads
-        z = z - self.shift  # float32 products are exact enough of values near their mean
+        z = z - self.shift  # values near their mean keep float32 products exact enough
         flat = z.flatten(0, -2)
         self.zz = self.zz + (flat.T @ flat).cpu().double()
-        sums = self.z + z.sum(1).cpu().double().cumsum(0)  # up to every image: batches of any size give the same
+        sums = self.z + z.sum(1).cpu().double().cumsum(0)  # sums up to each image: any batch size gives the same
         counts = self.tokens + z.shape[1] * torch.arange(1, len(z) + 1, dtype=torch.float64)
         self.z, self.tokens, self.images = sums[-1], self.tokens + len(flat), self.images + len(z)
         inputs, outputs = _of_weight_gradients(z - (sums / counts[:, None]).to(z)[:, None], grad)
         self.inputs, self.outputs = self.inputs + inputs.cpu(), self.outputs + outputs.cpu()
 
     def mean(self) -> BranchMoments:
-        """Spends the sums: MLPs of large models have large ones."""
+        """Return the means over all images; the sums are divided in place, since those of large MLPs are large."""
         mean = self.z / self.tokens
         covariance = self.zz / self.tokens - torch.outer(mean, mean)
         return BranchMoments(covariance, self.inputs.div_(self.images), self.outputs.div_(self.images))
 
 
 def _of_weight_gradients(z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over images of A A^T [k, k] and A^T A [C, C], A [k, C] the sum over tokens of z g^T; `z` [B, N, k] and
-    `grad` [B, N, C]. With few tokens by their products with each other, [B, N, N]; else by A itself."""
+    """Sums over images of A A^T [k, k] and A^T A [C, C], from `z` [B, N, k] and `grad` [B, N, C].
+
+    With few tokens they are computed from the products of tokens [B, N, N], otherwise from the gradients A [B, k, C].
+    """
     if _by_tokens(z, grad):
         alike, along = grad @ grad.mT, z @ z.mT
         return z.flatten(0, 1).T @ (alike @ z).flatten(0, 1), grad.flatten(0, 1).T @ (along @ grad).flatten(0, 1)
@@ -96,5 +104,5 @@ def _of_weight_gradients(z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_tokens(z: Tensor, grad: Tensor) -> bool:
-    """Whether what tokens have to do with each other is less than a weight gradient."""
+    """Whether the products of tokens are smaller than the weight gradients."""
     return z.shape[1] < min(z.shape[2], grad.shape[2])
