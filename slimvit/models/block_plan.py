@@ -1,4 +1,4 @@
-"""What one block keeps: for every part the units it had in the original model, and which of them stay."""
+"""The plan of one block: the units of every part in the original model, and the kept ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from slimvit.utils.errors import PlanError, nearest
 from slimvit.utils.plugins import load_plugins
 
 MOST_UNITS = 1 << 20
-"""In one block of a plan file: more than any part has."""
+"""Largest number of units of a block that a plan file may hold."""
 KEPT, REMOVED = "kept_", "removed_"
 
 
@@ -21,24 +21,24 @@ class Units:
     """The units of one part of one block."""
 
     total: int = 0
-    """In the original model."""
+    """Number of units in the original model."""
     kept: tuple[int, ...] = ()
-    """Those that stay, by original id, rising."""
+    """Original ids of the kept units, in rising order."""
 
     @property
     def removed(self) -> tuple[int, ...]:
-        """Those that are gone, by original id."""
+        """Original ids of the removed units."""
         kept = set(self.kept)
         return tuple(i for i in range(self.total) if i not in kept)
 
     @classmethod
     def all(cls, total: int) -> Units:
-        """Nothing is gone."""
+        """Return units of which none is removed."""
         return cls(total, tuple(range(total)))
 
 
 class ByPart(Mapping[str, Units]):
-    """Units by the name of their part: a dict that cannot be changed, and can be hashed."""
+    """Immutable, hashable mapping from the names of parts to units; parts without units are left out."""
 
     def __init__(self, units: Mapping[str, Units]) -> None:
         self._units = {part: found for part, found in units.items() if found.total}
@@ -58,16 +58,16 @@ class ByPart(Mapping[str, Units]):
 
 @dataclass(frozen=True, repr=False)
 class BlockPlan:
-    """One block: the units it had in the original model, and those it keeps, by part.
+    """The plan of one block: by part, the units in the original model and the kept ones.
 
-    What the words of a part say can be read as attributes: `block.heads` (how many there were), `block.kept_heads`
-    and `block.removed_heads` (ids), and the same with `neurons`.
+    The word for the units of a part makes three attributes: `block.heads` (their original number), `block.kept_heads`
+    and `block.removed_heads` (ids); likewise with `neurons`.
     """
 
     name: str
     stage: int = 0
     units: Mapping[str, Units] = field(default_factory=dict)
-    """A part that is left out stays as it is."""
+    """Units by part; a part that is left out is not cut."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "units", ByPart(self.units))
@@ -85,7 +85,7 @@ class BlockPlan:
                 )
 
     def __getattr__(self, word: str) -> Any:
-        """What is said of a part by the word for its units, with `kept_` or `removed_` before it or nothing."""
+        """The attributes of a part: its word for units, alone or after `kept_` or `removed_`."""
         what = next((prefix for prefix in (KEPT, REMOVED) if word.startswith(prefix)), "")
         part = part_with_units(word.removeprefix(what))
         if part is None:
@@ -94,11 +94,11 @@ class BlockPlan:
         return {KEPT: units.kept, REMOVED: units.removed}[what] if what else units.total
 
     def of(self, part: str) -> Units:
-        """The units of a part; none at all where the plan says nothing of it."""
+        """Return the units of a part; for a part that is left out, `Units()`."""
         return self.units.get(part, Units())
 
     def keeping(self, kept: Mapping[str, Sequence[int]]) -> BlockPlan:
-        """The same block with other kept ids for the parts in `kept`."""
+        """Return the plan with other kept ids for the parts in `kept`."""
         changed = {part: Units(self.of(part).total, tuple(sorted(ids))) for part, ids in kept.items()}
         for part, units in changed.items():
             if units.kept and not units.total:
@@ -106,40 +106,41 @@ class BlockPlan:
         return BlockPlan(self.name, self.stage, {**self.units, **changed})
 
     def with_those_of(self, other: BlockPlan) -> BlockPlan:
-        """The same block, with the units of `other` where this plan says nothing."""
+        """Return the plan, completed by the parts that only `other` has."""
         return BlockPlan(self.name, self.stage, {**other.units, **self.units})
 
     def check_against(self, now: BlockPlan) -> None:
-        """Raise `PlanError` unless this can be cut out of a block that keeps what `now` says."""
-        for name, mine in self.units.items():
-            part, theirs = part_of(name), now.of(name)
-            if mine.total != theirs.total:
+        """Raise `PlanError` unless a block with the plan `now` can be cut to this plan."""
+        for name, units in self.units.items():
+            part, present = part_of(name), now.of(name)
+            if units.total != present.total:
                 raise PlanError(
-                    f"{self.name}: the plan is for {mine.total} {part.units}, but the model's block has {theirs.total}"
+                    f"{self.name}: the plan is for {units.total} {part.units}, but the model's block has "
+                    f"{present.total}"
                 )
-            there = set(theirs.kept)
-            if gone := [i for i in mine.kept if i not in there]:
+            there = set(present.kept)
+            if gone := [i for i in units.kept if i not in there]:
                 raise PlanError(
                     f"{self.name}: the plan keeps {part.unit} {gone[0]}, which was removed earlier; {part.units} still "
-                    f"there: {part.written(theirs.kept) or 'none'}"
+                    f"there: {part.written(present.kept) or 'none'}"
                 )
 
     def may_come_from(self, other: BlockPlan) -> bool:
-        """Whether cutting a block that keeps what `other` says can lead to this one."""
+        """Return whether a block with the plan `other` can be cut to this plan."""
         names = {*self.units, *other.units}
         pairs = [(self.of(name), other.of(name)) for name in names]
-        return all(mine.total == theirs.total and {*theirs.kept} >= {*mine.kept} for mine, theirs in pairs)
+        return all(new.total == old.total and {*old.kept} >= {*new.kept} for new, old in pairs)
 
     def __repr__(self) -> str:
         return f"BlockPlan({self.name}: {self.words()})"
 
     def words(self) -> str:
-        """`3 of 6 heads, 144 of 288 neurons`."""
-        told = (f"{len(u.kept):,} of {u.total:,} {PARTS[name].units}" for name, u in self.units.items())
-        return ", ".join(told)
+        """Return the counts in words: `3 of 6 heads, 144 of 288 neurons`."""
+        counts = (f"{len(u.kept):,} of {u.total:,} {PARTS[name].units}" for name, u in self.units.items())
+        return ", ".join(counts)
 
     def to_json(self, parts: Sequence[Part]) -> dict[str, Any]:
-        """The block as it stands in a plan file that knows `parts`."""
+        """Return the block's entry in a plan file, with the units of `parts`."""
         found: dict[str, Any] = {"block": self.name, "stage": self.stage}
         for part in parts:
             units = self.of(part.name)
@@ -149,7 +150,15 @@ class BlockPlan:
 
     @classmethod
     def from_json(cls, entry: Any, where: str) -> BlockPlan:
-        """Read what `to_json` gave; what is of the wrong kind is named by `where` it stands."""
+        """Read an entry of a plan file.
+
+        Args:
+            entry: The result of `to_json`.
+            where: Place of the entry in the file, for errors.
+
+        Raises:
+            PlanError: The entry has a defect.
+        """
         if not isinstance(entry, dict):
             raise PlanError(f"{where}: expected an object, found {type(entry).__name__}")
         name, stage = entry.get("block"), entry.get("stage", 0)
@@ -162,7 +171,7 @@ class BlockPlan:
 
 
 def _units(entry: dict[str, Any], part: Part, where: str) -> Units:
-    """The units of a part, as the entry of a block in a plan file has them."""
+    """The units of a part from the entry of a block."""
     total = entry.get(part.units, None if part.everywhere else 0)
     if part.everywhere and (not _is_count(total) or total == 0):
         raise PlanError(f"{where}.{part.units}: expected a whole number of at least 1, found {total!r}")
@@ -177,11 +186,11 @@ def _units(entry: dict[str, Any], part: Part, where: str) -> Units:
 
 
 def _check_known(entry: dict[str, Any], where: str) -> None:
-    """Raise `PlanError` for kept units of a part that nobody knows: leaving it out would give another model."""
-    if not _strangers(entry):
+    """Raise `PlanError` for kept units of an unknown part, since ignoring them would give another model."""
+    if not _unknown_keys(entry):
         return
     load_plugins()
-    for key in _strangers(entry):
+    for key in _unknown_keys(entry):
         known = [KEPT + part.units for part in PARTS.values()]
         raise PlanError(
             f"{where}.{key}: no part has units of that name{nearest(key, known, 1)}; known: {', '.join(known)}; "
@@ -189,7 +198,7 @@ def _check_known(entry: dict[str, Any], where: str) -> None:
         )
 
 
-def _strangers(entry: dict[str, Any]) -> list[str]:
+def _unknown_keys(entry: dict[str, Any]) -> list[str]:
     known = {KEPT + part.units for part in PARTS.values()}
     return [key for key in entry if isinstance(key, str) and key.startswith(KEPT) and key not in known]
 

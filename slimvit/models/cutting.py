@@ -1,4 +1,4 @@
-"""Cutting tensors, and counting what is cut: what the parts of a block have in common."""
+"""Helpers of the parts: remove channels from layers and tensors, and count norms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def drop_inputs(linear: nn.Linear, channels: Sequence[int]) -> None:
 
 @contextmanager
 def _flags_kept(linear: nn.Linear) -> Iterator[None]:
-    """Torch-Pruning makes new parameters, which are never frozen."""
+    """Keep `requires_grad`, which Torch-Pruning does not copy to its new parameters."""
     trained = {name: p.requires_grad for name, p in linear.named_parameters()}
     yield
     for name, p in linear.named_parameters():
@@ -35,7 +35,7 @@ def _flags_kept(linear: nn.Linear) -> Iterator[None]:
 
 
 def drop_entries(module: TimmModule, name: str, dim: int, gone: Sequence[int]) -> None:
-    """Take `gone` out of a parameter or buffer of `module` along `dim`, in place."""
+    """Remove the entries `gone` of a parameter or buffer along `dim`, in place."""
     tensor: torch.Tensor = getattr(module, name)
     kept = sorted({*range(tensor.shape[dim])} - {*gone})
     cut = tensor.detach().index_select(dim, torch.tensor(kept, device=tensor.device))
@@ -46,7 +46,10 @@ def drop_entries(module: TimmModule, name: str, dim: int, gone: Sequence[int]) -
 
 
 def without_norm(norm: nn.Module, constant: nn.Linear, post_norm: bool) -> EmptyNorm:
-    """In place of the norm of a constant branch; one behind the branch leaves its work done in the `constant`."""
+    """Return the replacement for the norm of an empty branch.
+
+    A norm behind the branch is first applied to the bias of `constant`, the layer that the branch now consists of.
+    """
     if post_norm:
         with torch.no_grad():
             constant.bias.copy_(norm(constant.bias))
@@ -54,11 +57,11 @@ def without_norm(norm: nn.Module, constant: nn.Linear, post_norm: bool) -> Empty
 
 
 def norm_macs(norm: nn.Module, tokens: int) -> int:
-    """MACs of a norm as the counters have them: five a number (mean, variance, scale and shift)."""
+    """Return the MACs of a LayerNorm as fvcore counts them: five per channel and token; 0 for other norms."""
     return 5 * tokens * norm.weight.numel() if isinstance(norm, nn.LayerNorm) and norm.bias is not None else 0
 
 
 def params_beside(branch: nn.Module, last: nn.Linear, norm: nn.Module) -> int:
-    """Parameters of a branch and its norm but for the bias of its last layer, which stays when all units are gone."""
+    """Count the parameters of a branch and its norm, except the bias of the last layer, which is never removed."""
     stays = 0 if last.bias is None else last.bias.numel()
     return sum(p.numel() for module in (branch, norm) for p in module.parameters()) - stays

@@ -1,4 +1,4 @@
-"""What of an attention goes with its heads: an adapter says it, and cutting, counting and scoring follow."""
+"""The parameters of an attention that belong to its heads. Families describe them; cutting and counting use them."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Rows:
-    """A linear layer of whose outputs some belong to each head."""
+    """A linear layer whose outputs belong to the heads."""
 
     layer: nn.Linear
     width: int
-    """Outputs of one head, side by side."""
+    """Adjacent outputs of one head."""
     copies: int = 1
-    """How often all heads follow one another: three times in a fused qkv."""
+    """Number of times the sequence of heads is repeated: three in a fused qkv."""
     positions: int | None = None
-    """How many vectors pass through it, where they are not the tokens."""
+    """Number of vectors that pass through the layer; None for the tokens."""
 
     @property
     def outputs(self) -> int:
-        """Outputs of one head, in all."""
+        """Number of outputs of one head over all copies."""
         return self.width * self.copies
 
     @property
     def weights(self) -> int:
-        """Weights of one head."""
+        """Number of weights of one head."""
         return self.outputs * self.layer.in_features
 
     @property
     def params(self) -> int:
-        """Parameters of one head."""
+        """Number of parameters of one head."""
         return self.weights + (self.outputs if self.layer.bias is not None else 0)
 
     def of(self, heads: Sequence[int]) -> list[int]:
-        """The outputs that belong to `heads`, by position."""
+        """Return the positions of the outputs that belong to `heads`."""
         every = self.layer.out_features // self.copies
         return [
             copy * every + head * self.width + i
@@ -51,34 +51,34 @@ class Rows:
 
 @dataclass(frozen=True)
 class Slice:
-    """A parameter or buffer of the attention in which every head has `width` entries along `dim`."""
+    """A parameter or buffer with `width` entries per head along `dim`."""
 
     name: str
     dim: int = 0
     width: int = 1
 
     def params(self, attn: nn.Module) -> int:
-        """Parameters of one head."""
+        """Return the number of parameters of one head; 0 for a buffer."""
         tensor: Tensor = getattr(attn, self.name)
         return self.width * tensor.numel() // tensor.shape[self.dim] if isinstance(tensor, nn.Parameter) else 0
 
 
 @dataclass(frozen=True)
 class HeadParts:
-    """What of one attention goes with its heads, besides the inputs of `proj`."""
+    """The parameters and settings of one attention that belong to its heads, besides the inputs of `proj`."""
 
     rows: tuple[Rows, ...] = ()
     slices: tuple[Slice, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
-    """Attributes that are a number a head, and that number."""
+    """Attributes that are proportional to the number of heads, and their value per head."""
     narrow: type[Any] | None = None
-    """The class that computes with fewer heads, where timm's own takes its width for that of the stream."""
+    """Head-pruned class, for timm classes that assume num_heads x head_dim == embed_dim."""
     shared_macs: int = 0
-    """MACs of what serves all heads and goes with the last of them."""
+    """MACs of layers that all heads share, and that are removed with the last one."""
 
 
 def projections(attn: Any, head_dim: int) -> tuple[Rows, ...]:
-    """Queries, keys and values, fused or each its own layer, and a gate."""
+    """Return the layers of queries, keys and values, fused or separate, and of a gate if there is one."""
     gate = getattr(attn, "gate", None)
     layers = [Rows(attn.qkv, head_dim, 3)] if attn.qkv is not None else []
     if not layers:
@@ -88,14 +88,16 @@ def projections(attn: Any, head_dim: int) -> tuple[Rows, ...]:
 
 
 def separate_biases(attn: Any, head_dim: int) -> tuple[Slice, ...]:
-    """Of a fused qkv that keeps its biases beside it; that of the keys is zero and a buffer."""
+    """Return the biases that a fused qkv keeps as separate tensors; that of the keys is a buffer of zeros."""
     names = ("q_bias", "k_bias", "v_bias")
     return tuple(Slice(name, width=head_dim) for name in names if getattr(attn, name, None) is not None)
 
 
 def traceable(attn: Any, head_dim: int) -> Any:
-    """A plain attention around the layers of `attn`: Torch-Pruning's graph understands neither norms that all heads
-    share nor tables of biases, and none of them is part of a group."""
+    """Return a plain attention with the layers of `attn`, for Torch-Pruning.
+
+    Its dependency graph supports neither norms that all heads share nor tables of biases. Neither is part of a group.
+    """
     plain: Any = Attention(attn.num_heads * head_dim, num_heads=attn.num_heads)
     plain.qkv, plain.proj = _fused(attn), attn.proj
     if getattr(attn, "gate", None) is not None:

@@ -1,4 +1,4 @@
-"""The MLPs that slimvit can narrow: timm's Mlp, GluMlp and SwiGLU, whose hidden neurons end in the linear `fc2`."""
+"""The MLPs whose hidden neurons can be removed: timm's Mlp, GluMlp and SwiGLU, which end in the linear `fc2`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ INPUTS: dict[type, tuple[tuple[str, int], ...]] = {
     SwiGLU: (("fc1_g", 1), ("fc1_x", 1)),
     EmptyMlp: (),
 }
-"""The layers before the hidden neurons, and how many outputs of each belong to one neuron."""
+"""The layers before the hidden neurons, and the number of outputs per neuron."""
 
 
 def why_neurons_stay(mlp: Any) -> str | None:
-    """Why no hidden neuron can be removed; None where they can."""
+    """Return why no hidden neuron can be removed; None where they can."""
     if type(mlp) not in INPUTS or not isinstance(mlp.fc2, nn.Linear):
         return f"it is a {type(mlp).__name__}"
     if not isinstance(getattr(mlp, "norm", None), nn.Identity | None):
@@ -28,15 +28,15 @@ def why_neurons_stay(mlp: Any) -> str | None:
 
 
 def input_layers(mlp: Any) -> list[tuple[nn.Linear, int]]:
-    """The linear layers that feed the hidden neurons, with their number of outputs for each: a GLU has two in one."""
+    """Return the layers before the hidden neurons, with their number of outputs per neuron (two in a GLU)."""
     return [(getattr(mlp, name), copies) for name, copies in INPUTS[type(mlp)]]
 
 
 def neuron_weights(mlp: Any) -> int:
-    """Weights that one hidden neuron multiplies with, a token: its rows of the input layers and its column of fc2."""
+    """Return the number of weights of one hidden neuron: its rows of the input layers and its column of fc2."""
     return sum(copies * layer.in_features for layer, copies in input_layers(mlp)) + mlp.fc2.out_features
 
 
 def neuron_params(mlp: Any) -> int:
-    """Parameters of one hidden neuron."""
+    """Return the number of parameters of one hidden neuron."""
     return neuron_weights(mlp) + sum(copies for layer, copies in input_layers(mlp) if layer.bias is not None)

@@ -1,5 +1,7 @@
-"""What to keep: the units of every part of every block, by original id. Decided first, cut later; readable and editable
-as JSON."""
+"""The pruning plan of a model: the kept units of every part of every block, by original id.
+
+Plans are decided first and cut later. As JSON files they can be read and edited.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,24 @@ from slimvit.utils.errors import PlanError, nearest
 from slimvit.utils.files import Unreadable, read_json
 
 FORMATS = (1, 2, 3)
-"""Format 1 knew heads alone, format 2 neurons too; format 3 knows any part."""
+"""Format 1 holds heads, format 2 heads and neurons, format 3 any part."""
 WRITTEN = 2
-"""The format of a plan that cuts nothing but what format 2 knows."""
+"""The format of plans that cut heads and neurons only."""
 
 
 @dataclass(frozen=True, repr=False)
 class SlimPlan:
     """The kept units of every block of one model, in forward order.
 
-    What the words of a part say can be read as attributes: `plan.heads` (how many the original model has),
-    `plan.kept_heads` and `plan.removed_heads` (how many stay and go), and the same with `neurons`.
+    The word for the units of a part makes three attributes: `plan.heads` (their number in the original model),
+    `plan.kept_heads` and `plan.removed_heads` (numbers of kept and removed ones); likewise with `neurons`.
     """
 
     blocks: tuple[BlockPlan, ...]
     model: str = ""
 
     def __getattr__(self, word: str) -> int:
-        """A number of units, by the word for them, with `kept_` or `removed_` before it or nothing."""
+        """The attributes of a part: its word for units, alone or after `kept_` or `removed_`."""
         what = next((prefix for prefix in (KEPT, REMOVED) if word.startswith(prefix)), "")
         part = part_with_units(word.removeprefix(what))
         if part is None:
@@ -43,27 +45,26 @@ class SlimPlan:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that the plan speaks of."""
+        """Names of the parts in the plan."""
         return tuple(name for name in PARTS if any(name in b.units for b in self.blocks))
 
     def total_of(self, part: str) -> int:
-        """Units of a part that the original model has, as far as the plan speaks of them."""
+        """Return the number of a part's units in the original model; 0 for a part that the plan leaves out."""
         return sum(b.of(part).total for b in self.blocks)
 
     def kept_of(self, part: str) -> int:
-        """Units of a part that stay."""
+        """Return the number of a part's kept units."""
         return sum(len(b.of(part).kept) for b in self.blocks)
 
     def same_size(self, other: SlimPlan) -> bool:
-        """Whether both keep as much of everything."""
+        """Return whether both plans keep equally many units of every part."""
         return all(self.kept_of(name) == other.kept_of(name) for name in PARTS)
 
     def keeping(self, **kept: Iterable[Sequence[int]]) -> SlimPlan:
-        """The same blocks with other kept units.
+        """Return the plan with other kept units.
 
         Args:
-            kept: By the word for the units, as in `keeping(heads=[[0, 2], [1]], neurons=...)`, one sequence of
-                original ids a block.
+            kept: Original ids block by block, under the word for the units: `keeping(heads=[[0, 2], [1]])`.
 
         Raises:
             PlanError: The word or an id is not known, or the number of blocks differs.
@@ -76,7 +77,14 @@ class SlimPlan:
         return self.keeping_parts({part.name: kept[word] for word, part in found.items() if part is not None})
 
     def keeping_parts(self, kept: Mapping[str, Iterable[Sequence[int]]]) -> SlimPlan:
-        """The same, by the names of the parts."""
+        """Return the plan with other kept units, by the names of the parts.
+
+        Args:
+            kept: Original ids block by block, by part.
+
+        Raises:
+            PlanError: The number of blocks differs, or an id is not known.
+        """
         chosen = {part: list(ids) for part, ids in kept.items()}
         for ids in chosen.values():
             if len(ids) != len(self.blocks):
@@ -85,51 +93,51 @@ class SlimPlan:
         return SlimPlan(tuple(blocks), self.model)
 
     def on(self, current: SlimPlan) -> SlimPlan:
-        """The same plan, with the units that a model now has where this one says nothing about them.
+        """Return the plan, completed by the parts that only the model's present plan has.
 
         Raises:
-            PlanError: This plan cannot be cut out of a model that now keeps `current`.
+            PlanError: A model with the plan `current` cannot be cut to this plan.
         """
         self.check_against(current)
         pairs = zip(self.blocks, current.blocks, strict=True)
         return SlimPlan(tuple(b.with_those_of(now) for b, now in pairs), current.model)
 
     def check_against(self, current: SlimPlan) -> None:
-        """Raise `PlanError` unless this plan can be cut out of a model that now keeps `current`."""
+        """Raise `PlanError` unless a model with the plan `current` can be cut to this plan."""
         if [b.name for b in self.blocks] != [b.name for b in current.blocks]:
             raise PlanError(
                 f"the plan has {len(self.blocks)} blocks ({self.blocks[0].name if self.blocks else 'none'}, ...), "
                 f"but the model has {len(current.blocks)} ({current.blocks[0].name}, ...): it was made for another "
                 "model; make one for this model with --dry-run --out"
             )
-        for mine, now in zip(self.blocks, current.blocks, strict=True):
-            mine.check_against(now)
+        for block, now in zip(self.blocks, current.blocks, strict=True):
+            block.check_against(now)
 
     def edited_units(self) -> list[str]:
-        """The words for the units that a person who edits the plan would look at: all heads, and what else goes."""
+        """Return the words for the units that a person would edit: heads, and those of every other part that is cut."""
         return [PARTS[name].units for name in self.parts if PARTS[name].everywhere or self._cuts(PARTS[name])]
 
     def kept_words(self) -> str:
-        """`18 heads and 864 neurons`."""
+        """Return the numbers of kept units in words: `18 heads and 864 neurons`."""
         return " and ".join(f"{self.kept_of(name):,} {PARTS[name].units}" for name in self.parts)
 
     def removed_words(self, before: SlimPlan) -> str:
-        """`18 of 36 heads (50.0%)`, and other parts of which less is kept than `before`."""
+        """Return the numbers of units removed since the plan `before` in words: `18 of 36 heads (50.0%)`."""
         counts = [(before.kept_of(name), self.kept_of(name), part.units) for name, part in PARTS.items()]
-        told = [
+        removed = [
             f"{was - now:,} of {was:,} {units} ({(was - now) / was:.1%})" for was, now, units in counts if was > now
         ]
-        return " and ".join(told) or "nothing"
+        return " and ".join(removed) or "nothing"
 
     def __repr__(self) -> str:
-        """A table of what is kept, block by block."""
+        """A table of kept units, block by block."""
         totals = (f"{self.kept_of(name):,} of {self.total_of(name):,} {PARTS[name].units}" for name in self.parts)
         width = max((len(b.name) for b in self.blocks), default=0)
         lines = [f"SlimPlan of {self.model or 'a model'}: keeps {' and '.join(totals) or 'everything'}"]
         return "\n".join(lines + [f"  {b.name:<{width}}  {b.words()}" for b in self.blocks])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data. A part that format 2 does not know is in it only where some of its units are gone."""
+        """Return plain data. Parts that are new in format 3 are included only where they are cut."""
         parts = [part for part in PARTS.values() if part.plan_format <= WRITTEN or self._cuts(part)]
         return {
             "format_version": max(WRITTEN, *(part.plan_format for part in parts)),
@@ -147,7 +155,15 @@ class SlimPlan:
 
     @classmethod
     def from_json(cls, data: Any, source: str = "plan") -> SlimPlan:
-        """Read what `to_json` wrote; every defect is named with its place."""
+        """Read the result of `to_json`.
+
+        Args:
+            data: Parsed JSON.
+            source: Name of the file, for errors.
+
+        Raises:
+            PlanError: The data has a defect; the message names its place.
+        """
         if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
             raise PlanError(f'{source}: expected an object with a list "blocks", as --dry-run --out writes it')
         version = data.get("format_version")
@@ -161,7 +177,7 @@ class SlimPlan:
 
     @classmethod
     def read(cls, path: Path) -> SlimPlan:
-        """The plan in a file; raises `PlanError` for one that is missing or damaged."""
+        """Read a plan file; raises `PlanError` where it is missing or damaged."""
         try:
             data = read_json(path)
         except FileNotFoundError:
@@ -171,7 +187,7 @@ class SlimPlan:
         return cls.from_json(data, str(path))
 
     def write(self, path: Path) -> None:
-        """One block a line, so that a person can edit it."""
+        """Write a file with one line per block, for editing."""
         data = self.to_json()
         head = {k: v for k, v in data.items() if k != "blocks"}
         lines = ",\n".join("    " + json.dumps(b) for b in data["blocks"])
@@ -179,7 +195,7 @@ class SlimPlan:
 
 
 def _block(entry: Any, source: str, i: int) -> BlockPlan:
-    """A defect of ids names the block, any other the place in the file."""
+    """Read one block. Errors name the block for wrong ids, and the place in the file for anything else."""
     place = f"{source}: blocks[{i}]"
     try:
         return BlockPlan.from_json(entry, place)

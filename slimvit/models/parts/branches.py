@@ -1,4 +1,4 @@
-"""Whole branches: a block's attention, or its MLP. They have no units of their own; the last unit of a part goes."""
+"""Whole branches, a block's attention or its MLP: removed with the last unit of another part."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from slimvit.models.parts.base import Part
 
 @dataclass(frozen=True)
 class Branches:
-    """What a search may do besides removing units: end a branch."""
+    """The part `branches`, which has no units of its own."""
 
     name: str = "branches"
     unit: str = "branch"
 
     def ends(self, part: Part, names: Collection[str]) -> bool:
-        """Whether all units of `part` may go at once when the parts of these names may go."""
+        """Return whether all units of `part` may be removed at once when the parts `names` may be cut."""
         return self.name in names and part.branch is not None
 
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from slimvit.models.base import AttentionBlock
 
 POINTS = 12
-"""Every number of heads is timed where there are no more, otherwise as many of them."""
+"""Most numbers of heads that are timed."""
 
 
 class Heads(Part):
-    """Heads of the attention, which ends in `proj`; what else goes with a head is said by the family."""
+    """Heads of the attention, which ends in `proj`. The family names the other parameters of a head."""
 
     name, unit, units = "heads", "head", "heads"
     branch = "attention"
@@ -37,7 +37,7 @@ class Heads(Part):
         return Limits(section.min_heads)
 
     def macs(self, view: AttentionBlock) -> UnitCost:
-        """A head's share of qkv, gate and proj, and its two attention products; with the last head goes the norm."""
+        """Count qkv, gate, proj and both attention products per head; the norm is removed with the last head."""
         from slimvit.models.cutting import norm_macs
 
         rows = sum(r.weights * (view.tokens if r.positions is None else r.positions) for r in view.head_parts.rows)
@@ -46,7 +46,7 @@ class Heads(Part):
         return UnitCost(unit, norm_macs(view.block.norm1, view.mlp_tokens) + view.head_parts.shared_macs)
 
     def params(self, view: AttentionBlock) -> UnitCost:
-        """A head's rows of qkv and gate, its columns of proj, and what else the family names."""
+        """Count the rows of qkv and gate, the columns of proj, and the family's other parameters per head."""
         from slimvit.models.cutting import params_beside
 
         own = sum(r.params for r in view.head_parts.rows) + sum(s.params(view.attn) for s in view.head_parts.slices)
@@ -72,7 +72,7 @@ class Heads(Part):
             setattr(attn, name, left * size)
 
     def remove_branch(self, view: AttentionBlock) -> None:
-        """The attention is a constant then, so norm1 goes too."""
+        """Replace the attention by a constant and remove norm1, which it no longer needs."""
         from slimvit.models.cutting import without_norm
         from slimvit.models.empty import EmptyAttention
 
@@ -108,16 +108,18 @@ class Heads(Part):
         return found
 
     def coupled(self, view: AttentionBlock) -> Coupled:
-        """The group is what is coupled to the channels of `qkv`; a head's importance is the mean over its q, k and v
-        channels. Torch-Pruning's own pruner averages a fused `qkv` in contiguous thirds, which mixes heads up."""
+        """Start at the channels of `qkv`. The importance of a head is the mean over its q, k and v channels.
+
+        Torch-Pruning's own pruner averages contiguous thirds of a fused `qkv`, which confuses the heads.
+        """
         from slimvit.models.head_parts import traceable
 
-        attn = traceable(view.attn, view.head_dim).requires_grad_(True)  # the graph is read off autograd's
+        attn = traceable(view.attn, view.head_dim).requires_grad_(True)  # the graph is built from autograd's
         shape = (3, attn.num_heads, view.head_dim)
         return Coupled(attn, attn.qkv.in_features, attn.qkv, True, lambda found: found.view(shape).mean(dim=(0, 2)))
 
     def kind(self, view: AttentionBlock) -> str:
-        """A dense attention is taken for a plain one: what its mixing costs is not priced by the head."""
+        """Describe the attention without dense mixing, whose time is not priced by the head."""
         from slimvit.models.base import layer_types
 
         block, attn = view.block, view.attn

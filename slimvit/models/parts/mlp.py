@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from slimvit.models.base import AttentionBlock
 
 GROUP = 8
-"""Neurons are timed in groups: matrix products of odd widths are slow."""
+"""Widths are timed in multiples of this, since matrix products of odd widths are slow."""
 POINTS = 8
-"""Widths at which an MLP is timed."""
+"""Number of widths at which an MLP is timed."""
 
 
 class Mlp(Part):
@@ -44,7 +44,7 @@ class Mlp(Part):
         return Limits(section.neuron_group, section.neuron_group)
 
     def macs(self, view: AttentionBlock) -> UnitCost:
-        """A neuron's rows of what feeds it, and its column of fc2; with the last neuron goes the norm."""
+        """Count the input rows and the column of fc2 per neuron; the norm is removed with the last neuron."""
         from slimvit.models.cutting import norm_macs
         from slimvit.models.mlp import neuron_weights
 
@@ -68,7 +68,7 @@ class Mlp(Part):
         drop_inputs(fc2, list(positions))
 
     def remove_branch(self, view: AttentionBlock) -> None:
-        """The MLP is a constant then, so norm2 goes too."""
+        """Replace the MLP by a constant and remove norm2, which it no longer needs."""
         from slimvit.models.cutting import without_norm
         from slimvit.models.empty import EmptyMlp
 
@@ -89,7 +89,7 @@ class Mlp(Part):
         return found
 
     def coupled(self, view: AttentionBlock) -> Coupled:
-        """The group is read off `fc2`, whose inputs are the neurons; a GLU's neuron has two rows before it."""
+        """Start at the inputs of `fc2`, which are the neurons; a neuron of a GLU has two rows before it."""
         from slimvit.models.mlp import input_layers
 
         mlp = view.mlp.requires_grad_(True)

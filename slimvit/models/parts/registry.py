@@ -1,4 +1,4 @@
-"""The parts that can be cut, by name, in the order in which tables show them. No torch."""
+"""The registry of parts. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from slimvit.models.parts.mlp import MLP
 from slimvit.utils.errors import PlanError
 
 PARTS: dict[str, Part] = {part.name: part for part in (HEADS, MLP)}
+"""Parts by name, in the order of tables."""
 
 TAKEN = ("name", "stage", "units", "blocks", "model")
-"""Attributes of plans, which no part may call its units."""
+"""Attributes of plans, which are not allowed as words for units."""
 
 
 def register_part(part: Part) -> Part:
-    """Add a part, so that recipes, plans, scores, costs, tables and pictures know it."""
+    """Register a part for recipes, plans, scores, costs, tables and pictures.
+
+    Raises:
+        ValueError: The word for its units is taken.
+    """
     others = [p.units for p in PARTS.values() if p.name != part.name]
     if part.units in (*TAKEN, *others):
         raise ValueError(f"part {part.name}: its units cannot be called {part.units}, a word that is taken")
@@ -29,7 +34,7 @@ def register_part(part: Part) -> Part:
 
 
 def part_of(name: str) -> Part:
-    """The part of a name; raises `PlanError` for one that is not known."""
+    """Return the part of this name; raises `PlanError` for an unknown name."""
     try:
         choices.PARTS.check(name)
         return PARTS[name]
@@ -39,32 +44,32 @@ def part_of(name: str) -> Part:
 
 
 def part_with_units(word: str) -> Part | None:
-    """The part whose units a plan calls by `word`, such as `neurons`."""
+    """Return the part with this word for its units, such as `neurons`; None where there is none."""
     return next((part for part in PARTS.values() if part.units == word), None)
 
 
 def everywhere() -> tuple[str, ...]:
-    """The parts that every block has: scored for every picture, and the first to go."""
+    """Return the names of the parts that every block has: always scored, and cut by default."""
     return tuple(name for name, part in PARTS.items() if part.everywhere)
 
 
 def may_go(part: Part, names: Collection[str]) -> bool:
-    """Whether units of a part, or at least all of them with their branch, go when the parts of these names may."""
+    """Return whether units of `part` may be removed, alone or with their branch, when the parts `names` may be cut."""
     return part.name in names or BRANCHES.ends(part, names)
 
 
 def limits_of(section: PruneSection | None = None) -> dict[str, Limits]:
-    """How far a recipe lets each part of a block be cut; with None the recipe's defaults."""
+    """Return the limits that a recipe sets, by part; None stands for a recipe without limits."""
     section = section or PruneSection()
     return {name: part.limits(section) for name, part in PARTS.items()}
 
 
 def label(name: str) -> str:
-    """What messages about budgets call a part."""
+    """Return the word for a part in messages about budgets."""
     part = PARTS.get(name)
     return name if part is None else part.label or part.units
 
 
 def labels(names: Sequence[str]) -> str:
-    """`heads and MLP neurons`."""
+    """Return the words for several parts: `heads and MLP neurons`."""
     return " and ".join(map(label, names))

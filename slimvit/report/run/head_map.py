@@ -34,7 +34,7 @@ LOG_FROM = 30.0
 """Scores that span more than this factor are shaded on a logarithmic scale."""
 
 Shades = Sequence[Sequence[float | None]]
-"""A figure a unit, block by block; None for a unit without one."""
+"""One number per unit, block by block; None for a unit without one."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class Panel:
 def head_map(plan: SlimPlan, scores: Mapping[str, Shades], path: Path) -> None:
     """Draw the units that every block keeps: blocks down, the original's units across, part beside part.
 
-    A part with few units a block is a grid, with removed units crossed out and units shaded by their score relative to
-    the largest of the part (on a logarithmic scale where scores span more than a factor of 30). A part with many is a
-    bar a block, drawn where some of its units are gone.
+    A part with few units per block is a grid with removed units crossed out. Its units are shaded by score relative to
+    the largest of the part, on a logarithmic scale if scores span more than a factor of 30. A part with many units is
+    one bar per block, drawn if some of its units are removed.
 
     Args:
         plan: The plan.
