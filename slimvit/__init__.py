@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from slimvit.io.backbone import backbone as backbone
     from slimvit.io.create import create_model as create_model
     from slimvit.io.load import load as load
-    from slimvit.io.load_into import load_into as load_into
+    from slimvit.io.load import load_into as load_into
     from slimvit.io.saved_model import save as save
     from slimvit.measure.flops.count import count_macs as count_macs
     from slimvit.models.insert_dense import insert_dense_attention as insert_dense_attention
@@ -51,7 +51,7 @@ _HOME = {
     "finetune": "train.finetune",
     "insert_dense_attention": "models.insert_dense",
     "load": "io.load",
-    "load_into": "io.load_into",
+    "load_into": "io.load",
     "plan": "workflows.training_free",
     "plan_units": "prune.ratio_search",
     "predict": "workflows.predict",

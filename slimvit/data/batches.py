@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimvit.models.wrappers import check_unwrapped
+from slimvit.models.registry import check_unwrapped
 from slimvit.utils.errors import DataError
 
 PAIR = "(images [B, C, H, W], labels [B])"

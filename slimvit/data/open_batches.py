@@ -13,7 +13,7 @@ from slimvit.data.batches import CheckedBatches, checked_batches
 from slimvit.data.images import Images
 from slimvit.data.loaders import draw, eval_loader, preprocessing_of
 from slimvit.data.sources import open_data
-from slimvit.models.wrappers import check_unwrapped
+from slimvit.models.registry import check_unwrapped
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`slimvit.load`, and the folder that a saved model's name means: a run, an embedded model, or one on the Hub."""
+"""`slimvit.load`, `slimvit.load_into`, and the folders of saved models: runs, embedded models, or from the Hub."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.hub.timm_repo import CONFIG
+from slimvit.models.registry import check_unwrapped, plan_of
 from slimvit.utils.errors import SlimvitError, StoreError
 from slimvit.utils.files import MOST
 
@@ -44,6 +45,42 @@ def load(folder: str | Path) -> nn.Module:
         )
     with named(folder, found):
         return saved_model.load_folder(found)
+
+
+def load_into(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Cut a fresh, uncut model to a saved one's plan and fill it with the saved weights.
+
+    This is the way back for a model of your own class that subclasses one of timm's, which `slimvit.load` cannot build.
+
+    Args:
+        model: An uncut instance of the saved model's class, built with the same arguments. It is not changed.
+        folder: A folder that `slimvit.save` or a run wrote, or `hf-hub:user/name`.
+
+    Returns:
+        The pruned model with the saved weights, in eval mode on the CPU.
+
+    Raises:
+        StoreError: The folder is no saved model or is damaged, or the model is not its uncut form; the message names
+            the blocks or tensors that differ.
+        ModelError: The model is not supported, or a compiled or parallel wrapper.
+
+    Example:
+        >>> slimvit.save(slimvit.prune(MyViT(), loader, ratio=0.5).model, "runs/mine")
+        >>> small = slimvit.load_into(MyViT(), "runs/mine")
+    """
+    check_unwrapped(model)
+    place = saved_folder(str(folder)) or Path(folder)
+    with named(folder, place):
+        info = saved_model.read_description(place)
+        plan = saved_model.plan_in(info, place)
+        if plan_of(model).is_cut:
+            raise StoreError(f"{folder}: the given model is pruned already; give a fresh, uncut one")
+        try:
+            slim = saved_model.cut_to(model, plan, info.dense)
+        except SlimvitError as error:
+            raise StoreError(f"{folder}: does not fit the given {type(model).__name__}: {error}") from None
+        saved_model.check_weights(place / saved_model.WEIGHTS, saved_model.shapes_of(slim), info.weights_sha256)
+        return saved_model.fill(slim.cpu(), info, place)
 
 
 def saved_folder(name: str) -> Path | None:

@@ -15,7 +15,7 @@ from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.load import named, pinned_section, saved_folder
 from slimvit.models.build import is_timm_model
-from slimvit.models.wrappers import check_unwrapped
+from slimvit.models.registry import check_unwrapped
 from slimvit.utils.errors import ModelError
 from slimvit.utils.files import MOST
 from slimvit.utils.output import UNFINISHED

@@ -25,8 +25,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
-from slimvit.models.registry import arguments_of, plan_of
-from slimvit.models.wrappers import check_unwrapped
+from slimvit.models.registry import arguments_of, check_unwrapped, plan_of
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError, SlimvitError, StoreError, nearest
 from slimvit.utils.files import Unreadable, check_regular, read_json

@@ -15,12 +15,19 @@ from slimvit.models.families.swin_v2 import SWIN_V2
 from slimvit.models.families.vit import VIT
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
-from slimvit.models.wrappers import check_unwrapped
 from slimvit.utils.errors import ModelError
 from slimvit.utils.plugins import load_plugins
 
 FAMILIES: list[Family] = [VIT, SWIN, SWIN_V2, BEIT, EVA]
 """The first family that owns a model counts."""
+
+INNER = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+}
+"""Wrapper class -> the attribute that holds the model."""
 
 
 def register_family(family: Family) -> Family:
@@ -41,6 +48,15 @@ def architecture_of(model: TimmModule) -> str:
 def model_name(model: TimmModule) -> str:
     """Return the model's own name, such as that of an embedded model, or that of its architecture."""
     return getattr(model, "slim_name", None) or architecture_of(model)
+
+
+def check_unwrapped(model: object) -> None:
+    """Raise `ModelError` for a compiled or parallel wrapper, and for what is no module at all."""
+    kind = type(model).__name__
+    if kind in INNER and isinstance(model, nn.Module):
+        raise ModelError(f"the model is wrapped in {kind}; pass the inner model: model.{INNER[kind]}")
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"the model is of type {kind}; pass a timm model, from slimvit.create_model or slimvit.load")
 
 
 def family_of(model: nn.Module) -> Family:

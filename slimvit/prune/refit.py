@@ -20,8 +20,7 @@ from slimvit.data.batches import checked_batches
 from slimvit.data.loaders import Batches
 from slimvit.models.base import Branch, State, Step
 from slimvit.models.modes import device_of, evaluating
-from slimvit.models.registry import steps
-from slimvit.models.wrappers import check_unwrapped
+from slimvit.models.registry import check_unwrapped, steps
 from slimvit.utils.errors import PlanError
 from slimvit.utils.memory import SHARE, free_bytes
 from slimvit.utils.progress import log, track
@@ -120,7 +119,7 @@ def refit(
         walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(mine, theirs, batches)
         if fits(theirs, batches, device_of(original)) if cache is None else cache:
             walk = _CachedWalk(mine, theirs, [x.to(device_of(original)) for x, _ in batches])
-        for i in track(range(len(mine)), "refitting", unit="branches"):
+        for i in track(range(len(mine)), "refitting", unit="layers"):
             ours, uncut = mine[i], theirs[i]
             if isinstance(ours, Branch) and isinstance(uncut, Branch):
                 moments = PairedMoments()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from slimvit.models.parts.base import Coupled, Limits, Part, UnitCost
+from slimvit.models.parts.base import Coupled, Limits, Part, UnitCost, spread_widths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -132,8 +132,6 @@ class Heads(Part):
         )
 
     def widths(self, view: AttentionBlock) -> list[int]:
-        from slimvit.models.parts.widths import spread_widths
-
         return spread_widths(view.attn.num_heads, 1, POINTS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from slimvit.models.parts.base import Coupled, Limits, Part, UnitCost
+from slimvit.models.parts.base import Coupled, Limits, Part, UnitCost, spread_widths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -106,8 +106,6 @@ class Mlp(Part):
         )
 
     def widths(self, view: AttentionBlock) -> list[int]:
-        from slimvit.models.parts.widths import spread_widths
-
         return spread_widths(self.count(view), GROUP, POINTS)
 
 

@@ -12,14 +12,13 @@ from slimvit.data.loaders import Batches
 from slimvit.models.base import TimmModule
 from slimvit.models.parts.registry import PARTS, everywhere, labels, part_of
 from slimvit.models.plan import SlimPlan
-from slimvit.models.registry import attention_blocks, plan_of
-from slimvit.models.wrappers import check_unwrapped
-from slimvit.prune.criteria import gradient, group_importance, magnitude, random, residual
+from slimvit.models.registry import attention_blocks, check_unwrapped, plan_of
+from slimvit.prune.criteria import baselines, gradient, group_importance, residual
 from slimvit.prune.criteria.base import CRITERIA, Criterion, ScoreFunction, ScoresByPart
 from slimvit.prune.criteria.scores import PartScores, Scores, fixed
 from slimvit.utils.errors import DataError, ModelError, PlanError, nearest
 
-BUILT_IN = (residual, gradient, magnitude, random, group_importance)
+BUILT_IN = (residual, gradient, baselines, group_importance)
 """The modules that register the built-in criteria."""
 
 

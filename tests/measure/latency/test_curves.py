@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from slimvit.measure.latency.curves import curve_of, read_off, rising
-from slimvit.models.parts.widths import spread_widths
+from slimvit.models.parts.base import spread_widths
 
 
 @pytest.mark.parametrize(
