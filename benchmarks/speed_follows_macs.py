@@ -4,16 +4,19 @@
     python benchmarks/speed_follows_macs.py --threads 1 --batch 32 --keep-memory
     python benchmarks/speed_follows_macs.py --models DeiT-S --pairs 40 --threads 1 --compile
 
-`uniform` cuts every block's heads to half; `random` half of the network's heads, drawn by chance, so that blocks differ
-in width. Weights are random: they do not matter to the time. Rounds are interleaved, every next one the other way
-round, so a noisy machine hurts all alike. A row is the median over rounds of plain's time over the cut one's in the
-same round, and the share of the gain that the MACs promise which it reached, (speed-up - 1) / (promised - 1), with
-their 95 % intervals (bootstrap of the median). The bar, 0.8, is for the lower end. Beside it stand the time of both by
-kind of operator (torch's profiler, uncompiled), the speed-up that is left where only the matrix products shrink, as
-the MACs do, and the share of the time that the system takes to hand out memory. Without --batch the batch is the one
-that fills the machine, found as `slimvit bench` finds it. --keep-memory keeps freed memory instead of returning it to
-the system (as the commands of slimvit do). On a machine with other work give --threads 1: two threads that wait for
-each other measure the other work. Rows are appended to results/speed_follows_macs.jsonl; --render writes the table.
+`uniform` removes half the heads of every block. `random` removes half the heads of the network at random, so that blocks
+differ in width. Weights are random, which does not change the time. Rounds are interleaved, and every second round is
+reversed, so that other work slows all models alike.
+
+A row holds the median over rounds of the speed-up (plain time over cut time in the same round). It also holds the share
+of the promised gain, (speed-up - 1) / (promised - 1), where the MACs give the promise. Both have 95 % intervals
+(bootstrap of the median). The bar of 0.8 is for the lower end of the share. Further columns are the time of both models
+by kind of operator (torch's profiler, uncompiled), the speed-up if only matrix products shrink with the MACs, and the
+share of time that the system spends on memory allocation.
+
+Without --batch the batch size is the one that `slimvit bench` finds. --keep-memory keeps freed memory, as the commands
+of slimvit do. On a busy machine give --threads 1, since two threads wait for each other.
+Rows are appended to results/speed_follows_macs.jsonl; --render writes the table.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def inspect_command(model: str, as_json: bool, **given: Any) -> None:
     recipe = _recipe(model, given)
     stands = folder_status(Path(model))
     if stands is not None and not has_model(Path(model)):
-        click.echo(json.dumps({"folder": stands.to_json()}, indent=1) if as_json else f"{model}: {stands.told}")
+        click.echo(json.dumps({"folder": stands.to_json()}, indent=1) if as_json else f"{model}: {stands.text}")
         return
     from slimvit.report.run.model_table import inspection_text
     from slimvit.workflows.inspect import inspect_model, inspect_with_data
@@ -60,7 +60,7 @@ def inspect_command(model: str, as_json: bool, **given: Any) -> None:
     if as_json:
         click.echo(json.dumps({"folder": stands and stands.to_json()} | found, indent=1))
         return
-    click.echo(inspection_text(found) + (f"\n\n{model}: {stands.told}" if stands else ""))
+    click.echo(inspection_text(found) + (f"\n\n{model}: {stands.text}" if stands else ""))
 
 
 def _recipe(model: str, given: dict[str, Any]) -> Recipe:

@@ -20,8 +20,8 @@ class FolderStatus:
 
     state: str
     """`whole`, `unfinished`, `sweep`, or `nothing` where a killed process left only temporary files."""
-    told: str
-    """The same in a sentence."""
+    text: str
+    """The state in words."""
     go_on: str | None = None
     """The command that continues it."""
     writer: str | None = None
@@ -43,10 +43,10 @@ def folder_status(folder: Path) -> FolderStatus | None:
     busy = lock_owner(folder)
     found = _sweep(folder) if is_sweep_folder(folder) else _run(folder)
     if busy is not None:
-        now = "nothing yet" if found is None or found.state == "nothing" else found.told
-        told = f"{busy} is writing to it; so far it holds {now}"
+        content = "nothing yet" if found is None or found.state == "nothing" else found.text
+        text = f"{busy} is writing to it; so far it holds {content}"
         state, points = ("nothing", None) if found is None else (found.state, found.points)
-        return FolderStatus(state, told, writer=busy, points=points)
+        return FolderStatus(state, text, writer=busy, points=points)
     return found
 
 
@@ -59,8 +59,8 @@ def _run(folder: Path) -> FolderStatus | None:
     if (folder / UNFINISHED).is_dir():
         go_on = f"slimvit run {shlex.quote(str(folder))} --resume"
         beside = "the whole run that it is to replace, and " if has_model(folder) else ""
-        told = f"{beside}an unfinished run ({_epochs(folder)} of its training saved); go on with: {go_on}"
-        return FolderStatus("unfinished", told, go_on)
+        text = f"{beside}an unfinished run ({_epochs(folder)} of its training saved); go on with: {go_on}"
+        return FolderStatus("unfinished", text, go_on)
     if has_model(folder):
         return FolderStatus("whole", "a whole run" if (folder / REPORT).is_file() else "a whole saved model")
     if (folder / EXPORT).is_file():
@@ -69,10 +69,10 @@ def _run(folder: Path) -> FolderStatus | None:
     if not left or entries(folder):
         return None
     if any(path.suffix == OLD for path in left):
-        told = "nothing, for a killed process left its content aside; the next command that writes to it puts it back"
+        text = "nothing, for a killed process left its content aside; the next command that writes to it puts it back"
     else:
-        told = "nothing yet, only what a killed process left beside it; the next command that writes to it clears that"
-    return FolderStatus("nothing", told)
+        text = "nothing yet, only what a killed process left beside it; the next command that writes to it clears that"
+    return FolderStatus("nothing", text)
 
 
 def _epochs(folder: Path) -> str:
@@ -87,7 +87,7 @@ def _sweep(folder: Path) -> FolderStatus:
     folders = [point_folder(folder, entry.id) for entry in entries]
     done = sum((f / REPORT).is_file() and not (f / UNFINISHED).exists() for f in folders)
     failed = sum(entry.error is not None for entry in entries)
-    told = f"a sweep with {done} of {len(entries)} points done" + (f", {failed} failed" if failed else "")
+    text = f"a sweep with {done} of {len(entries)} points done" + (f", {failed} failed" if failed else "")
     if done < len(entries):
-        told += "; the command that began it goes on with the rest"
-    return FolderStatus("sweep", told, points=(done, len(entries)))
+        text += "; the command that began it goes on with the rest"
+    return FolderStatus("sweep", text, points=(done, len(entries)))

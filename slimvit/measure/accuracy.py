@@ -184,8 +184,8 @@ def _scores(outputs: Outputs) -> dict[str, float | None]:
         return {}
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = 0.0
-    for some, theirs in _by_rows(logits, labels):
-        loss += F.cross_entropy(some.double(), theirs, reduction="sum").item()
+    for rows, targets in _by_rows(logits, labels):
+        loss += F.cross_entropy(rows.double(), targets, reduction="sum").item()
     return {
         "top1": _per_cent(best[:, 0]),
         "top5": _per_cent(best.any(dim=1)) if logits.shape[1] > 5 else None,
@@ -203,11 +203,11 @@ def _closeness(outputs: Outputs, original: Outputs) -> dict[str, float | None]:
     images = len(original.features)
     mean = sum(rows.double().sum(dim=0) for (rows,) in _by_rows(original.features)) / images
     variance = distance = cosine = 0.0
-    for some, same in _by_rows(outputs.features, original.features):
-        mine, theirs = some.double(), same.double()
-        variance += (theirs - mean).square().sum().item()
-        distance += (mine - theirs).square().sum().item()
-        cosine += F.cosine_similarity(mine, theirs, dim=1).sum().item()
+    for own_rows, original_rows in _by_rows(outputs.features, original.features):
+        own, uncut = own_rows.double(), original_rows.double()
+        variance += (uncut - mean).square().sum().item()
+        distance += (own - uncut).square().sum().item()
+        cosine += F.cosine_similarity(own, uncut, dim=1).sum().item()
     figures: dict[str, float | None] = {
         "feature_error": distance / variance if variance > 0 else None,
         "feature_cosine": cosine / images,

@@ -142,11 +142,11 @@ def _slots(model: nn.Module) -> list[_Slot]:
     plan, views = plan_of(model), attention_blocks(model)
     found = []
     for stage in sorted({v.stage for v in views}):
-        mine = [(v, b.kept_heads) for v, b in zip(views, plan.blocks, strict=True) if v.stage == stage]
-        pairs = pairs_of([kept for _, kept in mine])
+        members = [(v, b.kept_heads) for v, b in zip(views, plan.blocks, strict=True) if v.stage == stage]
+        pairs = pairs_of([kept for _, kept in members])
         fed = {pair.earlier for block in pairs for pair in block}
-        names = tuple(view.name for view, _ in mine)
-        found += [_Slot(view, pairs[i], i in fed, names) for i, (view, _) in enumerate(mine)]
+        names = tuple(view.name for view, _ in members)
+        found += [_Slot(view, pairs[i], i in fed, names) for i, (view, _) in enumerate(members)]
     return found
 
 

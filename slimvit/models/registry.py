@@ -123,10 +123,10 @@ def _whole(view: AttentionBlock) -> BlockPlan:
 def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
     """Return whether `model` may have come from `other` by pruning or inserting dense attention, weights aside."""
     try:
-        mine, theirs = plan_of(model).blocks, plan_of(other).blocks
+        cut, uncut = plan_of(model).blocks, plan_of(other).blocks
     except ModelError:  # of no supported family
         return False
-    built = [(architecture_of(m), m.num_features, len(blocks)) for m, blocks in ((model, mine), (other, theirs))]
+    built = [(architecture_of(m), m.num_features, len(blocks)) for m, blocks in ((model, cut), (other, uncut))]
     if built[0] != built[1]:
         return False
-    return all(m.may_come_from(t) for t, m in zip(theirs, mine, strict=True))
+    return all(new.may_come_from(old) for old, new in zip(uncut, cut, strict=True))

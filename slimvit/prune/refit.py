@@ -115,17 +115,17 @@ def refit(
     batches = checked_batches(batches, original)
     slim = copy.deepcopy(model)
     with evaluating(slim), evaluating(original):
-        mine, theirs = steps(slim), steps(original)
-        walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(mine, theirs, batches)
-        if fits(theirs, batches, device_of(original)) if cache is None else cache:
-            walk = _CachedWalk(mine, theirs, [x.to(device_of(original)) for x, _ in batches])
-        for i in track(range(len(mine)), "refitting", unit="layers"):
-            ours, uncut = mine[i], theirs[i]
-            if isinstance(ours, Branch) and isinstance(uncut, Branch):
+        own, whole = steps(slim), steps(original)
+        walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(own, whole, batches)
+        if fits(whole, batches, device_of(original)) if cache is None else cache:
+            walk = _CachedWalk(own, whole, [x.to(device_of(original)) for x, _ in batches])
+        for i in track(range(len(own)), "refitting", unit="layers"):
+            branch, uncut = own[i], whole[i]
+            if isinstance(branch, Branch) and isinstance(uncut, Branch):
                 moments = PairedMoments()
-                for features, wanted in walk.visit(i, ours, uncut, target):
+                for features, wanted in walk.visit(i, branch, uncut, target):
                     moments.add(features, wanted)
-                _rewrite(ours.out, moments, ridge)
+                _rewrite(branch.out, moments, ridge)
             walk.advance(i)
     return slim
 
@@ -133,24 +133,24 @@ def refit(
 class _CachedWalk:
     """Both models' streams of every batch, moved from step to step, and the features of the present branch."""
 
-    def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], images: list[Tensor]) -> None:
-        self.mine, self.theirs = mine, theirs
+    def __init__(self, own: list[Branch | Step], whole: list[Branch | Step], images: list[Tensor]) -> None:
+        self.own, self.whole = own, whole
         self.now, self.goal = [State(x) for x in images], [State(x) for x in images]
         self.seen: list[tuple[Tensor, Tensor | None]] = []
 
-    def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the features [B, N, k] and wanted outputs [B, N, C] of branch `i`, batch by batch."""
         for b, state in enumerate(self.now):
-            features, values = ours.run_with_features(state)
-            wanted, self.goal[b] = _wanted(target, ours, uncut, state, self.goal[b])
+            features, values = branch.run_with_features(state)
+            wanted, self.goal[b] = _wanted(target, branch, uncut, state, self.goal[b])
             self.seen.append((features, values))
             yield features, wanted
 
     def advance(self, i: int) -> None:
-        step = self.mine[i]
+        step = self.own[i]
         if isinstance(step, Step):
             self.now = [step.apply(state) for state in self.now]
-            self.goal = [self.theirs[i].apply(state) for state in self.goal]
+            self.goal = [self.whole[i].apply(state) for state in self.goal]
             return
         self.now = [step.after(s, step.out(f), v) for s, (f, v) in zip(self.now, self.seen, strict=True)]
         self.seen = []
@@ -159,16 +159,16 @@ class _CachedWalk:
 class _RecomputingWalk:
     """The same, computed from the images for every branch: memory does not grow with their number."""
 
-    def __init__(self, mine: list[Branch | Step], theirs: list[Branch | Step], batches: Batches) -> None:
-        self.mine, self.theirs, self.batches = mine, theirs, batches
+    def __init__(self, own: list[Branch | Step], whole: list[Branch | Step], batches: Batches) -> None:
+        self.own, self.whole, self.batches = own, whole, batches
 
-    def visit(self, i: int, ours: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         for images, _ in self.batches:
-            state = goal = State(images.to(ours.out.weight.device))
-            for mine, theirs in zip(self.mine[:i], self.theirs[:i], strict=True):
-                state, goal = mine.apply(state), theirs.apply(goal)
-            features, _ = ours.run_with_features(state)
-            yield features, _wanted(target, ours, uncut, state, goal)[0]
+            state = goal = State(images.to(branch.out.weight.device))
+            for own, whole in zip(self.own[:i], self.whole[:i], strict=True):
+                state, goal = own.apply(state), whole.apply(goal)
+            features, _ = branch.run_with_features(state)
+            yield features, _wanted(target, branch, uncut, state, goal)[0]
 
     def advance(self, i: int) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Open sets of words: what is known, what a plugin adds, what is said of a word that nobody knows."""
+"""Open sets of words: the known ones, those of plugins, and the message for an unknown one."""
 
 import importlib.metadata
 from typing import Annotated, Any

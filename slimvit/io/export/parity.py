@@ -63,11 +63,11 @@ def output_parity(
     """
     batches, n = batches_of(images, batch), len(images)
     with torch.no_grad():
-        mine, theirs = (torch.cat([call(batch).float() for batch in batches]) for call in (wanted, found))
-    largest, gap = mine.abs().max().item(), (theirs - mine).abs().max().item()
+        expected, actual = (torch.cat([call(batch).float() for batch in batches]) for call in (wanted, found))
+    largest, gap = expected.abs().max().item(), (actual - expected).abs().max().item()
     return Parity(
         images=n,
         batches=tuple(sorted({len(batch) for batch in batches})),
         difference=gap / largest if largest else gap,
-        agreement=100.0 * (mine[:n].argmax(1) == theirs[:n].argmax(1)).double().mean().item(),
+        agreement=100.0 * (expected[:n].argmax(1) == actual[:n].argmax(1)).double().mean().item(),
     )

@@ -56,14 +56,14 @@ def pairs_of(kept: Sequence[Sequence[int]]) -> list[tuple[Pair, ...]]:
             Pair(
                 i,
                 shared,
-                tuple(map(list(mine).index, shared)),
-                tuple(map(list(theirs).index, shared)),
-                len(shared) == len(mine) == len(theirs),
+                tuple(map(list(own).index, shared)),
+                tuple(map(list(earlier).index, shared)),
+                len(shared) == len(own) == len(earlier),
             )
-            for i, theirs in enumerate(kept[:block])
-            if (shared := tuple(h for h in mine if h in theirs))
+            for i, earlier in enumerate(kept[:block])
+            if (shared := tuple(h for h in own if h in earlier))
         )
-        for block, mine in enumerate(kept)
+        for block, own in enumerate(kept)
     ]
 
 
@@ -122,8 +122,8 @@ def _sum(own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], weights:
     if out.numel() <= CHUNK:  # for one image Python costs as much as the sums
         _add(out, earlier, pairs, factors, head_dim)
         return out
-    for mine, *theirs in _chunks(out, *earlier):
-        _add(mine, theirs, pairs, factors, head_dim)
+    for part, *sources in _chunks(out, *earlier):
+        _add(part, sources, pairs, factors, head_dim)
     return out
 
 
@@ -135,11 +135,11 @@ def _plain_sum(
     for values, pair, factor in zip(earlier, pairs, factors, strict=True):
         done = 0
         for here, there, n in pair.runs:
-            theirs, weight = _heads(values, there, n, head_dim), _part(factor, done, n, head_dim)
+            source, weight = _heads(values, there, n, head_dim), _part(factor, done, n, head_dim)
             around = (here * head_dim, width - (here + n) * head_dim)
             if any(around):
-                theirs, weight = F.pad(theirs, around), weight if len(weight) == 1 else F.pad(weight, around)
-            out = torch.addcmul(out, theirs, weight)
+                source, weight = F.pad(source, around), weight if len(weight) == 1 else F.pad(weight, around)
+            out = torch.addcmul(out, source, weight)
             done += n
     return out
 
@@ -154,11 +154,11 @@ def _add(
             continue
         done = 0
         for here, there, n in pair.runs:
-            mine, theirs = _heads(out, here, n, head_dim), _heads(values, there, n, head_dim)
+            target, source = _heads(out, here, n, head_dim), _heads(values, there, n, head_dim)
             if isinstance(factor, float):
-                mine.add_(theirs, alpha=factor)
+                target.add_(source, alpha=factor)
             else:
-                mine.addcmul_(theirs, _part(factor, done, n, head_dim))
+                target.addcmul_(source, _part(factor, done, n, head_dim))
             done += n
 
 
