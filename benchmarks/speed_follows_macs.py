@@ -4,9 +4,9 @@
     python benchmarks/speed_follows_macs.py --threads 1 --batch 32 --keep-memory
     python benchmarks/speed_follows_macs.py --models DeiT-S --pairs 40 --threads 1 --compile
 
-`uniform` removes half the heads of every block. `random` removes half the heads of the network at random, so that blocks
-differ in width. Weights are random, which does not change the time. Rounds are interleaved, and every second round is
-reversed, so that other work slows all models alike.
+`uniform` removes half the heads of every block. `random` removes half the heads of the network at random, so that
+blocks differ in width. Weights are random, which does not change the time. Rounds are interleaved, and every second
+round is reversed, so that other work slows all models alike.
 
 A row holds the median over rounds of the speed-up (plain time over cut time in the same round). It also holds the share
 of the promised gain, (speed-up - 1) / (promised - 1), where the MACs give the promise. Both have 95 % intervals
