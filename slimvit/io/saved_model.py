@@ -25,7 +25,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
-from slimvit.models.registry import arguments_of, check_unwrapped, plan_of
+from slimvit.models.registry import architecture_of, arguments_of, check_unwrapped, plan_of
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError, SlimvitError, StoreError, nearest
 from slimvit.utils.files import Unreadable, check_regular, read_json
@@ -128,9 +128,14 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
 
 
 def own_class(model: nn.Module) -> str | None:
-    """`module.Class` of a model of the user's own class; None for a timm model."""
-    cls = type(model)
-    return None if cls.__module__.partition(".")[0] in ("timm", "slimvit") else f"{cls.__module__}.{cls.__qualname__}"
+    """Return `module.Class` of a model of the user's own class; None for one that timm builds by name.
+
+    The package of a class may register it with timm.
+    """
+    cls, name = type(model), architecture_of(model)
+    builder = timm.model_entrypoint(name).__module__ if timm.is_model(name) else "timm"
+    packages = {module.partition(".")[0] for module in ("timm", "slimvit", builder)}
+    return None if cls.__module__.partition(".")[0] in packages else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _check_repeatable(model: TimmModule, source: ModelSource) -> None:
