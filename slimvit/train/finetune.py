@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from slimvit.config.training import TrainSection
 from slimvit.models.base import TimmModule
-from slimvit.models.wrappers import check_unwrapped
+from slimvit.models.registry import check_unwrapped
 from slimvit.train.distill import training_loss
 from slimvit.train.loop import DEFAULTS, TrainOptions, train
 from slimvit.train.state import History
