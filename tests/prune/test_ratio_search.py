@@ -86,9 +86,9 @@ def test_a_ratio_that_rounds_to_nothing_names_one_that_works(scope, blocks, head
         plan_heads(scores, ratio=named - 1e-4, scope=scope, min_heads=0)
 
 
-def test_a_negative_ratio_removes_nothing_either():
+def test_a_negative_ratio_is_refused():
     for scope in ("uniform", "global"):
-        with pytest.raises(PlanError, match="ratio -1 of .* rounds to nothing"):
+        with pytest.raises(PlanError, match="ratio is -1, but must lie between 0 and 1"):
             plan_heads(fixed(), ratio=-1, scope=scope)
 
 
