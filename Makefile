@@ -1,10 +1,14 @@
 # make demo: set up and run the main job. make test: set up and pass the tests. make check: all of CI.
+# make quick: format, lint, types and the tests that take no time, for the inner loop.
 # make docs: build the documentation. make reference: write the generated blocks of README.md and docs/ again.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+QUICK := tests/test_layering.py tests/test_naming.py tests/test_docstrings.py tests/config tests/models/parts \
+	tests/models/test_plan.py tests/prune/test_budget_search.py tests/prune/test_ratio_search.py tests/report/run \
+	tests/report/test_record.py tests/train/test_optimizer.py tests/utils
 
-.PHONY: demo test check docs reference stress lowest audit format clean
+.PHONY: demo test check quick docs reference stress lowest audit format clean
 
 demo: $(READY)
 	$(BIN)/slimvit run digits_vit_dense --out runs/demo_vit --force
@@ -19,6 +23,12 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/zensical build --strict --clean
 	$(BIN)/python -m pytest -n auto
+
+quick: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n auto $(QUICK)
 
 docs: $(READY)  # strict: a broken link or an unknown name in the API reference is an error
 	$(BIN)/zensical build --strict --clean
