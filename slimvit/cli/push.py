@@ -48,30 +48,32 @@ def push_command(run: Path, dry_run: bool, as_json: bool, **given: Any) -> None:
     from slimvit.workflows.push.contents import PushOptions, upload_contents
 
     options = PushOptions(**given)
-    parcel = upload_contents(run, options)
-    _show_notes(parcel, run)
+    contents = upload_contents(run, options)
+    _show_notes(contents, run)
     if dry_run:
-        _show_contents(parcel, as_json)
+        _show_contents(contents, as_json)
         return
     from slimvit.workflows.push.upload import upload
 
-    done = upload(parcel, options)
+    done = upload(contents, options)
     click.echo(json.dumps(done, indent=1) if as_json else f"{done['url']}\nload it: slimvit.load({done['model']!r})")
 
 
-def _show_notes(parcel: UploadContents, run: Path) -> None:
+def _show_notes(contents: UploadContents, run: Path) -> None:
     """Print on stderr which files stay behind and which local paths the recipe reveals."""
-    if parcel.left_out:
-        click.echo(f"{run}: not uploaded: {', '.join(parcel.left_out)}", err=True)
-    if parcel.places:
-        click.echo(f"{run}: its recipe, which is pushed, names places here: {', '.join(parcel.places)}", err=True)
+    if contents.left_out:
+        click.echo(f"{run}: not uploaded: {', '.join(contents.left_out)}", err=True)
+    if contents.places:
+        click.echo(f"{run}: its recipe, which is pushed, names places here: {', '.join(contents.places)}", err=True)
 
 
-def _show_contents(parcel: UploadContents, as_json: bool) -> None:
-    sizes = {path: file.stat().st_size for path, file in parcel.files.items()}
+def _show_contents(contents: UploadContents, as_json: bool) -> None:
+    sizes = {path: file.stat().st_size for path, file in contents.files.items()}
     if as_json:
-        click.echo(json.dumps({"repo": parcel.repo, "files": sizes, "left_out": parcel.left_out, "card": parcel.card}))
+        click.echo(
+            json.dumps({"repo": contents.repo, "files": sizes, "left_out": contents.left_out, "card": contents.card})
+        )
         return
     for path, size in sizes.items():
         click.echo(f"{size:>13,}  {path}")
-    click.echo(f"{len(parcel.card.encode()):>13,}  README.md:\n\n{parcel.card}", nl=False)
+    click.echo(f"{len(contents.card.encode()):>13,}  README.md:\n\n{contents.card}", nl=False)

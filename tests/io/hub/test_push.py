@@ -98,7 +98,7 @@ def test_what_is_no_part_of_a_run_stays_here(hub: Any, copy: Path, slimvit_: Inv
     result = slimvit_("push", copy, "me/half", "--include", "original")
     files = set(hub.repos["me/half"].files)
     assert "original/model.safetensors" in files and not {f for f in files if f.startswith(("best", "logs", "secret"))}
-    assert "left out: best/, logs/, secret.txt" in result.stderr
+    assert "not uploaded: best/, logs/, secret.txt" in result.stderr
     assert plan_of(slimvit.load("hf-hub:me/half/original")).kept_heads == 18
     told = one_line(slimvit_("evaluate", "hf-hub:me/half/best", "--data", "digits", code=1))
     assert "hf-hub:me/half/best: holds no slim.json" in told
