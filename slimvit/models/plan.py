@@ -60,11 +60,12 @@ class SlimPlan:
         """Return whether both plans keep equally many units of every part."""
         return all(self.kept_of(name) == other.kept_of(name) for name in PARTS)
 
-    def keeping(self, **kept: Iterable[Sequence[int]]) -> SlimPlan:
+    def keeping(self, **kept: Iterable[Sequence[int]] | None) -> SlimPlan:
         """Return the plan with other kept units.
 
         Args:
-            kept: Original ids block by block, under the word for the units: `keeping(heads=[[0, 2], [1]])`.
+            kept: Original ids block by block, under the word for the units: `keeping(heads=[[0, 2], [1]])`. None
+                leaves the part as it is.
 
         Raises:
             PlanError: The word or an id is not known, or the number of blocks differs.
@@ -74,7 +75,8 @@ class SlimPlan:
             if part is None:
                 known = [p.units for p in PARTS.values()]
                 raise PlanError(f"no part has units called {word!r}{nearest(word, known)}; known: {', '.join(known)}")
-        return self.keeping_parts({part.name: kept[word] for word, part in found.items() if part is not None})
+        chosen = {part.name: kept[word] for word, part in found.items() if part is not None}
+        return self.keeping_parts({name: ids for name, ids in chosen.items() if ids is not None})
 
     def keeping_parts(self, kept: Mapping[str, Iterable[Sequence[int]]]) -> SlimPlan:
         """Return the plan with other kept units, by the names of the parts.

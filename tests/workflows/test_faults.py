@@ -31,8 +31,8 @@ STRESS = pytest.mark.skipif("SLIMVIT_STRESS" not in os.environ, reason="takes mi
 HOLDER = """
 import sys, time
 from pathlib import Path
-from slimvit.utils.lock import claimed
-with claimed(Path(sys.argv[1])):
+from slimvit.utils.lock import locked
+with locked(Path(sys.argv[1])):
     print("mine", flush=True)
     time.sleep(60)
 """
@@ -152,8 +152,8 @@ def test_the_second_command_is_told_before_anything_long(slimvit_, tmp_path, in_
 FORKED = """
 import os, sys
 from pathlib import Path
-from slimvit.utils.lock import claimed
-with claimed(Path(sys.argv[1])):
+from slimvit.utils.lock import locked
+with locked(Path(sys.argv[1])):
     child = os.fork()
     if not child:  # which has let go of the lock by now
         print(os.getpid(), flush=True)
@@ -207,18 +207,18 @@ def test_inspect_says_how_a_folder_stands(slimvit_, tmp_path):
         return json.loads(slimvit_(*words).stdout)["folder"]
 
     (tmp_path / ".run.lock").touch()
-    assert stands()["state"] == "nothing" and "only what a killed process left" in stands()["told"]
+    assert stands()["state"] == "nothing" and "only what a killed process left" in stands()["text"]
     slimvit_(*PRUNE, "--ratio", 0.5, "--out", out)
     assert stands()["state"] == "whole" and os.listdir(tmp_path) == ["run"]
     assert slimvit_(*words[:-1]).stdout.endswith(f"\n{out}: a whole run\n")
     out.rename(tmp_path / f".run.{ASIDE}abc{OLD}")
-    assert stands()["state"] == "nothing" and "left its content aside" in stands()["told"]
+    assert stands()["state"] == "nothing" and "left its content aside" in stands()["text"]
     assert "in use" in slimvit_(*PRUNE, "--ratio", 0.5, "--out", out, code=1).stderr
     assert stands()["state"] == "whole" and os.listdir(tmp_path) == ["run"]
     (out / f".unfinished.{ASIDE}abc{OLD}").mkdir()
     lock.clean_up(out)
     assert (
-        stands()["go_on"] == f"slimvit run {out} --resume" and "the whole run that it is to replace" in stands()["told"]
+        stands()["go_on"] == f"slimvit run {out} --resume" and "the whole run that it is to replace" in stands()["text"]
     )
 
 
