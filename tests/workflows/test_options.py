@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +109,15 @@ def test_the_best_epoch_is_kept_beside_the_last(
     """Where the accuracy falls from epoch to epoch, the first one's network is in best/."""
     real, weights = loop._end_epoch, []
 
-    def end_epoch(state: Any, now: Any, images: int, after_epoch: Any) -> None:
+    def end_epoch(state: Any, training: Any) -> None:
+        options = training.options
+
         def falling(model: nn.Module, row: Tree) -> None:
-            after_epoch(model, row)
+            options.after_epoch(model, row)
             row["top1"] = 90.0 - row["epoch"]
             weights.append({k: v.clone() for k, v in model.state_dict().items()})
 
-        real(state, now, images, falling)
+        real(state, replace(training, options=replace(options, after_epoch=falling)))
 
     monkeypatch.setattr(loop, "_end_epoch", end_epoch)
     now = slimvit.run(recipe(epochs=3), Options(out=tmp_path / "run"))
