@@ -21,7 +21,7 @@ from slimvit.config.choices import (
     Scope,
 )
 from slimvit.config.training import Section, TrainSection
-from slimvit.config.yaml_file import Document
+from slimvit.config.validation import Document
 
 __all__ = ["AdaptSection", "DataSection", "FinetuneSection", "ModelSection", "Recipe", "Section", "TrainSection"]
 

@@ -24,7 +24,7 @@ from pydantic import Field
 from slimvit.config.recipe import Recipe
 from slimvit.config.shipped import recipe_path
 from slimvit.config.training import Section
-from slimvit.config.yaml_file import Document
+from slimvit.config.validation import Document
 from slimvit.utils.errors import RecipeError
 
 SHORT = {"dense.mix": "dense", "refit.target": "refit", "finetune.epochs": "epochs", "adapt.epochs": "adapt epochs"}

@@ -1,45 +1,93 @@
-"""Everything that is wrong with a recipe file, at once: keys and values that are refused, and what contradicts what."""
+"""YAML files checked against typed sections. All defects of a file are reported at once."""
 
 from __future__ import annotations
 
 import copy
 import re
 from collections.abc import Iterator
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import Self
 
 from slimvit.config.training import FIELDS_ALONE, Section
-from slimvit.utils.errors import closest, nearest
+from slimvit.utils.errors import RecipeError, closest, nearest
+from slimvit.utils.files import Unreadable, read_yaml
 
 ROUNDS = 4
-"""A wrong section goes, is missing then, is empty then, and lacks its name then."""
+"""Rounds of repair: a wrong section is dropped, then added empty, then its missing name is added."""
+
+
+class Document(Section):
+    """The typed content of a YAML file."""
+
+    kind: ClassVar[str]
+    """Word for such a file, for errors."""
+    begins_with: ClassVar[str]
+    """Its first keys, for errors."""
+
+    @classmethod
+    def parse(cls, data: Any, source: str | None = None) -> Self:
+        """Check plain data.
+
+        Args:
+            data: The content as dicts, lists and values.
+            source: Name of the file, for errors.
+
+        Raises:
+            RecipeError: The data has defects; the message lists all of them.
+        """
+        source = source or cls.kind
+        if not isinstance(data, dict):
+            raise RecipeError(f"{source}: expected a mapping with {cls.begins_with}, found {type(data).__name__}")
+        try:
+            return cls.model_validate(data)
+        except ValidationError:
+            raise RecipeError(f"{source}: " + "; ".join(defects_of(cls, data))) from None
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a file; raises `RecipeError` where it is missing, no YAML, or has defects."""
+        try:
+            data = read_yaml(path)
+        except FileNotFoundError:
+            raise RecipeError(f"{path}: no such {cls.kind}; `slimvit recipes list` names the shipped ones") from None
+        except Unreadable as error:
+            raise RecipeError(f"{path}: not readable as YAML: {error}") from None
+        return cls.parse(data, str(path))
+
+    def to_yaml(self) -> str:
+        """Return the content as YAML, defaults included."""
+        import yaml
+
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 def defects_of(kind: type[Section], data: dict[str, Any]) -> list[str]:
-    """One clause a defect: the key's path, what is wrong, the nearest known key. Nothing for a file without defects.
+    """Return one clause per defect: the key's path, what is wrong, the nearest known key.
 
-    A contradiction that hangs on a key which is refused itself is left out: it may not be one.
+    A contradiction that names a refused key is left out, since the refusal may be its cause.
     """
-    told: list[ErrorDetails] = []
+    refused: list[ErrorDetails] = []
     clauses: list[str] = []
     for _ in range(ROUNDS):
         try:
-            whole = kind.model_validate(data, context=FIELDS_ALONE)
+            content = kind.model_validate(data, context=FIELDS_ALONE)
         except ValidationError as error:
-            told, data = told or error.errors(), _without(kind, data, error.errors())
+            refused, data = refused or error.errors(), _repaired(kind, data, error.errors())
         else:
-            clauses = [c for path, section in _sections(whole) for c in _contradictions(kind, section, path, told)]
+            clauses = [c for path, section in _sections(content) for c in _contradictions(kind, section, path, refused)]
             break
-    return list(dict.fromkeys([_clause(kind, item) for item in told] + clauses))
+    return list(dict.fromkeys([_clause(kind, item) for item in refused] + clauses))
 
 
 def _clause(kind: type[Section], item: ErrorDetails) -> str:
     path = _path(item)
     name = ".".join(path)
     if item["type"] == "extra_forbidden":
-        known = _known(kind, path)
+        known = _keys_at(kind, path)
         hint = nearest(path[-1], known, 1) or f"; known: {', '.join(known)}"
         return f"unknown key {name}{hint}"
     if item["type"] == "missing":
@@ -47,21 +95,21 @@ def _clause(kind: type[Section], item: ErrorDetails) -> str:
     return f"{name} is {item['input']!r}, but {item['msg'].replace('Input should be', 'must be')}"
 
 
-def _contradictions(kind: type[Section], section: Section, path: list[str], told: list[ErrorDetails]) -> list[str]:
-    """The contradictions of a section that stands at `path`, without those that name a key in doubt."""
-    doubtful = {word for item in told if _path(item)[: len(path)] == path for word in _words(kind, item)}
+def _contradictions(kind: type[Section], section: Section, path: list[str], refused: list[ErrorDetails]) -> list[str]:
+    """The contradictions of the section at `path`, without those that name a refused key."""
+    doubtful = {word for item in refused if _path(item)[: len(path)] == path for word in _words(kind, item)}
     clear = [c for c in section.contradictions() if not doubtful & set(re.findall(r"\w+", c))]
     return [": ".join(filter(None, (".".join(path), clause))) for clause in clear]
 
 
 def _words(kind: type[Section], item: ErrorDetails) -> list[str]:
-    """A refused key, and the known one that was probably meant."""
+    """A refused key, and the known key closest to it."""
     path = _path(item)
-    return [path[-1], *(closest(path[-1], _known(kind, path), 1) if item["type"] == "extra_forbidden" else ())]
+    return [path[-1], *(closest(path[-1], _keys_at(kind, path), 1) if item["type"] == "extra_forbidden" else ())]
 
 
 def _sections(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple[list[str], Section]]:
-    """A section's own ones, with their places, and then itself."""
+    """The sections inside a section with their paths, then the section itself."""
     for name, value in section:
         if isinstance(value, Section):
             yield from _sections(value, (*path, name))
@@ -72,21 +120,21 @@ def _sections(section: Section, path: tuple[str, ...] = ()) -> Iterator[tuple[li
     yield list(path), section
 
 
-def _without(kind: type[Section], data: dict[str, Any], items: list[ErrorDetails]) -> dict[str, Any]:
-    """A copy in which the refused keys are left out and the missing ones made up, so that the rest can be judged."""
+def _repaired(kind: type[Section], data: dict[str, Any], items: list[ErrorDetails]) -> dict[str, Any]:
+    """A copy of `data` without the refused keys and with values for missing ones, so that the rest can be checked."""
     rest = copy.deepcopy(data)
     for item in items:
-        place: Any = rest
-        *way, key = _path(item)
-        for step in way:
-            if not isinstance(place.get(step), dict):
-                key = step  # one element of a list is wrong: the list goes
+        section: Any = rest
+        *parents, key = _path(item)
+        for parent in parents:
+            if not isinstance(section.get(parent), dict):
+                key = parent  # one element of a list is wrong: drop the list
                 break
-            place = place[step]
-        for found in [k for k in place if str(k) == key]:  # a key may be a number
-            del place[found]
+            section = section[parent]
+        for match in [k for k in section if str(k) == key]:  # a key may be a number
+            del section[match]
         if item["type"] == "missing":
-            place[key] = {} if _section_at(kind, [*way, key]) else ""
+            section[key] = {} if _section_at(kind, [*parents, key]) else ""
     return rest
 
 
@@ -94,19 +142,19 @@ def _path(item: ErrorDetails) -> list[str]:
     return [str(part) for part in item["loc"] if part not in ("int", "list[int]", "[key]")]
 
 
-def _known(kind: type[Section], path: list[str]) -> list[str]:
-    """The keys that could stand where the last of a path does."""
+def _keys_at(kind: type[Section], path: list[str]) -> list[str]:
+    """The known keys in the place of the last key of a path."""
     section = _section_at(kind, path[:-1])
     return [] if section is None else list(section.model_fields)
 
 
 def _section_at(kind: type[Section], path: list[str]) -> type[Section] | None:
-    """The kind of section at a path; None where something else is."""
-    found: type[Section] | None = kind
+    """The type of the section at a path; None where there is no section."""
+    section: type[Section] | None = kind
     for key in path:
-        if key.isdigit():  # a place in a list, whose items are sections of one kind
+        if key.isdigit():  # position in a list, whose items are sections of one type
             continue
-        field = None if found is None else found.model_fields.get(key)
+        field = None if section is None else section.model_fields.get(key)
         choices = () if field is None else (field.annotation, *get_args(field.annotation))
-        found = next((t for t in choices if isinstance(t, type) and issubclass(t, Section)), None)
-    return found
+        section = next((t for t in choices if isinstance(t, type) and issubclass(t, Section)), None)
+    return section

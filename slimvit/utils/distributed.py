@@ -1,4 +1,4 @@
-"""Where a run computes: one process here, or many that `accelerate launch` or `torchrun` started."""
+"""The engine of a run: one process, or several started by `accelerate launch` or `torchrun`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Engine:
-    """Hugging Face accelerate's Accelerator, and what slimvit needs beside it.
+    """Hugging Face accelerate's `Accelerator`, with the operations that slimvit needs.
 
-    Every process carries out the whole run: scores, plan and refit are the same everywhere, training and evaluation
-    share their batches out, and the main process alone writes and speaks.
+    Every process runs all stages. All compute the same scores, plan and refit; training and evaluation split the
+    batches between them. Only the main process writes files and messages.
     """
 
     accelerator: Accelerator
     compiles: bool = False
-    """Whether the network is compiled for training."""
+    """Whether training compiles the network."""
 
     @property
     def device(self) -> torch.device:
@@ -44,33 +44,33 @@ class Engine:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the main process, which writes files and messages."""
+        """Whether this is the main process, the only one that writes files and messages."""
         return self.accelerator.is_main_process
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Wait until all processes have reached this call."""
         self.accelerator.wait_for_everyone()
 
-    def agreed(self, value: T) -> T:
-        """The main process's value, in every process: what rounding may make differ from one device to the next."""
+    def broadcast(self, value: T) -> T:
+        """Return the main process's value in every process, since rounding differs between devices."""
         return broadcast_object_list([value])[0] if self.processes > 1 else value
 
-    def shared(self, loader: Any) -> Any:
-        """A loader of this process's batches alone."""
+    def split(self, loader: Any) -> Any:
+        """Return a loader of this process's share of the batches."""
         return self.accelerator.prepare_data_loader(loader) if self.processes > 1 else loader
 
     @property
     def gather(self) -> Callable[[Tensor], Tensor]:
-        """What makes one tensor of what the processes have for a batch each, every image once and in order."""
+        """A function that joins the rows of all processes in one tensor, every image once and in order."""
         return self.accelerator.gather_for_metrics if self.processes > 1 else lambda tensor: tensor
 
     def start_log(self, name: str) -> None:
-        """Begin what --log-with asked for, under `name`."""
+        """Start the tracker of --log-with under `name`."""
         if self.accelerator.log_with:
             self.accelerator.init_trackers(name)
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        """The numbers of a row of the history."""
+        """Log the numbers of a row of the history."""
         self.accelerator.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=step)
 
     def end_log(self) -> None:
@@ -79,7 +79,7 @@ class Engine:
             tracker.finish()
 
     def close(self) -> None:
-        """Let the other processes go; nothing can be shared with them afterwards."""
+        """Leave the process group; the processes cannot communicate afterwards."""
         if self.processes > 1:
             self.accelerator.end_training()
 
@@ -91,27 +91,27 @@ def open_engine(
     log_with: str | None = None,
     log_dir: Path | None = None,
 ) -> Engine:
-    """The engine for one run.
+    """Return the engine of one run.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ... or `mps`.
-        precision: `fp32`, or `bf16` for the products of a training.
+        precision: `fp32`, or `bf16` for the matrix products of training.
         compile: Whether training compiles the network.
         log_with: `tensorboard` or `wandb`.
-        log_dir: Folder for the files of the tracker.
+        log_dir: Folder of the tracker's files.
 
     Raises:
-        SlimvitError: For a device, precision or tracker that is not available.
+        SlimvitError: The device, precision or tracker is not available.
     """
-    place = resolve_device(device)
-    check_precision(precision, place)
+    resolved = resolve_device(device)
+    check_precision(precision, resolved)
     _check_log(log_with, log_dir)
-    alone = not torch.distributed.is_initialized()
-    AcceleratorState._reset_state(reset_partial_state=alone)  # a process may run more than once, each time as asked
+    single = not torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=single)  # accelerate keeps the settings of the previous engine
     accelerator = Accelerator(
-        cpu=place.type == "cpu",
+        cpu=resolved.type == "cpu",
         mixed_precision={"fp32": "no", "bf16": "bf16"}[precision],
-        dataloader_config=DataLoaderConfiguration(non_blocking=place.type == "cuda"),
+        dataloader_config=DataLoaderConfiguration(non_blocking=resolved.type == "cuda"),
         log_with=log_with,
         project_dir=None if log_with is None or log_dir is None else str(log_dir),
     )
@@ -126,6 +126,6 @@ def _check_log(name: str | None, log_dir: Path | None) -> None:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Raise `SlimvitError` for a precision that the device cannot compute in."""
+    """Raise `SlimvitError` for a precision that the device does not support."""
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise SlimvitError(f"precision bf16: {torch.cuda.get_device_name(device)} cannot compute in it; use fp32")
+        raise SlimvitError(f"precision bf16: {torch.cuda.get_device_name(device)} does not support it; use fp32")

@@ -1,4 +1,4 @@
-"""What the system does with files: errors in words, writing that is on the disk, two folders exchanged at once."""
+"""Files: disk errors in one line, atomic writes, and bounded reads of text, JSON and YAML."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from typing import Any
 
 from slimvit.utils.errors import DiskError, StoreError
 
-HERE, EXCHANGE = -100, 2
-"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+"""Constants of Linux's `renameat2`."""
+MOST = 64 * 2**20
+"""Largest text file that is read, in bytes."""
 
 
 def disk_error(target: Path, error: OSError) -> DiskError:
@@ -27,7 +29,7 @@ def disk_error(target: Path, error: OSError) -> DiskError:
 
 @contextmanager
 def disk_errors(target: Path) -> Iterator[None]:
-    """Raise `DiskError` for what goes wrong while `target` is being written."""
+    """Raise `DiskError` for an `OSError` of the block, which writes `target`."""
     try:
         yield
     except OSError as error:
@@ -35,7 +37,7 @@ def disk_errors(target: Path) -> Iterator[None]:
 
 
 def check_parent(target: Path) -> None:
-    """Raise `StoreError` where nothing can be put."""
+    """Raise `StoreError` if `target` cannot be created, because a parent is a file or not writable."""
     parent = next(p for p in target.absolute().parents if p.exists())
     if not parent.is_dir():
         raise StoreError(f"{target}: {parent} is a file; name another folder for --out")
@@ -44,14 +46,14 @@ def check_parent(target: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A small file that is as before or as it should be, whenever the process ends."""
+    """Write a small file atomically: a killed process leaves the old content or the new."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)
 
 
-def settle(folder: Path) -> None:
-    """Write a folder out to the disk: named only after that, it is there whole after a power cut, or not at all."""
+def fsync_tree(folder: Path) -> None:
+    """Flush a file or a folder with its content to the disk, so that a rename after it survives a power cut."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -61,30 +63,26 @@ def settle(folder: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap the names of two folders in one step; False, and nothing done, where the system cannot."""
+    """Swap the names of two folders in one step; return False, without a change, where the system cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # not Linux, or not glibc
+    except (AttributeError, OSError, TypeError):  # no Linux, or no glibc
         return False
-    return rename(HERE, os.fsencode(one), HERE, os.fsencode(other), EXCHANGE) == 0
-
-
-MOST = 64 * 2**20
-"""Bytes of a text file at most; the largest that slimvit writes, the points of a sweep, has a few hundred each."""
+    return rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0
 
 
 class Unreadable(Exception):
-    """What is wrong with a file, in one line that does not name it."""
+    """A file cannot be read. The message is one line without the name of the file."""
 
 
 def check_regular(path: Path) -> None:
-    """Raise `Unreadable` for what cannot be read to its end: a folder, a pipe, a device. Links are followed."""
+    """Raise `Unreadable` for a folder, a pipe or a device. Links are followed."""
     if not stat.S_ISREG(path.stat().st_mode):
-        raise Unreadable("it is no ordinary file")
+        raise Unreadable("it is not a regular file")
 
 
 def read_text(path: Path, most: int = MOST) -> str:
-    """Raises `FileNotFoundError`, and `Unreadable` for all else."""
+    """Read a UTF-8 text file; raises `FileNotFoundError`, and `Unreadable` for any other failure."""
     try:
         check_regular(path)
         with path.open("rb") as file:
@@ -99,19 +97,21 @@ def read_text(path: Path, most: int = MOST) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises as `read_text` does."""
+    """Read a JSON file; raises as `read_text` does."""
     text = read_text(path)
     try:
-        return _writable(json.loads(text), text)
+        return _encodable(json.loads(text), text)
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
-    except ValueError as error:  # no JSON, or a number of more digits than Python takes
+    except ValueError as error:  # no JSON, or a number with too many digits for Python
         raise Unreadable(_line(error)) from None
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file, plain data only, without aliases: a few lines of those can stand for more than any
-    memory holds. Raises as `read_text` does."""
+    """Read a YAML file of plain data; raises as `read_text` does.
+
+    Aliases are refused, since a few lines of them can expand beyond any memory.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -119,24 +119,24 @@ def read_yaml(path: Path) -> Any:
             if self.check_event(yaml.AliasEvent):
                 alias = self.peek_event()
                 raise Unreadable(
-                    f"line {alias.start_mark.line + 1}: aliases (*{alias.anchor}) are not taken; write it out"
+                    f"line {alias.start_mark.line + 1}: aliases (*{alias.anchor}) are not allowed; write the value out"
                 )
             return super().compose_node(parent, index)
 
     text = read_text(path)
     try:
-        return _writable(yaml.load(text, Loader), text)  # a SafeLoader
+        return _encodable(yaml.load(text, Loader), text)  # a SafeLoader
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise Unreadable(_line(error)) from None
 
 
-def _writable(found: Any, text: str) -> Any:
-    """`found`, unless an escape in `text` gave half a pair of surrogates, which nothing can write or show again."""
+def _encodable(content: Any, text: str) -> Any:
+    """Return `content`; raises `ValueError` for an unpaired surrogate in it, which cannot be written or printed."""
     if "\\ud" in text.lower():
-        json.dumps(found, ensure_ascii=False, default=str).encode()
-    return found
+        json.dumps(content, ensure_ascii=False, default=str).encode()
+    return content
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""One writer at a time works on an output folder or file, and what killed ones left of theirs is put right."""
+"""Locks of output folders and files: one writer at a time, and recovery from killed writers."""
 
 from __future__ import annotations
 
@@ -18,77 +18,81 @@ from slimvit.utils.progress import is_main, log
 
 try:
     import fcntl
-except ImportError:  # Windows has another kind of lock; there, two commands on one folder are not told apart
+except ImportError:  # Windows has no fcntl, so two commands may write to one folder there
     fcntl = None  # type: ignore[assignment]
 
 ASIDE = "slimvit-"
-"""How the random part of a name begins under which something is written before it takes its place."""
+"""Prefix of the random part of a temporary name."""
 OLD = ".old"
+"""Suffix of a folder that is being replaced."""
 UNFINISHED = "unfinished"
-"""Subfolder of a run folder in which a training under way keeps what it needs to go on."""
+"""Subfolder of a run folder with the state of a training to resume."""
 TRIES = 3
+"""Retries before a lock counts as held."""
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
-"""What a file system answers that knows no locks."""
+"""Error numbers of file systems without locks."""
 
 _held: dict[tuple[int, Path], int] = {}
-"""The lock's descriptor, by thread and place."""
+"""Descriptors of held locks, by thread and path."""
 
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Keep every other process and thread of slimvit from writing to `target` while the block runs; the thread that
-    has claimed it may do so again.
+    """Hold the lock of `target` during the block, and recover first what killed writers left of it.
 
-    The lock is the system's own on a file beside `target`, so it ends with the process, however that ends; forked
-    children have no share in it. Between machines it holds where the file system's locks do (NFS 4, not every other
-    one). Raises `StoreError` when another has it, or where nothing can be written.
+    The lock excludes every other process and thread of slimvit; a thread may take its own locks again. It is a system
+    lock on a file beside `target`, so it ends with the process, and forked children do not inherit it. Between
+    machines it needs a file system with locks, such as NFS 4.
+
+    Raises:
+        StoreError: Another process or thread holds the lock, or nothing can be written.
     """
-    place = target.absolute()
-    key = threading.get_ident(), place
+    path = target.absolute()
+    key = threading.get_ident(), path
     if key in _held:
         yield
         return
     if fcntl is None:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield
         return
     check_parent(target)
-    missing = [folder for folder in (place, *place.parents) if not folder.exists()]
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     with disk_errors(target):
-        _held[key] = _take_lock(place, target)
+        _held[key] = _take_lock(path, target)
     try:
         with disk_errors(target):
-            _put_right(place)
+            _recover(path)
         yield
     finally:
         if (descriptor := _held.pop(key, None)) is not None:  # otherwise this is a forked child
             with suppress(OSError):
-                _lock_of(place).unlink()
+                _lock_file(path).unlink()
             os.close(descriptor)
-            for folder in missing:  # that are empty still
+            for folder in missing:  # those that are still empty
                 with suppress(OSError):
                     folder.rmdir()
 
 
 def clean_up(target: Path) -> None:
-    """Put right what a killed process left of `target`, before it is read by a command that will write to it."""
+    """Recover what a killed writer left of `target`, so that a command can read it before it writes to it."""
     if is_main() and stale_files(target) and lock_owner(target) is None:
         with locked(target):
             pass
 
 
 def lock_owner(target: Path) -> str | None:
-    """Who is writing to `target` now, in words; None where nobody is."""
+    """Return the process that is writing to `target`, in words; None where there is none."""
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(_lock_of(target.absolute()), os.O_RDONLY)
+        descriptor = os.open(_lock_file(target.absolute()), os.O_RDONLY)
     except OSError:
         return None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _who(descriptor)
+        return _holder(descriptor)
     except OSError:
         return None
     finally:
@@ -97,83 +101,83 @@ def lock_owner(target: Path) -> str | None:
 
 
 def stale_files(target: Path) -> list[Path]:
-    """The lock of `target`, and what was written aside of it or of the state of its training."""
-    place = target.absolute()
-    lock = _lock_of(place)
-    return [left for part in (place, place / UNFINISHED) for left in _aside_of(part)] + [lock] * lock.exists()
+    """Return the temporary files and folders of `target` and of its training state, and its lock file."""
+    path = target.absolute()
+    lock = _lock_file(path)
+    return [left for part in (path, path / UNFINISHED) for left in _temporaries(part)] + [lock] * lock.exists()
 
 
-def _forget() -> None:
-    """In a forked child: let go of its parent's locks, which would outlive the parent in it."""
+def _close_inherited_locks() -> None:
+    """Close the parent's locks in a forked child, which would hold them after the end of the parent."""
     for descriptor in _held.values():
         os.close(descriptor)
     _held.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
-def _lock_of(place: Path) -> Path:
-    return place.with_name(f".{place.name}.lock")
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
-def _take_lock(place: Path, target: Path) -> int:
-    lock = _lock_of(place)
+def _take_lock(path: Path, target: Path) -> int:
+    lock = _lock_file(path)
     for last in (*[False] * TRIES, True):
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # another process made the parent, and took it away again
+        except FileNotFoundError:  # another process removed the parent folder again
             if last:
                 raise
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _same(descriptor, lock):  # and not the file that the one before us has just taken away
+            if _is_open_file(descriptor, lock):  # and not a file that the previous holder has just removed
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
         except BlockingIOError:
             if last:
-                message = f"{_who(descriptor)} is writing to it; wait until that is done, or name another --out"
+                message = f"{_holder(descriptor)} is writing to it; wait until that is done, or name another --out"
                 os.close(descriptor)
                 raise StoreError(f"{target}: {message}") from None
-            time.sleep(0.02)  # it may only have been looked at
+            time.sleep(0.02)  # `lock_owner` holds it for a moment
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 os.close(descriptor)
                 raise
-            log(f"{target}: its file system has no locks; see to it that no other command writes there meanwhile")
+            log(f"{target}: its file system has no locks; run no other command that writes there")
             return descriptor
         os.close(descriptor)
-    raise StoreError(f"{target}: other commands begin and end there all the time; name another --out")
+    raise StoreError(f"{target}: other commands take its lock again and again; name another --out")
 
 
-def _who(descriptor: int) -> str:
+def _holder(descriptor: int) -> str:
     number = os.pread(descriptor, 20, 0).decode(errors="replace")
     if number == str(os.getpid()):
         return "another thread of this process"
     return f"process {number}" if number.isdigit() else "another command"
 
 
-def _same(descriptor: int, lock: Path) -> bool:
+def _is_open_file(descriptor: int, lock: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), lock.stat())
     except FileNotFoundError:
         return False
 
 
-def _aside_of(place: Path) -> list[Path]:
-    name = re.compile(rf"\.{re.escape(place.name)}\.{ASIDE}\w+(\.\w+)?")
-    return sorted(p for p in place.parent.iterdir() if name.fullmatch(p.name)) if place.parent.is_dir() else []
+def _temporaries(path: Path) -> list[Path]:
+    name = re.compile(rf"\.{re.escape(path.name)}\.{ASIDE}\w+(\.\w+)?")
+    return sorted(p for p in path.parent.iterdir() if name.fullmatch(p.name)) if path.parent.is_dir() else []
 
 
-def _put_right(place: Path) -> None:
-    """Only the holder of the lock writes aside, so whatever lies there was left by a process that is gone."""
-    for target in (place, place / UNFINISHED):
-        for left in _aside_of(target):
-            if left.suffix == OLD and not target.exists():  # killed between the two renames of an exchange
+def _recover(path: Path) -> None:
+    """Remove or restore the temporaries of killed writers; only the holder of the lock writes temporaries."""
+    for target in (path, path / UNFINISHED):
+        for left in _temporaries(target):
+            if left.suffix == OLD and not target.exists():  # the writer was killed between two renames
                 left.rename(target)
             elif left.is_dir():
                 shutil.rmtree(left, ignore_errors=True)

@@ -13,29 +13,29 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import check_parent, disk_errors, exchange, settle
+from slimvit.utils.files import check_parent, disk_errors, exchange, fsync_tree
 from slimvit.utils.lock import ASIDE, OLD, UNFINISHED, locked
 
 LOGS = "logs"
-"""Subfolder of either, with what --log-with wrote."""
+"""Subfolder of a run folder with the files of --log-with."""
 EXPORT = "export.json"
-"""File of an exported folder that says what it was checked with."""
+"""File of an exported folder that describes its check."""
 MARKERS = {"slim.json", "tradeoff.md", "points.json", EXPORT, UNFINISHED}
-"""Files that tell a folder of ours from anything else; --force replaces only such folders."""
+"""Files that mark a folder as slimvit's; --force replaces only marked folders."""
 DRY_RUN = {"plan.json"}
-"""All that a dry run leaves: a name that others use too, so nothing else may lie beside it."""
+"""The only file of a dry run. Other programs use this name too, so --force replaces no folder with further files."""
 
 
 def fingerprint(facts: dict[str, Any]) -> str:
-    """The name under which something is kept that depends on `facts`."""
+    """Return a hash of `facts`, as the name of a file that depends on them."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_free(target: Path, force: bool) -> None:
-    """Raise `StoreError` now if `target` could not be written at the end of a run."""
+    """Raise `StoreError` if a run cannot write its folder to `target`."""
     if target.is_file():
         raise StoreError(f"{target}: is a file; name a folder for --out")
-    if found := entries(target):
+    if names := entries(target):
         if not force:
             if (target / UNFINISHED).is_dir():
                 raise StoreError(
@@ -43,13 +43,13 @@ def check_free(target: Path, force: bool) -> None:
                     "--force"
                 )
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
-        if not found & MARKERS and found != DRY_RUN:
+        if not names & MARKERS and names != DRY_RUN:
             raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")
     check_parent(target)
 
 
 def check_free_file(target: Path, suffix: str, force: bool) -> None:
-    """Raise `StoreError` now if a file of this kind could not be written to `target` in the end."""
+    """Raise `StoreError` if a command cannot write a file with this suffix to `target`."""
     if target.suffix != suffix:
         raise StoreError(f"{target}: the file's name must end in {suffix}; name another one for --out")
     if target.is_dir():
@@ -60,14 +60,14 @@ def check_free_file(target: Path, suffix: str, force: bool) -> None:
 
 
 def entries(folder: Path) -> set[str]:
-    """What a folder holds, by name; nothing where there is none, or where a killed process left only a beginning."""
-    found = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-    return {name for name in found if not name.startswith(f".{UNFINISHED}.{ASIDE}")}
+    """Return the names in a folder, without temporary states of a killed training; empty for a missing folder."""
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    return {name for name in names if not name.startswith(f".{UNFINISHED}.{ASIDE}")}
 
 
 @contextmanager
 def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends well, and vanishes otherwise."""
+    """Yield a temporary folder that replaces `target` after the block, or is removed if the block fails."""
     with locked(target):
         check_free(target, force)
         with aside(target) as partial:
@@ -76,13 +76,13 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def aside(target: Path) -> Iterator[Path]:
-    """`new_folder` for the holder of a claim, on `target` or on the run folder that it is the state of."""
+    """`new_folder` for a caller that holds the lock of `target`, or of the run folder around it."""
     with disk_errors(target):
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.{ASIDE}", dir=target.parent))
         try:
             yield partial
             partial.chmod(0o755)
-            settle(partial)
+            fsync_tree(partial)
             _replace(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -90,7 +90,7 @@ def aside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """A temporary file beside `target` that takes its place when the block ends well, and vanishes otherwise."""
+    """Yield a temporary file that replaces `target` after the block, or is removed if the block fails."""
     with locked(target), disk_errors(target):
         prefix = f".{target.name}.{ASIDE}"
         descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)
@@ -99,7 +99,7 @@ def new_file(target: Path) -> Iterator[Path]:
         try:
             yield partial
             partial.chmod(0o644)
-            settle(partial)
+            fsync_tree(partial)
             partial.replace(target)
         finally:
             with suppress(OSError):
@@ -107,7 +107,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def remove(target: Path) -> None:
-    """A folder of ours is gone in one step, whatever ends the process."""
+    """Remove a folder of slimvit: it is renamed in one step, then deleted."""
     check_free(target, force=True)
     with locked(target), disk_errors(target):
         if target.exists():
@@ -116,7 +116,7 @@ def remove(target: Path) -> None:
 
 
 def _replace(partial: Path, target: Path) -> None:
-    """In one step where the system can exchange two folders, otherwise in two (`lock` mends a half)."""
+    """Rename `partial` to `target`: in one step where the system can, otherwise in two (`locked` recovers a half)."""
     old = partial.with_name(f"{partial.name}{OLD}")
     if target.exists():
         if exchange(partial, target):

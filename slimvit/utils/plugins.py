@@ -1,4 +1,4 @@
-"""Packages that extend slimvit: their entry points of the group `slimvit.plugins`, loaded when a word is not known."""
+"""Plugins: entry points of the group `slimvit.plugins`, loaded when a word is unknown."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ GROUP = "slimvit.plugins"
 
 @cache
 def load_plugins() -> None:
-    """Import every module that an installed package names under `slimvit.plugins`, once a process.
+    """Import the modules that installed packages name as entry points `slimvit.plugins`, once per process.
 
-    Such a module registers what it adds (a criterion, a part, a budget, an export format) when it is imported.
+    On import such a module registers its criterion, part, budget or export format.
     """
     from importlib.metadata import entry_points
 

@@ -1,4 +1,4 @@
-"""Progress and narration on stderr: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress and messages on stderr: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ COLUMNS = {"loss": ".4f", "lr": ".2e", "top1": ".2f", "agreement": ".2f", "featu
 
 
 def epoch_line(what: str, row: dict[str, Any], epochs: int, first: bool) -> str:
-    """A row of the table of epochs; the `first` one has the table's head above it."""
-    shown = [f"{row['epoch']}/{epochs}"]
-    shown += ["-" if row.get(name) is None else format(row[name], style) for name, style in COLUMNS.items()]
-    line = "".join(f"{cell:>14}" for cell in shown)
-    head = "".join(f"{name:>14}" for name in (f"{what} epoch", *(name.replace("_", " ") for name in COLUMNS)))
-    return f"{head}\n{line}" if first else line
+    """Return a row of the table of epochs, below the table's header for the `first` one."""
+    cells = [f"{row['epoch']}/{epochs}"]
+    cells += ["-" if row.get(name) is None else format(row[name], style) for name, style in COLUMNS.items()]
+    line = "".join(f"{cell:>14}" for cell in cells)
+    header = "".join(f"{name:>14}" for name in (f"{what} epoch", *(name.replace("_", " ") for name in COLUMNS)))
+    return f"{header}\n{line}" if first else line
 
 
 def is_main() -> bool:

@@ -1,4 +1,4 @@
-"""Ids by range, as people write them: 0-7,9,16-31."""
+"""Ids as range strings: `0-7,9,16-31`."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-PART = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
 
 def to_ranges(ids: Sequence[int]) -> str:
-    """Rising ids -> ranges, both ends included; "" for none."""
-    found: list[list[int]] = []
+    """Format rising ids as ranges, both ends included; "" for none."""
+    ranges: list[list[int]] = []
     for i in ids:
-        if found and i == found[-1][1] + 1:
-            found[-1][1] = i
+        if ranges and i == ranges[-1][1] + 1:
+            ranges[-1][1] = i
         else:
-            found.append([i, i])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+            ranges.append([i, i])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def from_ranges(text: Any, number: int) -> tuple[int, ...] | None:
-    """Ranges of the ids 0 to `number` - 1 -> the ids, in the order written; None for anything else."""
+    """Parse ranges of the ids 0 to `number` - 1, in the order written; None for anything else."""
     if not isinstance(text, str):
         return None
     ids: list[int] = []
     for part in filter(None, text.replace(" ", "").split(",")):
-        found = PART.fullmatch(part)
-        if found is None:
+        match = RANGE.fullmatch(part)
+        if match is None:
             return None
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < number or len(ids) + last - first >= number:
             return None
         ids += range(first, last + 1)
@@ -37,6 +37,6 @@ def from_ranges(text: Any, number: int) -> tuple[int, ...] | None:
 
 
 def count_ranges(text: str) -> int:
-    """Number of the ids that `to_ranges` wrote."""
+    """Count the ids in a string of `to_ranges`."""
     ends = [part.partition("-") for part in text.split(",") if part]
     return sum(int(last or first) - int(first) + 1 for first, _, last in ends)

@@ -1,4 +1,4 @@
-"""Randomness decided by a few numbers, so that nothing has to be carried along or saved."""
+"""Seeds from a few numbers, such as seed and epoch, so that no state of a generator has to be saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def seeded(*words: int) -> Iterator[None]:
-    """Seed the CPU generators of random, numpy and torch with a few numbers inside, and put them back after."""
+    """Seed the CPU generators of random, numpy and torch for the block, and restore their states afterwards."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     first, second, third = (int(word) for word in np.random.SeedSequence(words).generate_state(3))
     random.seed(first)
@@ -27,7 +27,7 @@ def seeded(*words: int) -> Iterator[None]:
 
 
 def seed_step(*words: int) -> None:
-    """Seed what the network and timm's Mixup draw from, accelerators included, for one step of a training."""
+    """Seed torch, accelerators included, and numpy for one step of training: for dropout and timm's Mixup."""
     first, second = (int(word) for word in np.random.SeedSequence(words).generate_state(2))
     torch.manual_seed(first)
     np.random.seed(second)

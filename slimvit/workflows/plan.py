@@ -54,5 +54,5 @@ def _scored_plan(
         return score_parts(model, context.calibration(), recipe.prune.criterion, recipe.seed, parts)
 
     uncut = model is original  # other runs start from it too
-    scores = context.engine.agreed(cache.scores(context, parts, plan_of(model), score) if uncut else score())
+    scores = context.engine.broadcast(cache.scores(context, parts, plan_of(model), score) if uncut else score())
     return decide(scores, recipe, model, original, goal, share), scores.table()

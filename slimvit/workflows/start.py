@@ -51,7 +51,7 @@ def start_run(recipe: Recipe, options: Options) -> RunState:
     """
     _check_folder(recipe, options)
     engine = _open_engine(options)
-    recipe = engine.agreed(pinned(recipe))
+    recipe = engine.broadcast(pinned(recipe))
     with seeded(recipe.seed):  # weights without a file are drawn
         model = open_model(recipe.model)
     family_of(model)

@@ -62,7 +62,7 @@ class RunContext:
 
     def outputs(self, model: nn.Module, images: Images) -> Outputs:
         """The model's outputs for images, computed by all processes together."""
-        return outputs_of(model, self.engine.shared(self.in_order(images)), self.device, self.engine.gather)
+        return outputs_of(model, self.engine.split(self.in_order(images)), self.device, self.engine.gather)
 
     def macs_of(self, model: nn.Module) -> MacCount:
         """MACs of the model. Refit and training keep its form, so most stages share one count."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from slimvit.measure.latency.timer import images_for
 from slimvit.models.modes import evaluating
-from slimvit.utils.memory import bytes_told
+from slimvit.utils.device import proc_bytes
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -29,7 +29,7 @@ def process_peak() -> int | None:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return bytes_told(STATUS, "VmHWM")
+    return proc_bytes(STATUS, "VmHWM")
 
 
 def peak_on_gpu(model: nn.Module, call: Callable[[Tensor], Any], input_size: tuple[int, int, int], batch: int) -> int:
@@ -95,4 +95,4 @@ def _forget_peak() -> int | None:
         CLEAR.write_text("5")
     except OSError:
         return process_peak()
-    return bytes_told(STATUS, "VmRSS")
+    return proc_bytes(STATUS, "VmRSS")

@@ -51,7 +51,7 @@ class Latency(Budget):
         if before is not None and before.place == place:
             return before
         own = latency_table(original, section.latency_batch) if engine is None or engine.is_main else None
-        table = own if engine is None else engine.agreed(own)
+        table = own if engine is None else engine.broadcast(own)
         assert table is not None
         return Prepared(place, table)
 

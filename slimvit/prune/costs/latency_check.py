@@ -41,7 +41,7 @@ def check_latency(
         A note, and the times of both models in milliseconds.
     """
     whole, promised = costs.total(plan_of(original)), costs.total(plan_of(final))
-    times = engine.agreed(_times(original, final, batch) if engine.is_main else None)
+    times = engine.broadcast(_times(original, final, batch) if engine.is_main else None)
     note = f"promised {promised:.3g} ms ({promised / whole:.2f} of the original's), "
     figures: dict[str, tuple[float, float]] = {}
     if times is None:

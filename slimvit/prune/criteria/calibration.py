@@ -18,7 +18,7 @@ from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS, everywhere
 from slimvit.models.registry import attention_blocks
 from slimvit.utils.errors import DataError, PlanError
-from slimvit.utils.memory import SHARE, free_bytes
+from slimvit.utils.device import SHARE, free_bytes
 from slimvit.utils.progress import track
 
 NO_IMAGES = "no calibration images: the data has no training images to draw them from"

@@ -235,16 +235,16 @@ def test_a_batch_without_room_is_told_of(vit: Build, monkeypatch: pytest.MonkeyP
 
 
 def prepared(model: Any, before: Any = None, **engine: Any) -> Any:
-    engine = {"is_main": True, "agreed": lambda table: table} | engine
+    engine = {"is_main": True, "broadcast": lambda table: table} | engine
     return LATENCY.prepare(model, PruneSection(target_latency=0.5), SimpleNamespace(**engine), before)  # type: ignore
 
 
 def test_one_process_measures_for_all(vit: Build, timed: list[Any]) -> None:
     sent: list[Any] = []
-    mine = prepared(vit(), agreed=lambda table: sent.append(table) or table)
+    mine = prepared(vit(), broadcast=lambda table: sent.append(table) or table)
     assert sent == [mine.table]
     timed.clear()
-    other = prepared(vit(), is_main=False, agreed=lambda own: mine.table if own is None else None)
+    other = prepared(vit(), is_main=False, broadcast=lambda own: mine.table if own is None else None)
     assert other == mine and timed == []
 
 

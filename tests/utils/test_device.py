@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slimvit.utils import memory
-from slimvit.utils.memory import free_memory as free
+from slimvit.utils import device
+from slimvit.utils.device import free_memory as free
 
 MIB = 2**20
 
@@ -16,7 +16,7 @@ MIB = 2**20
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """100 MiB available, no groups."""
     for name in ("PROC", "GROUPS"):
-        monkeypatch.setattr(memory, name, tmp_path / name)
+        monkeypatch.setattr(device, name, tmp_path / name)
     write(tmp_path / "PROC" / "meminfo", "MemFree:  1 kB\nMemAvailable:   102400 kB\n")
     return tmp_path
 
@@ -44,7 +44,7 @@ def test_another_system_does_not_tell(machine: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "root", "names"),
-    [("0::/a/b", ".", memory.V2), ("4:cpu,memory:/a/b", "memory", memory.V1)],
+    [("0::/a/b", ".", device.V2), ("4:cpu,memory:/a/b", "memory", device.V1)],
 )
 def test_the_smallest_limit_of_a_group_and_of_those_around_it(machine, line, root, names) -> None:
     write(machine / "PROC" / "self" / "cgroup", f"7:pids:/a\n{line}\n")
@@ -61,5 +61,5 @@ def test_the_smallest_limit_of_a_group_and_of_those_around_it(machine, line, roo
 def test_a_container_that_sees_its_own_group_as_the_outermost(machine: Path) -> None:
     """Version 1 in a container names the path outside of it."""
     write(machine / "PROC" / "self" / "cgroup", "4:memory:/docker/1234\n")
-    group(machine / "GROUPS" / "memory", memory.V1, 50 * MIB, 10 * MIB, 0)
+    group(machine / "GROUPS" / "memory", device.V1, 50 * MIB, 10 * MIB, 0)
     assert free() == 40 * MIB
