@@ -1,7 +1,6 @@
-"""The words a user may choose from. No imports beyond typing: the command line's help must answer at once.
+"""The words that options and recipe keys take. Imports nothing heavy, so that help is fast.
 
-What can be extended has an open set of words (`Words`): whoever registers a criterion, a part, a budget or an
-export format adds its word. The rest is closed.
+`Words` are open sets: the registration of a criterion, part, budget or export format adds its word. Literals are closed.
 """
 
 from __future__ import annotations
@@ -17,30 +16,29 @@ if TYPE_CHECKING:
 
 
 class Words:
-    """An open set of words for one thing, in the order in which help and messages list them.
+    """An open set of words for one option, in the order of help and messages.
 
-    As the metadata of an annotated `str` it makes pydantic refuse what is not in the set.
+    As the metadata of an annotated `str` it makes pydantic refuse other words.
     """
 
-    def __init__(self, *known: str) -> None:
-        self._known = dict.fromkeys(known)
+    def __init__(self, *words: str) -> None:
+        self._words = dict.fromkeys(words)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
+        return iter(self._words)
 
     def __contains__(self, word: object) -> bool:
-        return word in self._known
+        return word in self._words
 
     def add(self, word: str) -> None:
-        """Make a word known; one that is known already stays where it is."""
-        self._known[word] = None
+        """Add a word at the end; a known word keeps its place."""
+        self._words[word] = None
 
     def check(self, word: str) -> str:
-        """The word itself.
+        """Return a known word; plugins are loaded before a word counts as unknown.
 
         Raises:
-            ValueError: It is unknown, also after the installed plugins were loaded; the message lists the known words
-                and the nearest one.
+            ValueError: The word is unknown. The message lists the known words and the nearest one.
         """
         if word not in self:
             load_plugins()

@@ -1,4 +1,4 @@
-"""*How* a run is carried out: where, how fast, what it may overwrite. What it computes is recipe.py."""
+"""Options: how a run is carried out, such as its device. What a run computes is its recipe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Options:
-    """Nothing here changes what a run computes, only how it comes about (bf16 rounds more coarsely while it trains)."""
+    """How a run is carried out. No option changes the result, apart from the rounding of bf16."""
 
     out: Path | None = None
     """The run folder to write; None writes nothing."""
@@ -18,23 +18,23 @@ class Options:
     force: bool = False
     """Replace an earlier run folder."""
     precision: str = "fp32"
-    """What training multiplies in: `fp32`, or `bf16` with weights, sums and evaluation in fp32."""
+    """Precision of the matrix products in training: `fp32`, or `bf16` with weights, sums and evaluation in fp32."""
     compile: bool = False
-    """Train through torch.compile."""
+    """Compile the network for training with torch.compile."""
     resume: bool = False
-    """Go on with the interrupted training in `out`, if there is one."""
+    """Resume the interrupted training in `out`, if there is one."""
     save_minutes: float = 10.0
-    """A training that writes to `out` saves its state after every epoch, and in between when this much has passed."""
+    """Minutes between two saves of the training state within an epoch; every epoch ends with a save."""
     cache: Path | None = None
-    """Folder with results that several runs share. A run reads from it what it can, and adds the rest."""
+    """Folder of results that runs share: a run reads those that it finds and adds the others."""
     log_with: str | None = None
-    """`tensorboard` or `wandb`: the rows of history.csv go there too."""
+    """Tracker that gets the rows of history.csv as well: `tensorboard` or `wandb`."""
 
     def flags(self) -> list[str]:
-        """The options as one gives them on the command line, apart from those about folders."""
-        found = [] if self.device == "auto" else ["--device", self.device]
-        found += ["--workers", str(self.workers)] if self.workers else []
-        found += [] if self.precision == "fp32" else ["--precision", self.precision]
-        found += ["--compile"] if self.compile else []
-        found += [] if self.save_minutes == 10 else ["--save-minutes", f"{self.save_minutes:g}"]
-        return found + (["--log-with", self.log_with] if self.log_with else [])
+        """Return the options as flags of the command line, without those that name folders."""
+        flags = [] if self.device == "auto" else ["--device", self.device]
+        flags += ["--workers", str(self.workers)] if self.workers else []
+        flags += [] if self.precision == "fp32" else ["--precision", self.precision]
+        flags += ["--compile"] if self.compile else []
+        flags += [] if self.save_minutes == 10 else ["--save-minutes", f"{self.save_minutes:g}"]
+        return flags + (["--log-with", self.log_with] if self.log_with else [])

@@ -1,7 +1,4 @@
-"""The typed recipe: everything that decides *what* a run computes. How it runs (device, workers) is options.py.
-
-Unknown keys are refused with the nearest known one, and every defect of a file is reported at once.
-"""
+"""The recipe: everything that decides what a run computes. How it is carried out (device, workers) is `Options`."""
 
 from __future__ import annotations
 
@@ -30,8 +27,8 @@ class ModelSection(Section):
     """The model to prune: its name, its weights, and the arguments of its constructor."""
 
     name: str
-    """A timm model name, an embedded one (`slimvit models --embedded`), the folder of an earlier run, or
-    `hf-hub:user/name[@revision]`; the recipe in a run folder names the commit after the @."""
+    """A timm model, an embedded model (`slimvit models --embedded`), the folder of an earlier run, or
+    `hf-hub:user/name[@revision]`. In the recipe of a run folder the revision is a commit."""
     weights: str | None = None
     """A .safetensors or .pth file with the weights, instead of timm's pretrained ones."""
     pretrained: bool = True
@@ -39,16 +36,16 @@ class ModelSection(Section):
     """Side of the square input, pixels."""
     num_classes: int | None = Field(None, ge=0)
     heads: int | list[int] | None = None
-    """Heads of every block, or one number a stage: a narrower network, built without weights."""
+    """Heads of every block, or one number per stage, of a narrower network without pretrained weights."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """More arguments for timm's `create_model`."""
+    """Further arguments of timm's `create_model`."""
 
     def contradictions(self) -> list[str]:
         if self.heads is None:
             return []
         counts = [self.heads] if isinstance(self.heads, int) else self.heads
         rules = {
-            f"heads is {self.heads}, but a block is built with 1 head or more": any(n < 1 for n in counts),
+            f"heads is {self.heads}, but every block needs at least 1 head": any(n < 1 for n in counts),
             f"heads {self.heads} builds a network without weights; give pretrained false and no weights, "
             "or cut a pretrained one with prune": self.pretrained or self.weights is not None,
         }
@@ -56,20 +53,20 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    """The data set: its name, its splits, and how many of its images to use."""
+    """The data set: its name, its splits, and the number of images to use."""
 
     name: str
     """A folder with train/CLASS/ and val/CLASS/, `digits`, or a timm data name (`torch/...`, `hfds/...`)."""
     root: str | None = None
-    """Where a named data set lies on disk."""
+    """Folder of a named data set."""
     train_split: str = "train"
     val_split: str = "validation"
     train_images: int | None = Field(None, gt=0)
-    """Use only this many training images (drawn with the seed)."""
+    """Number of training images to use, drawn with the seed."""
     eval_images: int | None = Field(None, gt=0)
-    """Evaluate on only this many validation images (drawn with a fixed seed)."""
+    """Number of validation images to use, drawn with a fixed seed."""
     batch_size: int = Field(64, gt=0)
-    """Images a step, in training and in evaluation."""
+    """Images per step, in training and in evaluation."""
     skip_bad_images: bool = False
 
 
@@ -77,55 +74,55 @@ class AdaptSection(TrainSection):
     """Train a classifier for the data's classes before anything is cut."""
 
     mode: AdaptMode = "head"
-    """`head`: the classifier alone, on the frozen features of the images as they are (no augmentation, own learning
-    rate). `all`: the classifier first, then the whole network."""
+    """`head` trains the classifier alone, on frozen features of unaugmented images and with its own learning rate;
+    `all` trains the classifier first, then the whole network."""
 
     def contradictions(self) -> list[str]:
-        found = super().contradictions()
+        clauses = super().contradictions()
         if self.train != "all":
-            found.append("train is for fine-tuning; here mode says what is trained")
-        if self.mode == "head":  # its own optimizer, on features that are computed once
+            clauses.append("train is for fine-tuning; here mode says what is trained")
+        if self.mode == "head":  # it has an optimizer of its own, and features that are computed once
             idle = ("optimizer", "momentum", "betas", "eps", "warmup_lr", "layer_decay", "accumulate", "ema_decay")
             changed = [
                 k
                 for k in (*idle, "repeated_aug", "eval_every")
                 if getattr(self, k) != type(self).model_fields[k].default
             ]
-            found += [f"{' and '.join(changed)} without mode all; drop it or give mode all"] * bool(changed)
-        return found
+            clauses += [f"{' and '.join(changed)} without mode all; drop it or give mode all"] * bool(changed)
+        return clauses
 
 
 class FinetuneSection(TrainSection):
-    """Train the slimmed network."""
+    """Train the pruned network."""
 
     distill: bool = True
-    """Learn from a teacher too: the uncut network (self-distillation) unless another is named."""
+    """Learn from a teacher as well: the uncut network (self-distillation), or the model of `teacher`."""
     teacher: ModelSection | None = None
-    """Any timm model or run folder that knows the same classes. Where the run itself does not cut
-    (`slimvit finetune`), the uncut network."""
+    """Another teacher: a timm model or run folder with the same classes. `slimvit finetune`, which cuts nothing, puts
+    the uncut network here."""
     distill_kind: DistillKind = "soft"
-    """`soft`: the teacher's predictions at a temperature; `hard`: its best class as a label (DeiT); `features`: its
-    residual stream after every block, for a teacher with the same blocks."""
+    """Target of the distillation: `soft`, the teacher's probabilities at a temperature; `hard`, its best class as a
+    label (DeiT); `features`, its residual stream after every block, for a teacher with the same blocks."""
     distill_weight: float = Field(0.5, ge=0, le=1)
     """Share of the distillation term in the loss."""
     temperature: float = Field(2.0, gt=0)
-    """Of soft distillation."""
+    """Temperature of soft distillation."""
     cache_teacher: bool = False
-    """Ask the teacher once what it says of every training image, not again in every epoch; for images as they are."""
+    """Compute the teacher's predictions once, not in every epoch; the images must be unaugmented."""
 
     @property
     def numbered(self) -> bool:
         return self.cache_teacher
 
     def contradictions(self) -> list[str]:
-        found = super().contradictions()
+        clauses = super().contradictions()
         if self.cache_teacher:
             taught = self.distill and self.distill_kind != "features"
-            found += ["cache_teacher keeps a teacher's predictions; give distill, soft or hard"] * (not taught)
+            clauses += ["cache_teacher keeps a teacher's predictions; give distill, soft or hard"] * (not taught)
             changed = ("color_jitter", "auto_augment", "random_erasing", "mixup", "cutmix", "hflip")
             idle = [name for name in changed if getattr(self, name)] + ["crop_scale"] * (self.crop_scale < 1)
-            told = f"cache_teacher wants images as they are, but {', '.join(idle)} changes them; drop one of them"
-            found += [told] * bool(idle)
+            clause = f"cache_teacher needs unaugmented images, but {', '.join(idle)} changes them; drop one of them"
+            clauses += [clause] * bool(idle)
         if self.distill_kind != "soft":
             rules = {
                 f"distill_kind {self.distill_kind} without distill; give both or neither": not self.distill,
@@ -133,8 +130,8 @@ class FinetuneSection(TrainSection):
                 "train head leaves the stream as it is, so features cannot be learnt": self.distill_kind == "features"
                 and self.train == "head",
             }
-            found += [clause for clause, broken in rules.items() if broken]
-        return found
+            clauses += [clause for clause, broken in rules.items() if broken]
+        return clauses
 
 
 TARGETS = ("target_macs", "target_params", "target_latency")
@@ -142,46 +139,46 @@ BUDGETS = ("ratio", "heads", "mlp_ratio", *TARGETS, "target", "plan")
 
 
 class AskedBudget(NamedTuple):
-    """A target of a recipe."""
+    """The target that a recipe asks for."""
 
     kind: str
-    """The word of a kind of budget, such as `macs`."""
+    """Kind of budget, such as `macs`."""
     fraction: float
-    """What may be left of the original's."""
+    """Largest cost of the pruned model, as a fraction of the original's."""
 
 
 class PruneSection(Section):
-    """The budget, what may be cut, and how units are scored."""
+    """The budget, the parts that may be cut, and the criterion."""
 
     ratio: float | None = None
     """Fraction of heads to remove, between 0 and 1."""
     heads: int | list[int] | None = None
-    """Heads to keep in every block, or one number a stage."""
+    """Heads to keep in every block, or one number per stage."""
     mlp_ratio: float | None = None
     """Fraction of the MLPs' hidden neurons to remove, between 0 and 1."""
     target_macs: float | None = None
-    """MACs to end with, as a fraction of the original's."""
+    """MACs of the pruned model, as a fraction of the original's."""
     target_params: float | None = None
-    """Parameters to end with, as a fraction of the original's."""
+    """Parameters of the pruned model, as a fraction of the original's."""
     target_latency: float | None = None
-    """Time of a batch to end with on the device that runs this, as a fraction of the original's."""
+    """Time per batch of the pruned model on the run's device, as a fraction of the original's."""
     target: dict[BudgetKind, float] | None = None
-    """The same for any kind of budget, by its word: `{macs: 0.5}`."""
+    """The same for any kind of budget: `{macs: 0.5}`."""
     latency_batch: int = Field(1, gt=0)
-    """Images in that batch."""
+    """Images per batch of target_latency."""
     plan: str | None = None
     """A plan file written by --dry-run --out."""
     parts: list[PartWord] | None = None
-    """What may go to meet a target: `heads`, `mlp` (its neurons), `branches` (whole attentions and MLPs). None: heads,
-    and neurons too where heads alone cannot meet it."""
+    """Parts that may be cut to meet a target: `heads`, `mlp` (its neurons), `branches` (whole attentions and MLPs).
+    None: heads, and neurons too where heads alone cannot meet the target."""
     scope: Scope = "global"
     min_heads: int = Field(1, ge=0)
-    """Heads every block keeps at least; 0 lets a block lose its attention."""
+    """Fewest heads that a block keeps; 0 lets a block lose its attention."""
     neuron_group: int = Field(8, gt=0)
-    """Neurons go in groups of as many."""
+    """Neurons are removed in groups of this size."""
     criterion: Criterion = "residual"
     calibration_images: int = Field(512, gt=0)
-    """Training images that the scores and the refit see."""
+    """Training images for the scores and the refit."""
     steps: int = Field(1, gt=0)
     """Rounds of scoring, cutting and refitting on the way to the budget."""
     step_epochs: int = Field(0, ge=0)
@@ -191,15 +188,15 @@ class PruneSection(Section):
         given = [k for k in BUDGETS if getattr(self, k) is not None]
         both = [k for k in given if k != "mlp_ratio"] if {*given} & {"ratio", "heads"} else given
         one = f"one of {', '.join(BUDGETS)} decides (mlp_ratio goes with ratio and heads)"
-        found = [f"{' and '.join(both)} were both given; {one}"] * (len(both) > 1)
+        clauses = [f"{' and '.join(both)} were both given; {one}"] * (len(both) > 1)
         for key in ("ratio", "mlp_ratio", *TARGETS):
             value = getattr(self, key)
             if value is not None and not 0 < value < 1:
-                found.append(f"{key} is {value}, but must lie between 0 and 1, both excluded")
-        found += self._defects_of_target()
+                clauses.append(f"{key} is {value}, but must lie between 0 and 1, both excluded")
+        clauses += self._defects_of_target()
         counts = self.heads if isinstance(self.heads, list) else [] if self.heads is None else [self.heads]
         if any(n < 0 for n in counts):
-            found.append(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
+            clauses.append(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
         rules = {
             f"parts is for {', '.join(TARGETS)}; drop it": self.parts is not None and self.wanted and not self.budget,
             "parts is empty; name heads, mlp or branches": self.parts == [],
@@ -208,22 +205,22 @@ class PruneSection(Section):
             and (self.heads is not None or self.plan is not None),
             "step_epochs without steps; give at least 2 steps": self.step_epochs > 0 and self.steps == 1,
         }
-        return found + [clause for clause, broken in rules.items() if broken]
+        return clauses + [clause for clause, broken in rules.items() if broken]
 
     @property
     def wanted(self) -> bool:
-        """Whether a budget was named at all."""
+        """Whether the recipe names a budget."""
         return any(getattr(self, key) is not None for key in BUDGETS)
 
     @property
     def budget(self) -> AskedBudget | None:
-        """The kind and the fraction of a budget in MACs, parameters, time or whatever else has a price."""
+        """The target in MACs, parameters, time or another cost; None for a ratio, numbers of heads or a plan."""
         keys = {key.removeprefix("target_"): getattr(self, key) for key in TARGETS}
         given = [AskedBudget(*item) for item in (keys | (self.target or {})).items() if item[1] is not None]
         return given[0] if given else None
 
     def asks_for(self, kind: str) -> bool:
-        """Whether the budget is of this kind."""
+        """Whether the target is of this kind."""
         return self.budget is not None and self.budget.kind == kind
 
     def _defects_of_target(self) -> list[str]:
@@ -238,22 +235,22 @@ class PruneSection(Section):
 
 
 class RefitSection(Section):
-    """The refit of the last linear layer of every branch after the cut."""
+    """The refit of every branch's last linear layer after the cut."""
 
     target: RefitTarget = "stream"
     ridge: float = Field(0.1, gt=0)
-    """Pull towards the old weights, in units of the mean feature variance."""
+    """Ridge penalty towards the old weights, in units of the mean feature variance."""
 
 
 class DenseSection(Section):
-    """Dense attention: each attention block also attends over the values of the earlier blocks of its stage."""
+    """Dense attention: each attention block also attends to the values of the earlier blocks of its stage."""
 
     mix: DenseMix | None = None
-    """One learnable scalar a pair of blocks (`layer`) or a pair and head (`head`); None inserts nothing."""
+    """Learnable weights: one per pair of blocks (`layer`), or per pair and head (`head`); None inserts nothing."""
     init: DenseInit = "zero"
-    """`zero` changes nothing until it is trained; `normal` is for training from scratch."""
+    """`zero` leaves the network's function as it is until training; `normal` is for training from scratch."""
     lr_scale: float = Field(10.0, gt=0)
-    """Learning rate of the mixes, in units of the others'."""
+    """Learning rate of the mixes, as a multiple of that of the other weights."""
 
     def contradictions(self) -> list[str]:
         idle = [k for k, field in type(self).model_fields.items() if getattr(self, k) != field.default]
@@ -261,7 +258,7 @@ class DenseSection(Section):
 
 
 class Recipe(Document):
-    """One run: which model, which data, what to cut, how to repair and train it."""
+    """One run: the model, the data, the cut, the refit and the training."""
 
     kind = "recipe"
     begins_with = "model: and data:"
@@ -289,5 +286,5 @@ class Recipe(Document):
 
     @property
     def changes_the_model(self) -> bool:
-        """Whether heads go or dense attention comes: then the model it starts from can teach the one it ends with."""
+        """Whether the run prunes or inserts dense attention, so that its starting model can be the teacher."""
         return self.prune.wanted or self.dense.mix is not None

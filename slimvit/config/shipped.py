@@ -1,4 +1,4 @@
-"""The recipes that come with slimvit: beside the package in a checkout, inside it when installed. No torch."""
+"""The shipped recipes and sweeps, beside the package in a checkout and inside it when installed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ FOLDER = next((f for f in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if
 
 
 def recipe_files() -> dict[str, Path]:
-    """Name (without .yaml) -> file, sorted."""
+    """Return the shipped recipes: name without .yaml -> file, sorted."""
     return {f.stem: f for f in sorted(FOLDER.glob("*.yaml"))}
 
 
 def recipe_path(name: str) -> Path:
-    """The file that a user means: a path, or a shipped recipe's name. Raises `RecipeError`."""
-    return _found(name, recipe_files(), "recipe")
+    """Return the file of a recipe, given as a path or a shipped name; raises `RecipeError` for neither."""
+    return _resolve(name, recipe_files(), "recipe")
 
 
-def _found(name: str, known: dict[str, Path], kind: str) -> Path:
+def _resolve(name: str, shipped: dict[str, Path], kind: str) -> Path:
     if Path(name).is_file():
         return Path(name)
     stem = name.removesuffix(".yaml")
-    if stem in known:
-        return known[stem]
-    raise RecipeError(f"{name}: no such {kind}{nearest(stem, known)}; `slimvit recipes list` names the shipped ones")
+    if stem in shipped:
+        return shipped[stem]
+    raise RecipeError(f"{name}: no such {kind}{nearest(stem, shipped)}; `slimvit recipes list` names the shipped ones")
 
 
 def sweep_files() -> dict[str, Path]:
-    """The same of the sweeps."""
+    """Return the shipped sweeps: name without .yaml -> file, sorted."""
     return {f.stem: f for f in sorted((FOLDER / "sweeps").glob("*.yaml"))}
 
 
 def sweep_path(name: str) -> Path:
-    """The file that a user means: a path, or a shipped sweep's name. Raises `RecipeError`."""
-    return _found(name, sweep_files(), "sweep")
+    """Return the file of a sweep, given as a path or a shipped name; raises `RecipeError` for neither."""
+    return _resolve(name, sweep_files(), "sweep")
 
 
 def shipped_path(name: str) -> Path:
-    """The recipe's or sweep's file that a user means."""
-    return _found(name, sweep_files() | recipe_files(), "recipe")
+    """Return the file of a recipe or sweep, given as a path or a shipped name; raises `RecipeError` for neither."""
+    return _resolve(name, sweep_files() | recipe_files(), "recipe")
 
 
 def is_shipped_sweep(path: Path) -> bool:
-    """Whether a file is a sweep rather than a recipe, as far as its first words tell."""
+    """Return whether a file is a sweep and not a recipe, judged by the first words of its lines."""
     if path in sweep_files().values():
         return True
     try:
@@ -56,7 +56,7 @@ def is_shipped_sweep(path: Path) -> bool:
 
 
 def header(path: Path) -> list[str]:
-    """The comment lines a recipe begins with: the command that runs it, then what it is."""
+    """Return the comment lines at the top of a recipe: the command that runs it, then its description."""
     lines = []
     for line in path.read_text().splitlines():
         if not line.startswith("#"):

@@ -1,12 +1,12 @@
-"""The sweep file: many runs that differ in a few settings, written down as one recipe and what changes in it. No torch.
+"""The sweep file: one recipe, and the settings in which many runs differ from it. Imports no torch.
 
-base: digits_half                  # a recipe's name or file, or its content
-points:                            # named runs, each with what it changes; may be left out
+base: digits_half                  # name, file or content of a recipe
+points:                            # named runs, each with its changes; optional
   - name: half the heads
     change: {prune.ratio: 0.5}
-grid:                              # every combination of these, for every point; may be left out
+grid:                              # every combination of these values, for every point; optional
   seed: [0, 1, 2]
-claims:                            # figures that others published, to be read beside the measured ones
+claims:                            # published figures, shown beside the measured ones; optional
   - {point: half the heads, top1: 98.0, source: who says so}
 """
 
@@ -28,17 +28,17 @@ from slimvit.config.validation import Document
 from slimvit.utils.errors import RecipeError
 
 SHORT = {"dense.mix": "dense", "refit.target": "refit", "finetune.epochs": "epochs", "adapt.epochs": "adapt epochs"}
-"""Settings whose last word alone would not tell what they are."""
+"""Names of settings whose last word alone is ambiguous."""
 UNSET = {"prune.parts": "as needed"}
-"""What no value means, where it does not mean none."""
+"""Words for None where `none` would be wrong."""
 
 
 class NamedPoint(Section):
-    """One run of the sweep, or with a grid one for each combination in it."""
+    """One run of the sweep, or one per combination of the grid."""
 
     name: str = Field(min_length=1)
     recipe: str | None = None
-    """A recipe's name or file that takes the place of base."""
+    """Name or file of a recipe that replaces base."""
     change: dict[str, Any] = Field(default_factory=dict)
     """Setting (`prune.ratio`) -> value."""
 
@@ -47,13 +47,13 @@ class PublishedFigure(Section):
     """A published figure."""
 
     point: str | None = None
-    """The name of the point it is to be read against; None where nobody said which network it is of."""
+    """Name of the point to compare the figure with; None where the source names no network."""
     against: str | None = None
-    """The point that `change` is measured from; the original where it is left out."""
+    """Name of the point that `change` starts from; None stands for the original."""
     top1: float | None = None
-    """Per cent."""
+    """Top-1 accuracy, per cent."""
     change: float | None = None
-    """Top-1 points."""
+    """Change of top-1, points."""
     source: str
 
     def contradictions(self) -> list[str]:
@@ -66,7 +66,7 @@ class PublishedFigure(Section):
 
 
 class Sweep(Document):
-    """The file. `base` may be left out where every point names its recipe."""
+    """The content of a sweep file. `base` is optional where every point names its recipe."""
 
     kind = "sweep"
     begins_with = "base: and points: or grid:"
@@ -83,13 +83,13 @@ class Sweep(Document):
             "base is missing, and not every point names its recipe": self.base is None
             and not (self.points and all(p.recipe for p in self.points)),
         }
-        found = [clause for clause, broken in rules.items() if broken]
-        found += [f"grid: {key} has no values" for key, values in self.grid.items() if not values]
-        found += [f"two points are called {n!r}" for n in dict.fromkeys(names) if names.count(n) > 1]
+        clauses = [clause for clause, broken in rules.items() if broken]
+        clauses += [f"grid: {key} has no values" for key, values in self.grid.items() if not values]
+        clauses += [f"two points are called {n!r}" for n in dict.fromkeys(names) if names.count(n) > 1]
         for claim in self.claims:
-            asked = [name for name in (claim.point, claim.against) if name is not None]
-            found += [f"a claim is about {n!r}, but no point is called so" for n in asked if n not in names]
-        return found
+            named = [name for name in (claim.point, claim.against) if name is not None]
+            clauses += [f"a claim names {n!r}, but no point has that name" for n in named if n not in names]
+        return clauses
 
 
 @dataclass(frozen=True)
@@ -97,22 +97,27 @@ class Point:
     """One run of a sweep."""
 
     id: str
-    """Name of its folder."""
+    """Name of the folder."""
     name: str
-    """For people; points that differ in nothing but the seed have one name."""
+    """Title, which points that differ only in the seed share."""
     recipe: Recipe
 
 
 def points_of(sweep: Sweep, source: str = "sweep", data: dict[str, Any] | None = None) -> list[Point]:
-    """Every run of the sweep, checked; `data` overrides the data section of all.
+    """Return every run of the sweep, checked.
 
-    Raises `RecipeError` that names each point with a defect and its defects. Points that come out alike are a
-    defect too: one of them would be measured for nothing.
+    Args:
+        sweep: The content of the file.
+        source: Name of the file, for errors.
+        data: Settings that override the data section of every run.
+
+    Raises:
+        RecipeError: Points have defects, or two points are the same run. The message names all of them.
     """
-    found: dict[str, Point] = {}
+    points: dict[str, Point] = {}
     defects: list[str] = []
     for name, settings, tree in _combinations(sweep, source):
-        label = ", ".join([name] * bool(name) + [f"{_short(k, sweep.grid)} {said(k, v)}" for k, v in settings.items()])
+        label = ", ".join([name] * bool(name) + [f"{_short(k, sweep.grid)} {value_text(k, v)}" for k, v in settings.items()])
         tree["data"] = tree.get("data", {}) | (data or {})
         try:
             recipe = Recipe.parse(tree, label)
@@ -120,22 +125,22 @@ def points_of(sweep: Sweep, source: str = "sweep", data: dict[str, Any] | None =
             defects.append(str(error))
             continue
         without_seed = {k: v for k, v in settings.items() if k != "seed"}
-        told = [name] * bool(name) + [f"{_short(k, sweep.grid)} {said(k, v)}" for k, v in without_seed.items()]
-        point = Point(_slug(label), ", ".join(told) or "base", recipe)
-        twin = next((p for p in found.values() if p.recipe == recipe), None)
+        title = [name] * bool(name) + [f"{_short(k, sweep.grid)} {value_text(k, v)}" for k, v in without_seed.items()]
+        point = Point(_slug(label), ", ".join(title) or "base", recipe)
+        twin = next((p for p in points.values() if p.recipe == recipe), None)
         if twin is not None:
             defects.append(f"{label}: is the same run as {twin.id}")
-        elif point.id in found:
+        elif point.id in points:
             defects.append(f"{label}: its folder would be {point.id}, as that of another point; rename one")
         else:
-            found[point.id] = point
+            points[point.id] = point
     if defects:
         raise RecipeError(f"{source}: " + "; ".join(defects))
-    return list(found.values())
+    return list(points.values())
 
 
 def _combinations(sweep: Sweep, source: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """The point's name, the grid's settings, and the whole recipe as plain data."""
+    """Name of the point, settings of the grid, and whole recipe as plain data, for every run."""
     base = _content(sweep.base)
     points: list[NamedPoint | None] = [*sweep.points] or [None]
     for point in points:
@@ -149,7 +154,7 @@ def _combinations(sweep: Sweep, source: str) -> Iterator[tuple[str, dict[str, An
 
 
 def _content(recipe: str | dict[str, Any] | None) -> dict[str, Any]:
-    """A recipe as plain data; a mapping may be incomplete."""
+    """The recipe as plain data; a mapping may be incomplete."""
     if isinstance(recipe, str):
         return Recipe.read(recipe_path(recipe)).model_dump(mode="json", exclude_unset=True)
     return recipe or {}
@@ -170,10 +175,10 @@ def _short(key: str, grid: dict[str, list[Any]]) -> str:
     return SHORT.get(key, last.replace("_", " ") if alone else key)
 
 
-def said(key: str, value: Any) -> str:
-    """A setting's value for people; a list as the command line takes it: a comma and a space end a setting."""
+def value_text(key: str, value: Any) -> str:
+    """Format the value of a setting for titles; lists have no spaces, since a comma and a space separate settings."""
     if isinstance(value, list):
-        return ",".join(said(key, v) for v in value)
+        return ",".join(value_text(key, v) for v in value)
     if value is None:
         return UNSET.get(key, "none")
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The part of a recipe that says how a stretch of training is done, and which of its settings contradict each other."""
+"""The sections of a recipe that describe training, and the contradictions between their settings."""
 
 from __future__ import annotations
 
@@ -8,73 +8,72 @@ from slimvit.config.choices import Sampler, TrainedPart
 from slimvit.utils.errors import nearest
 
 FIELDS_ALONE = "fields alone"
-"""Validation context under which contradictions are let through: the reader of a whole file collects them itself."""
+"""Validation context without contradictions, which `defects_of` collects for a whole file."""
 
 
 class Section(BaseModel):
-    """Part of a recipe. Immutable; unknown keys are errors, and so are settings that contradict each other."""
+    """A section of a recipe: immutable, without unknown keys or contradictions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     def contradictions(self) -> list[str]:
-        """Settings that cannot be together, or do nothing without another: one clause each."""
+        """Return one clause for each setting that excludes another or has no effect without another."""
         return []
 
     @model_validator(mode="after")
     def _no_contradictions(self, info: ValidationInfo) -> Section:
-        if info.context != FIELDS_ALONE and (found := self.contradictions()):
-            raise ValueError("; ".join(found))
+        if info.context != FIELDS_ALONE and (clauses := self.contradictions()):
+            raise ValueError("; ".join(clauses))
         return self
 
 
 class TrainSection(Section):
-    """One stretch of training: AdamW unless told otherwise, cosine schedule, timm's augmentation."""
+    """One training: AdamW by default, cosine schedule, timm's augmentation."""
 
     epochs: int = Field(0, ge=0)
     eval_every: int = Field(1, gt=0)
-    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    """Epochs between two evaluations; the last epoch is always evaluated."""
     train: TrainedPart = "all"
-    """`head`: the classifier alone learns, and the body stays as it is, in eval mode."""
+    """Trained weights: `all`, or `head`, the classifier alone with the body in eval mode."""
     optimizer: str = "adamw"
-    """Any name that timm's `create_optimizer_v2` knows."""
+    """Name of an optimizer of timm's `create_optimizer_v2`."""
     momentum: float | None = Field(None, ge=0, lt=1)
-    """For an optimizer that has one; None takes timm's 0.9."""
+    """Momentum of an optimizer that has one; None takes timm's 0.9."""
     betas: list[float] | None = None
-    """For an optimizer that has them; None takes its own."""
+    """Betas of an optimizer that has them; None takes the optimizer's own."""
     eps: float | None = Field(None, gt=0)
     lr: float | None = Field(None, gt=0)
     """Peak learning rate; None takes the default of the stage."""
     min_lr: float = Field(0.0, ge=0)
     warmup_epochs: float = Field(0.5, ge=0)
     warmup_lr: float = Field(0.0, ge=0)
-    """Learning rate of the very first step."""
+    """Learning rate of the first step."""
     layer_decay: float | None = Field(None, gt=0, le=1)
-    """Learning rate of a block, in units of the next one's; the mixes of dense attention have a rate of their own."""
+    """Learning rate of a block over that of the next block; mixes of dense attention are exempt."""
     weight_decay: float = Field(0.05, ge=0)
-    """Not applied to norms, biases, tokens, position tables and mixes."""
+    """Weight decay; norms, biases, tokens, position tables and mixes are exempt."""
     clip_grad: float | None = Field(1.0, gt=0)
     """Largest gradient norm."""
     accumulate: int = Field(1, gt=0)
-    """Batches whose gradients make one step of the optimizer: the effective batch is accumulate * batch_size images."""
+    """Batches per optimizer step: the effective batch is accumulate * batch_size images."""
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    """Keep a moving average of the weights, with this share of the old average a step; it is what is measured and
-    returned."""
+    """Decay per step of a moving average of the weights, which is evaluated and returned in their place."""
     ema_warmup: bool = False
-    """Let the decay rise from 0, so that a short training is not dominated by the weights it began with."""
+    """Let the decay rise from 0, so that the initial weights do not dominate a short training."""
     sampler: Sampler = "shuffle"
-    """`balanced`: images are drawn, with replacement, so that every class comes equally often."""
+    """`balanced` draws images with replacement, every class equally often."""
     repeated_aug: int = Field(1, gt=0)
-    """Differently augmented copies of an image in a row; an epoch has as many images as without, but fewer distinct."""
+    """Differently augmented copies of an image in a row. An epoch has as many images as before, but fewer distinct ones."""
     smoothing: float = Field(0.0, ge=0, lt=1)
     drop_path: float = Field(0.0, ge=0, lt=1)
     mixup: float = Field(0.0, ge=0)
     cutmix: float = Field(0.0, ge=0)
     mixup_prob: float = Field(1.0, gt=0, le=1)
-    """Share of the batches that are mixed at all."""
+    """Share of the batches that are mixed."""
     switch_prob: float = Field(0.5, ge=0, le=1)
     """Share of cutmix among the mixed batches, where both are on."""
     crop_scale: float = Field(0.7, gt=0, le=1)
-    """Smallest share of the image area a random resized crop keeps; 1 with hflip 0 leaves images as they are."""
+    """Smallest share of the image area in a random resized crop; 1 with hflip 0 leaves images unaugmented."""
     hflip: float = Field(0.5, ge=0, le=1)
     color_jitter: float = Field(0.0, ge=0)
     auto_augment: str | None = None
@@ -83,7 +82,7 @@ class TrainSection(Section):
 
     @property
     def numbered(self) -> bool:
-        """Whether the labels of its batches come with the numbers of their images."""
+        """Whether batches hold the number of every image beside its label."""
         return False
 
     def contradictions(self) -> list[str]:
@@ -104,7 +103,7 @@ class TrainSection(Section):
 
 
 def optimizer_defects(section: TrainSection) -> list[str]:
-    """What is wrong with the optimizer's name and arguments; timm is asked only where the default was left."""
+    """Return the defects of the optimizer's name and arguments; only settings other than the default import timm."""
     given = [name for name in ("momentum", "betas", "eps") if getattr(section, name) is not None]
     if section.optimizer == "adamw" and not given:
         return []
@@ -121,6 +120,6 @@ def optimizer_defects(section: TrainSection) -> list[str]:
     defects = [f"optimizer {name} has no {arg}; drop it" for arg in given if not getattr(info, f"has_{arg}")]
     if section.betas is not None and info.has_betas:
         wrong = len(section.betas) != info.num_betas or not all(0 <= b < 1 for b in section.betas)
-        told = f"betas is {section.betas}, but {name} takes {info.num_betas} numbers of 0 or more and under 1"
-        defects += [told] * wrong
+        clause = f"betas is {section.betas}, but {name} takes {info.num_betas} numbers of 0 or more and under 1"
+        defects += [clause] * wrong
     return defects

@@ -85,7 +85,7 @@ def test_two_settings_with_one_last_word_are_told_apart():
         ),
         (
             {"base": BASE, "points": [{"name": "a"}], "claims": [{"point": "b", "top1": 9.0, "source": "x"}]},
-            "a claim is about 'b'",
+            "a claim names 'b'",
         ),
         ({"base": BASE, "points": [{"name": "a"}], "claims": [{"point": "a", "source": "x"}]}, "needs top1 or change"),
         ({"base": BASE, "points": [{"nam": "a"}]}, "unknown key points.0.nam (did you mean name?)"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slimvit.config.recipe import BUDGETS
-from slimvit.config.sweep import SHORT, said
+from slimvit.config.sweep import SHORT, value_text
 from slimvit.report.columns import METRICS
 from slimvit.report.compare.rows import ComparisonRow, Stat
 
@@ -89,7 +89,7 @@ def _label(rows: list[ComparisonRow], settings: dict[str, Any], varying: list[st
     ]
     if common:
         return ", ".join(common)
-    words = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {said(k, settings.get(k))}" for k in varying]
+    words = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {value_text(k, settings.get(k))}" for k in varying]
     return ", ".join(words) if 0 < len(words) <= LABEL_SETTINGS else rows[0].name
 
 
