@@ -1,4 +1,4 @@
-"""Batches of images as callers of the Python API give them: one form inside, one-line errors for any other.
+"""Batches of images from callers of the Python API, checked and in one form.
 
 Every step that reads images takes the forms of `checked_batches`.
 """
@@ -53,14 +53,14 @@ class CheckedBatches:
 def checked_batches(
     batches: Any, model: nn.Module, *, labels_for: str | None = None, once: bool = False
 ) -> CheckedBatches:
-    """Batches in the one form that all steps read.
+    """Return batches in the form that all steps read.
 
     Args:
         batches: A DataLoader or list of (images [B, C, H, W], labels [B]) pairs or of images alone; or all images in
             one tensor or array [N, C, H, W]. Images are float, normalised as the model needs them.
         model: The model that the images are for.
         labels_for: What needs a label for every image, such as `criterion fisher`; None where labels do not matter.
-        once: Whether the batches are read only once, so that an iterator will do.
+        once: Whether the batches are read only once, so that an iterator is allowed.
 
     Raises:
         DataError: The batches have another form; batches are checked while they are read.
@@ -84,7 +84,7 @@ def checked_batches(
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """Images and labels of one batch; labels are -1 where there are none."""
+    """Images and labels of one batch; the labels are -1 where it has none."""
     if isinstance(batch, Mapping):
         raise DataError(f"a batch is a dict with the keys {', '.join(map(str, batch))}; give {PAIR}")
     parts = list(batch) if isinstance(batch, tuple | list) else [batch]
@@ -112,17 +112,17 @@ def _check_images(images: Tensor, model: nn.Module) -> None:
     embed = getattr(model, "patch_embed", None)
     channels = getattr(getattr(embed, "proj", None), "in_channels", None)
     size = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
-    found = _shape(images)
+    shape = _shape(images)
     if images.ndim == 3:
-        raise DataError(f"images are {found}: one image without a batch dimension; give images[None], [1, C, H, W]")
+        raise DataError(f"images are {shape}: one image without a batch dimension; give images[None], [1, C, H, W]")
     if images.ndim != 4:
-        raise DataError(f"images are {found}; give [B, C, H, W]")
+        raise DataError(f"images are {shape}; give [B, C, H, W]")
     if channels is not None and images.shape[1] != channels:
         last = images.shape[3] == channels
         fix = "their channels are last; give images.permute(0, 3, 1, 2)" if last else f"the model takes {channels}"
-        raise DataError(f"images are {found}, which is {images.shape[1]} channels: {fix}")
+        raise DataError(f"images are {shape}, which is {images.shape[1]} channels: {fix}")
     if not images.is_floating_point():
-        raise DataError(f"images are {found}; give float images, normalised with the model's mean and std")
+        raise DataError(f"images are {shape}; give float images, normalised with the model's mean and std")
     if size is not None and tuple(images.shape[2:]) != tuple(size):
         wanted, given = ("x".join(map(str, s)) for s in (size, images.shape[2:]))
         raise DataError(

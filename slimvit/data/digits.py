@@ -11,7 +11,7 @@ from slimvit.utils.errors import DataError
 
 TRAIN_SHARE = 0.7
 LARGEST_VALUE = 16
-"""The brightest pixel of scikit-learn's digits."""
+"""Brightest pixel of scikit-learn's digits."""
 
 
 class ArrayImages(Dataset[Sample]):
@@ -29,7 +29,7 @@ class ArrayImages(Dataset[Sample]):
 
 
 def open_digits() -> Splits:
-    """1,257 training and 540 validation images; the split is the same in every run.
+    """Return 1,257 training and 540 validation images, split the same way in every run.
 
     Raises:
         DataError: scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""A folder on disk: train/CLASS/*.jpg and val/CLASS/*.jpg, or images without classes directly in train/ and val/."""
+"""Image folders: train/CLASS/*.jpg and val/CLASS/*.jpg, or unlabelled images directly in train/ and val/."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ LAYOUT = "expected train/CLASS/ and val/CLASS/ (validation/ and eval/ are known 
 
 
 class FolderImages(Dataset[Sample]):
-    """Image files and their labels; a file is decoded when it is asked for."""
+    """Image files and their labels; a file is decoded on access."""
 
     def __init__(self, samples: list[tuple[str, int]]) -> None:
         self.samples = samples
+
+    @property
+    def labels(self) -> list[int]:
+        """One label per image, without decoding."""
+        return [label for _, label in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -31,10 +36,10 @@ class FolderImages(Dataset[Sample]):
 
 
 def open_folder(root: Path, train_split: str = "train", val_split: str = "validation") -> Splits:
-    """The two splits of a folder and its class names, in timm's natural order; no image is opened.
+    """Return both splits of a folder, and its class names in timm's natural order; no image is opened.
 
     Raises:
-        DataError: a split is missing or empty, a class has no images, or the splits disagree about the classes.
+        DataError: A split is missing or empty, a class has no images, or the splits disagree about the classes.
     """
     train_folder, val_folder = _split_folder(root, train_split), _split_folder(root, val_split)
     train, train_classes = _scan(train_folder)
@@ -61,10 +66,10 @@ def _contents(root: Path) -> str:
 
 
 def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """(path, label) of every image and the class names, which are empty when no image lies in a class folder."""
+    """(path, label) of every image, and the class names; none where no image lies in a class folder."""
     try:
         reader = create_reader("", root=str(folder), input_key=";".join(IMAGE_TYPES))
-    except RuntimeError:  # timm's answer to an empty scan
+    except RuntimeError:  # timm found no image
         raise DataError(f"{folder}: no images in it ({', '.join(IMAGE_TYPES)}); {LAYOUT}") from None
     classes = tuple(reader.class_to_idx)  # already in the order of the labels
     if classes == ("",):
@@ -105,7 +110,7 @@ def _check_same_classes(
 
 
 def name_list(words: Iterable[str], most: int = 5) -> str:
-    """`a, b, c and 7 more`."""
+    """Join words, at most `most` of them: `a, b, c and 7 more`."""
     shown = list(words)
     rest = len(shown) - most
     return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,28 +1,32 @@
-"""What a data set is here: a sized, indexable collection of (PIL image, label), and how a file becomes an image."""
+"""The protocol of data sets, which hold (PIL image, label) by index; their labels; the decoding of image files."""
 
 from __future__ import annotations
 
 import warnings
 from contextlib import suppress
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import Subset
 
 from slimvit.utils.errors import DataError
 
 Sample = tuple[Image.Image, int]
 
 UNLABELLED = -1
-"""The label of an image that has none."""
+"""Label of an unlabelled image."""
 LONGEST = 200
-"""The long side of an image over its short side at most: resizing makes the short side as long as a model wants it."""
+"""Largest aspect ratio. Resizing scales the short side to the model's size, so longer images would become huge."""
 
-# From 89 million pixels on Pillow warns, from twice as many it refuses: that is the bound here too, without the noise.
+# Pillow warns from 89 million pixels and refuses from twice as many; only the refusal is of use here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Images(Protocol):
-    """A map-style data set of (PIL image, label); the label is -1 when there is none."""
+    """A map-style data set of (PIL image, label), with label -1 for an unlabelled image.
+
+    A data set that knows its labels without decoding has an attribute `labels` with one per image (None or -1: none).
+    """
 
     def __len__(self) -> int: ...
 
@@ -30,14 +34,26 @@ class Images(Protocol):
 
 
 Splits = tuple[Images, Images, tuple[str, ...]]
-"""Training images, validation images, class names (empty when unlabelled)."""
+"""Training images, validation images, class names (empty without labels)."""
+
+
+def labels_of(images: Images) -> list[int]:
+    """Return one label per image, -1 where there is none; images without the attribute `labels` are decoded."""
+    if isinstance(images, Subset):
+        inner: Any = images.dataset
+        labels = labels_of(inner)
+        return [labels[i] for i in images.indices]
+    known = getattr(images, "labels", None)
+    if known is None:
+        return [images[i][1] for i in range(len(images))]
+    return [UNLABELLED if label is None else int(label) for label in known]
 
 
 class ImageError(DataError):
-    """An image that cannot be decoded.
+    """An image cannot be decoded.
 
-    A DataLoader worker's exception is rebuilt in the main process from its type and the whole text of its traceback;
-    the constructor takes that text back to the line it was raised with.
+    torch raises the exception of a DataLoader worker again in the main process, with the traceback's text as message.
+    The constructor extracts the original message from that text.
     """
 
     def __init__(self, message: str) -> None:
@@ -46,14 +62,14 @@ class ImageError(DataError):
 
 
 def decode(source: str | IO[bytes], name: str) -> Image.Image:
-    """The fully decoded image in a file, in the file's own colour mode, upright where a camera noted how it was held.
+    """Decode an image file, in the file's own colour mode and turned upright by its EXIF orientation.
 
     Args:
-        source: a path or an open binary file, which is closed.
-        name: what an error calls the image.
+        source: A path or an open binary file, which is closed.
+        name: Name of the image, for errors.
 
     Raises:
-        ImageError: the bytes are missing, truncated or no image, or an image that no model's input can be made of.
+        ImageError: The file is missing, truncated or no image, or its image fits no model.
     """
     try:
         with open(source, "rb") if isinstance(source, str) else source as file:
@@ -66,14 +82,14 @@ def decode(source: str | IO[bytes], name: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """`image`, in place, turned or mirrored as its EXIF orientation says."""
-    with suppress(Exception):  # what a camera noted may be damaged in as many ways as the pixels; those are fine here
+    """Turn or mirror the image in place by its EXIF orientation."""
+    with suppress(Exception):  # damaged EXIF data of an image whose pixels are fine
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def _check_form(image: Image.Image) -> None:
-    """Raise `ValueError`, before the pixels are read."""
+    """Raise `ValueError` for an image that fits no model, before its pixels are read."""
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels, one side more than {LONGEST} times the other")
     if image.mode == "F":
@@ -81,12 +97,12 @@ def _check_form(image: Image.Image) -> None:
 
 
 def unreadable(name: str, error: Exception) -> ImageError:
-    """The one line that names an undecodable image and says how to go on."""
+    """Return the error for an image that cannot be decoded."""
     reason = "no known image format" if isinstance(error, UnidentifiedImageError) else one_line(error)
     return ImageError(f"{name}: not a readable image ({reason}); replace or remove it, or set skip_bad_images")
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text without line breaks; its type when it has none."""
+    """Return an exception's text without line breaks, or its type where it has no text."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -1,31 +1,46 @@
-"""Batches for evaluation (in order) and for training (shuffled and augmented, the same for any number of workers).
+"""Loaders for evaluation (in order) and training (shuffled and augmented, the same for any number of workers).
 
-Neither kind of loader touches the caller's random states.
+Loaders leave the caller's random states unchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from slimvit.config.training import TrainSection
-from slimvit.data.images import Images
-from slimvit.data.labels import labels_of
+from slimvit.data.images import Images, labels_of
 from slimvit.data.preprocessing import Preprocessing, Transform, eval_transform, preprocessing_of, train_transform
 from slimvit.data.samplers import Balanced, Key, Repeated, Shuffle, TrainSampler
 from slimvit.data.subsets import check_images, draw
+from slimvit.utils.errors import WorkerError
 from slimvit.utils.seeds import seeded
 
-__all__ = ["Preprocessing", "TrainLoader", "check_images", "draw", "eval_loader", "preprocessing_of", "train_loader"]
+__all__ = [
+    "Batches",
+    "Preprocessing",
+    "TrainLoader",
+    "check_images",
+    "draw",
+    "eval_loader",
+    "preprocessing_of",
+    "train_loader",
+    "worker_deaths",
+]
+
+DEAD = "DataLoader worker (pid"
+"""Start of torch's messages about a worker that died."""
+
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class EvalInputs(Dataset[tuple[torch.Tensor, int]]):
-    """(float32 [C, H, W], label) of every image, always the same."""
+    """Inputs for evaluation: (float32 [C, H, W], label), the same in every pass."""
 
     def __init__(self, images: Images, transform: Transform) -> None:
         self.images = images
@@ -40,8 +55,10 @@ class EvalInputs(Dataset[tuple[torch.Tensor, int]]):
 
 
 class TrainInputs(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
-    """(float32 [C, H, W], label) of an image, augmented as (seed, epoch, index) decide; `numbered`: (label, index)
-    in the label's place."""
+    """Inputs for training: (float32 [C, H, W], label), augmented with a generator seeded by (seed, epoch, index).
+
+    With `numbered` the label is a tensor (label, index).
+    """
 
     def __init__(self, images: Images, transform: Transform, seed: int, numbered: bool = False) -> None:
         self.images = images
@@ -59,10 +76,10 @@ class TrainInputs(Dataset[tuple[torch.Tensor, int | torch.Tensor]]):
 
 
 class TrainLoader(DataLoader[tuple[torch.Tensor, int | torch.Tensor]]):
-    """A DataLoader whose next pass is the one of the epoch set last (0 at first)."""
+    """A DataLoader that passes over the epoch set last (0 at first)."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next pass."""
+        """Set the epoch, which decides the order and the augmentation of the next pass."""
         assert isinstance(self.sampler, TrainSampler)
         self.sampler.set_epoch(epoch)
 
@@ -70,10 +87,10 @@ class TrainLoader(DataLoader[tuple[torch.Tensor, int | torch.Tensor]]):
 def eval_loader(
     dataset: Images, prep: Preprocessing, batch_size: int, workers: int = 0
 ) -> DataLoader[tuple[torch.Tensor, int]]:
-    """Batches (float32 [B, C, H, W], int64 [B]) in the data set's order, the same in every pass.
+    """Return batches (float32 [B, C, H, W], int64 [B]) in the data set's order, the same in every pass.
 
     Raises:
-        DataError: while iterating, when an image cannot be read.
+        DataError: While iterating, if an image cannot be read.
     """
     return DataLoader(
         EvalInputs(dataset, eval_transform(prep)), batch_size, num_workers=workers, generator=_own_generator(0)
@@ -83,15 +100,15 @@ def eval_loader(
 def train_loader(
     dataset: Images, prep: Preprocessing, section: TrainSection, batch_size: int, workers: int = 0, seed: int = 0
 ) -> TrainLoader:
-    """Augmented batches (float32 [B, C, H, W], int64 [B]) in random order, decided by `seed` and the epoch alone.
+    """Return augmented batches (float32 [B, C, H, W], int64 [B]) in an order that `seed` and the epoch decide.
 
-    Where a section has `cache_teacher`, the labels are int64 [B, 2]: each with the number of its image.
-    Call `set_epoch` before each pass. The last, smaller batch is left out, unless it is the only one.
+    With `cache_teacher` the labels are int64 [B, 2], each with the number of its image. Call `set_epoch` before each
+    pass. A last, smaller batch is dropped, unless it is the only one.
 
     Raises:
-        RecipeError: the section's augmentation is not one timm can make.
-        DataError: classes are to be balanced, but the images have no labels.
-        DataError: while iterating, when an image cannot be read.
+        RecipeError: timm does not support the augmentation.
+        DataError: Classes are to be balanced, but the images have no labels.
+        DataError: While iterating, if an image cannot be read.
     """
     return TrainLoader(
         TrainInputs(dataset, train_transform(prep, section), seed, section.numbered),
@@ -114,9 +131,28 @@ def _sampler(dataset: Images, section: TrainSection, seed: int) -> TrainSampler:
 
 
 def _own_generator(seed: int) -> torch.Generator:
-    """A DataLoader without one draws its workers' base seed from the caller's generator."""
+    """A generator for the base seed of the workers, which torch would draw from the caller's generator."""
     return torch.Generator().manual_seed(seed)
 
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of (images [B, C, H, W], labels [B]; -1 where there is none), iterable more than once."""
+"""Batches of (images [B, C, H, W], labels [B] with -1 for none) that can be read several times."""
+
+
+@contextmanager
+def worker_deaths(workers: int) -> Iterator[None]:
+    """Raise `WorkerError` where one of the block's `workers` processes dies."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith(DEAD):
+            raise
+        how = "was killed" if "killed by signal" in str(error) else "ended"
+        why = (
+            "the memory that it shares with this one (/dev/shm) is too small"
+            if "Bus error" in str(error)
+            else "mostly that is a machine out of memory"
+        )
+        raise WorkerError(
+            f"--workers {workers}: a process that loads images {how}; {why}: give fewer workers, or 0"
+        ) from None

@@ -1,4 +1,4 @@
-"""Data sets by timm's names: `torch/cifar10`, `hfds/owner/name`, `wds/...`, `tfds/...`. Only hfds may download."""
+"""Data sets under timm's names: `torch/cifar10`, `hfds/owner/name`, `wds/...`, `tfds/...`. Only hfds downloads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timm.data import IterableImageDataset, create_dataset
 from torch.utils.data import Dataset
 
 from slimvit.config.recipe import DataSection
-from slimvit.data.images import UNLABELLED, Images, Sample, Splits, decode, one_line, unreadable
+from slimvit.data.images import UNLABELLED, Images, Sample, Splits, decode, labels_of, one_line, unreadable
 from slimvit.utils.errors import DataError, nearest
 
 PACKAGES = {
@@ -23,7 +23,7 @@ PACKAGES = {
     "tfds": ("tensorflow", "tensorflow_datasets"),
     "wds": ("webdataset",),
 }
-"""The prefixes timm knows, and the packages that read them."""
+"""timm's prefixes, and the packages that they need."""
 
 TORCH_NAMES = tuple(
     f"torch/{name}"
@@ -35,11 +35,20 @@ Split = Literal["train", "val"]
 
 
 class NamedImages(Dataset[Sample]):
-    """A map-style timm data set; an unreadable image is an error here, where timm would hand out its neighbour."""
+    """A map-style data set of timm. An unreadable image is an error; timm would return its neighbour instead."""
 
     def __init__(self, source: Any, name: str) -> None:
         self.source = source
         self.name = name
+
+    @property
+    def labels(self) -> Iterable[Any] | None:
+        """One label per image; None where the source cannot give labels without decoding images."""
+        reader: Any = getattr(self.source, "reader", None)
+        labels = getattr(self.source, "targets", None)
+        if labels is None and hasattr(reader, "label_key"):  # Hugging Face: the column, without its images
+            labels = reader.dataset[reader.label_key]
+        return labels
 
     def __len__(self) -> int:
         return len(self.source)
@@ -48,7 +57,7 @@ class NamedImages(Dataset[Sample]):
         reader = getattr(self.source, "reader", None)
         try:
             image, label = (self.source if reader is None else reader)[index][:2]
-        except Exception as error:  # torchvision decodes here, with Pillow's many exceptions
+        except Exception as error:  # torchvision decodes here and raises any of Pillow's exceptions
             raise unreadable(f"{self.name}, image {index}", error) from None
         if reader is not None:
             image = decode(image, f"{self.name}, image {index}")
@@ -60,6 +69,11 @@ class HeldImages(Dataset[Sample]):
 
     def __init__(self, samples: list[Sample]) -> None:
         self.samples = samples
+
+    @property
+    def labels(self) -> list[int]:
+        """One label per image."""
+        return [label for _, label in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -73,19 +87,19 @@ def _label(label: Any) -> int:
 
 
 def prefix_of(name: str) -> str:
-    """timm's prefix of a data name (`torch`, `hfds`, ...), or nothing."""
+    """Return timm's prefix of a data name (`torch`, `hfds`, ...); empty for other names."""
     prefix, slash, _ = name.partition("/")
     return prefix.lower() if slash and prefix.lower() in PACKAGES else ""
 
 
 def open_named_data(section: DataSection, seed: int = 0) -> Splits:
-    """The two splits of a named data set and its class names ("0".."C-1" where the data set names none).
+    """Return both splits of a named data set, and its class names ("0".."C-1" where it names none).
 
     A streamed data set (`wds/`, `tfds/`, `hfids/`) is held in memory: the first `train_images` of its training
     stream, shuffled by its reader with `seed`, and the first `eval_images` of its validation stream.
 
     Raises:
-        DataError: a package, the data or a split is missing, or a stream has no limit.
+        DataError: A package, the data or a split is missing, or a stream has no limit.
     """
     _check_can_open(section)
     sources = {split: _create(section, split, seed) for split in ("train", "val")}
@@ -105,13 +119,13 @@ def _check_can_open(section: DataSection) -> None:
 
 
 def _create(section: DataSection, split: Split, seed: int) -> Any:
-    """timm's data set of one split, without a transform; timm's own words to the screen go to stderr."""
+    """timm's data set of one split, without a transform; what it prints goes to stderr."""
     split_name = section.train_split if split == "train" else section.val_split
     streamed: dict[str, Any] = {"is_training": split == "train", "seed": seed if split == "train" else 0}
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return create_dataset(section.name, root=section.root, split=split_name, download=False, **streamed)
-    except Exception as error:  # each of five libraries has its own
+    except Exception as error:  # each of five libraries raises its own
         reason = one_line(error).replace(" You can use download=True to download it", "").rstrip(".")
         where = f" in {section.root}" if section.root else ""
         advice = "check --data-root (nothing is downloaded)" if prefix_of(section.name) != "hfds" else "check the name"
@@ -131,7 +145,7 @@ def _images(source: Any, section: DataSection, split: Split) -> Images:
         )
     try:
         return HeldImages([(image, _label(label)) for image, label in islice(source, limit)])
-    except Exception as error:  # each of three libraries has its own
+    except Exception as error:  # each of three libraries raises its own
         raise DataError(f"{section.name}: cannot read its {split} stream: {one_line(error)}; check the files") from None
 
 
@@ -142,23 +156,5 @@ def _class_names(source: Any, splits: list[Images]) -> tuple[str, ...]:
     index = getattr(getattr(source, "reader", None), "class_to_idx", None)
     if index:
         return tuple(str(name) for name in sorted(index, key=index.__getitem__))
-    return tuple(str(label) for label in range(max(_largest_label(images) for images in splits) + 1))
-
-
-def _largest_label(images: Images) -> int:
-    if isinstance(images, HeldImages):
-        return max((label for _, label in images.samples), default=UNLABELLED)
-    labels = known_labels(images)
-    if labels is None:
-        labels = (images[i][1] for i in range(len(images)))
-    return max((int(label) for label in labels if label is not None), default=UNLABELLED)
-
-
-def known_labels(images: Images) -> Iterable[Any] | None:
-    """The labels that a map-style data set keeps apart from its images; None where they are found with them only."""
-    source = getattr(images, "source", None)
-    reader: Any = getattr(source, "reader", None)
-    labels = getattr(source, "targets", None)
-    if labels is None and hasattr(reader, "label_key"):  # Hugging Face: the column, without its images
-        labels = reader.dataset[reader.label_key]
-    return labels
+    largest = max(max(labels_of(images), default=UNLABELLED) for images in splits)
+    return tuple(str(label) for label in range(largest + 1))

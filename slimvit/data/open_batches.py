@@ -1,4 +1,4 @@
-"""Batches from whatever the Python API takes as images: batches, a tensor, or the name of a data set."""
+"""Batches from the images that callers of the Python API give: batches, a tensor, or the name of a data set."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from slimvit.models.registry import check_unwrapped
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """How images of a data set are read."""
+    """Settings of the loader of a data set."""
 
     batch_size: int = 64
     workers: int = 0
     """Processes that load images."""
     seed: int = 0
-    """Of the drawing of calibration images."""
+    """Seed of the draw of calibration images."""
 
 
 DEFAULTS = BatchSettings()
@@ -33,14 +33,14 @@ DEFAULTS = BatchSettings()
 def open_batches(
     images: Any, model: nn.Module, count: int, settings: BatchSettings = DEFAULTS
 ) -> tuple[CheckedBatches, CheckedBatches | None]:
-    """Calibration batches, and validation batches where `images` is a data set.
+    """Return calibration batches, and validation batches where `images` is a data set.
 
     Args:
         images: Batches as `checked_batches` takes them, or a data set as `--data` does: a folder, `digits`, a timm
             data name.
-        model: The model whose preprocessing a data set gets.
+        model: The model that the images are for; a data set gets its preprocessing.
         count: Calibration images to draw from the training split of a data set.
-        settings: How a data set is read.
+        settings: Settings of the loader of a data set.
     """
     if not isinstance(images, str | Path):
         return checked_batches(images, model), None
@@ -51,7 +51,7 @@ def open_batches(
 
 
 def validation_batches(images: Any, model: nn.Module, settings: BatchSettings = DEFAULTS) -> CheckedBatches:
-    """Validation batches: the validation split of a data set, or batches as they are."""
+    """Return the validation split of a data set, or the given batches, checked."""
     if not isinstance(images, str | Path):
         return checked_batches(images, model, once=True)
     check_unwrapped(model)

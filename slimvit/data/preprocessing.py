@@ -1,4 +1,4 @@
-"""What a model needs of its images: the size, the scale of the values, and the transforms that give it both."""
+"""Preprocessing of images for a model: size, mean and std, and the transforms that apply them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ MODES = {1: "L", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a PIL image becomes a model's input."""
+    """Settings that turn a PIL image into a model's input."""
 
     input_size: tuple[int, int, int]
     """Channels, height, width (pixels)."""
     mean: tuple[float, ...]
-    """Subtracted from each channel, whose values lie in 0..1."""
+    """Mean of each channel, for values in 0..1."""
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
-    """The input's side over the side an image is resized to before its centre is cropped."""
+    """Side of the input over the side to which an image is resized before the centre crop."""
     crop_mode: str
 
     def __post_init__(self) -> None:
@@ -45,12 +45,12 @@ class Preprocessing:
             raise DataError(f"mean is {self.mean} and std {self.std}, but the model takes {channels} channels")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists."""
+        """Return plain numbers, strings and lists."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_json`; raises `DataError` when keys are missing or unknown."""
+        """Read the result of `to_json`; raises `DataError` for missing or unknown keys."""
         wanted = {field.name for field in fields(cls)}
         if set(data) != wanted:
             raise DataError(f"preprocessing has the keys {sorted(data)}, but must have {sorted(wanted)}")
@@ -59,7 +59,7 @@ class Preprocessing:
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """timm's preprocessing for a model, at the size and channels the model was really built with."""
+    """Return timm's preprocessing of a model, for the image size and channels that it was built with."""
     config = resolve_model_data_config(model)
     embed = getattr(model, "patch_embed", None)
     size = getattr(embed, "img_size", None) or config["input_size"][1:]
@@ -76,7 +76,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """One value a channel: as given, or their mean where a model was built for another number of channels."""
+    """One value per channel; their mean where a model was built for another number of channels."""
     given = tuple(float(v) for v in values)
     return given if len(given) == channels else (sum(given) / len(given),) * channels
 
@@ -93,7 +93,7 @@ class Preprocess:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """`image` in colour mode `L` or `RGB`; 16-bit grey (`I` too) is scaled, transparency dropped."""
+    """Convert an image to colour mode `L` or `RGB`; 16-bit grey is scaled to 8 bits, transparency is dropped."""
     if image.mode.startswith("I"):
         grey = np.asarray(image).clip(0, 65_535).astype(np.uint16)
         image = Image.fromarray((grey >> 8).astype(np.uint8))
@@ -103,15 +103,18 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def converter(made_for: Preprocessing, wanted: Preprocessing) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Batches [B, C, H, W] that were made for one model, as another wants them.
+    """Return a function that converts batches [B, C, H, W] from one model's preprocessing to another's.
 
-    Values are rescaled to the other's mean and std and images resized (bicubic) to its input size, on the batch's own
-    device: it sees the same crop of the same augmented image, with the detail that the first one has. Batches that fit
-    already are passed on as they are. Raises `DataError` when the two take different numbers of channels.
+    It rescales values to the other mean and std, and resizes images (bicubic) to the other input size, on the batch's
+    device. The other model sees the same augmented crops, at the resolution of the first. Batches that fit already
+    are returned as they are.
+
+    Raises:
+        DataError: The models take different numbers of channels.
     """
-    here, there = made_for.input_size, wanted.input_size
-    if here[0] != there[0]:
-        raise DataError(f"images of {here[0]} channels cannot be turned into images of {there[0]}")
+    size, wanted_size = made_for.input_size, wanted.input_size
+    if size[0] != wanted_size[0]:
+        raise DataError(f"images of {size[0]} channels cannot be converted to {wanted_size[0]} channels")
     mean, std = torch.tensor([made_for.mean, made_for.std])[..., None, None]
     other_mean, other_std = torch.tensor([wanted.mean, wanted.std])[..., None, None]
     same_values = (made_for.mean, made_for.std) == (wanted.mean, wanted.std)
@@ -119,23 +122,23 @@ def converter(made_for: Preprocessing, wanted: Preprocessing) -> Callable[[torch
     def convert(images: torch.Tensor) -> torch.Tensor:
         if not same_values:
             images = images * (std / other_std).to(images) + ((mean - other_mean) / other_std).to(images)
-        if here[1:] == there[1:]:
+        if size[1:] == wanted_size[1:]:
             return images
-        return F.interpolate(images, there[1:], mode="bicubic", antialias=True, align_corners=False)
+        return F.interpolate(images, wanted_size[1:], mode="bicubic", antialias=True, align_corners=False)
 
     return convert
 
 
 def eval_transform(prep: Preprocessing) -> Transform:
-    """Resize, crop the centre, normalise."""
+    """Return the transform of evaluation: resize, crop the centre, normalise."""
     return Preprocess(prep.input_size[0], create_transform(**asdict(prep)))
 
 
 def train_transform(prep: Preprocessing, section: TrainSection) -> Transform:
-    """timm's augmentation as a training section asks for it; the evaluation transform when it asks for none.
+    """Return timm's augmentation for a training section; without augmentation the transform of evaluation.
 
     Raises:
-        RecipeError: `auto_augment` is not in timm's notation, or would make timm ignore `color_jitter`.
+        RecipeError: `auto_augment` is not in timm's notation, or timm would ignore `color_jitter` beside it.
     """
     if not _augments(section):
         return eval_transform(prep)
@@ -150,12 +153,12 @@ def train_transform(prep: Preprocessing, section: TrainSection) -> Transform:
         raise RecipeError(
             f"auto_augment is {section.auto_augment!r}, which timm cannot read; e.g. rand-m9-mstd0.5-inc1, original, 3a"
         ) from None
-    _keep_a_bit(augment)
+    _bound_posterize(augment)
     return Preprocess(prep.input_size[0], augment)
 
 
-def _keep_a_bit(augment: Any) -> None:
-    """In place: posterize keeps one bit at least. At its largest magnitudes timm asks for none, and Pillow refuses."""
+def _bound_posterize(augment: Any) -> None:
+    """Keep at least one bit in posterize, in place: Pillow refuses the 0 bits of timm's largest magnitudes."""
     for transform in augment.transforms:
         for op in (*getattr(transform, "ops", ()), *chain.from_iterable(getattr(transform, "policy", ()))):
             if getattr(op, "aug_fn", None) is auto_augment.posterize:

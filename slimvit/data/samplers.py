@@ -1,4 +1,4 @@
-"""Which training images come in an epoch, and in which order: decided by the seed and the epoch alone."""
+"""Samplers: the training images of an epoch and their order, from the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch.utils.data import Sampler
 from slimvit.utils.errors import DataError
 
 Key = tuple[int, ...]
-"""Epoch, index, and the copy's number where an image may come more than once: all that decides how an image is
-augmented, beside the seed."""
+"""Epoch, index, and number of the copy where an image may repeat. With the seed, a key decides the augmentation."""
 
 
 class TrainSampler(Sampler[Key]):
-    """The keys of the epoch set last (0 at first)."""
+    """Sampler of the keys of the epoch set last (0 at first)."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length = length
@@ -40,15 +39,17 @@ class TrainSampler(Sampler[Key]):
 
 
 class Shuffle(TrainSampler):
-    """Every index once."""
+    """Every image once."""
 
     def keys(self, epoch: int, rng: np.random.Generator) -> Iterator[Key]:
         return ((epoch, index) for index in rng.permutation(self.length).tolist())
 
 
 class Repeated(TrainSampler):
-    """Repeated augmentation as timm's sampler does it in one process: every image `repeats` times in a row, until the
-    epoch is as long as without (from 256 images on, rounded down to a multiple of 256)."""
+    """timm's repeated augmentation in one process: every image `repeats` times in a row.
+
+    An epoch is as long as without repeats; from 256 images on it is rounded down to a multiple of 256.
+    """
 
     def __init__(self, length: int, repeats: int, seed: int) -> None:
         whole = 256 if length >= 256 else 0  # timm before 1.0.31 rounds fewer down to none
@@ -59,12 +60,12 @@ class Repeated(TrainSampler):
         self.repeats = repeats
 
     def keys(self, epoch: int, rng: np.random.Generator) -> Iterator[Key]:
-        self.sampler.set_epoch(int(rng.integers(2**32)))  # timm's order knows no seed beside the epoch
+        self.sampler.set_epoch(int(rng.integers(2**32)))  # timm's order has no seed except the epoch
         return ((epoch, index, i % self.repeats) for i, index in enumerate(self.sampler))
 
 
 class Balanced(TrainSampler):
-    """As many draws as there are images, with replacement, each class that has images equally often on average."""
+    """As many draws as images, with replacement, every class with images equally often on average."""
 
     def __init__(self, labels: Sequence[int], seed: int) -> None:
         super().__init__(len(labels), seed)
@@ -78,9 +79,9 @@ class Balanced(TrainSampler):
 
 
 def balanced_shares(labels: Sequence[int]) -> np.ndarray:
-    """The probability of drawing each image [n]; raises `DataError` where images have no labels."""
-    found = np.asarray(labels)
-    if (found < 0).any():
+    """Return the probability of drawing each image [n]; raises `DataError` for images without labels."""
+    classes = np.asarray(labels)
+    if (classes < 0).any():
         raise DataError("sampler balanced needs labels, but the training images have none; drop it")
-    counts = np.bincount(found)
-    return 1 / (counts[found] * np.count_nonzero(counts))
+    counts = np.bincount(classes)
+    return 1 / (counts[classes] * np.count_nonzero(counts))

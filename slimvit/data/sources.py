@@ -1,4 +1,4 @@
-"""From a recipe's data section to training and validation images."""
+"""Opens the data set of a recipe's data section."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slimvit.data.subsets import check_images, draw
 from slimvit.utils.errors import DataError, nearest
 
 EVAL_SEED = 0
-"""Every run evaluates on the same images, whatever its own seed."""
+"""Seed of the evaluation images, the same for every run."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Data:
     train: Images
     val: Images
     class_names: tuple[str, ...]
-    """Empty when the data set has no labels; every label is -1 then."""
+    """Names of the classes; empty without labels, where every label is -1."""
     bad_images: int = 0
-    """Images left out because they cannot be read (skip_bad_images)."""
+    """Unreadable images that skip_bad_images dropped."""
 
     @property
     def labelled(self) -> bool:
@@ -41,13 +41,13 @@ class Data:
 
 
 def open_data(section: DataSection, seed: int = 0) -> Data:
-    """Open a data set and cut it to `train_images` (drawn with `seed`) and `eval_images` (drawn with seed 0).
+    """Open a data set and draw `train_images` of it with `seed` and `eval_images` with seed 0.
 
-    With `skip_bad_images` every image that is left after the cut is decoded once, and unreadable ones are dropped;
-    otherwise images are decoded when they are used, and an unreadable one is an error then.
+    With `skip_bad_images` every drawn image is decoded once, and unreadable ones are dropped. Otherwise an unreadable
+    image is an error when it is used.
 
     Raises:
-        DataError: the data cannot be found or does not have the expected form; one line says why.
+        DataError: The data is missing or does not have the expected form.
     """
     train, val, class_names = _open(section, seed)
     if section.train_images is not None:

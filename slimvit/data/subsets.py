@@ -1,4 +1,4 @@
-"""Parts of a data set: a random draw, and the images that can be read."""
+"""Subsets of a data set: a random draw, and the readable images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from slimvit.utils.errors import DataError
 from slimvit.utils.progress import track
 
 CHUNK = 64
-"""Images a thread decodes before it reports."""
+"""Images that a thread decodes between two updates of the progress bar."""
 
 
 def subset(dataset: Images, indices: Sequence[int]) -> Subset[Sample]:
-    """The images at `indices`, in that order."""
+    """Return the images at `indices`, in that order."""
     return Subset(cast("Dataset[Sample]", dataset), indices)
 
 
 def draw(dataset: Images, n: int, seed: int) -> Subset[Sample]:
-    """`n` different images in random order, the same for the same seed; all of them, in order, when n >= len."""
+    """Draw `n` different images in random order by `seed`; all images, in order, where there are no more."""
     if n >= len(dataset):
         return subset(dataset, range(len(dataset)))
     return subset(dataset, np.random.default_rng(seed).permutation(len(dataset))[:n].tolist())
@@ -34,12 +34,15 @@ def check_images(dataset: Images, what: str, skip: bool) -> Images:
     """Decode every image once, under a progress bar.
 
     Args:
-        dataset: the images to check.
-        what: their name on the progress bar and in errors, e.g. `train`.
-        skip: leave unreadable images out of what is returned, instead of failing at the first.
+        dataset: The images to check.
+        what: Name of the split for the progress bar and errors, such as `train`.
+        skip: Whether to drop unreadable images, not to fail at the first.
+
+    Returns:
+        The readable images.
 
     Raises:
-        DataError: an image cannot be read (it is named), or, with `skip`, none can.
+        DataError: An image, which is named, cannot be read; with `skip`, no image can be read.
     """
     bad = set()
     for index, error in _unreadable(dataset, f"checking {what} images"):
@@ -58,8 +61,8 @@ def _unreadable(dataset: Images, title: str) -> Iterator[tuple[int, ImageError]]
     chunks = [range(len(dataset))[start : start + CHUNK] for start in range(0, len(dataset), CHUNK)]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
     try:
-        found = pool.map(lambda indices: list(_errors(dataset, indices)), chunks)
-        for errors in track(found, title, total=len(chunks), unit="chunks"):
+        by_chunk = pool.map(lambda indices: list(_errors(dataset, indices)), chunks)
+        for errors in track(by_chunk, title, total=len(chunks), unit="chunks"):
             yield from errors
     finally:
         pool.shutdown(cancel_futures=True)

@@ -47,9 +47,9 @@ class Accuracy:
     loss: float | None = None
     """Mean cross-entropy, nats."""
     agreement: float | None = None
-    """Images predicted as the original predicts them, per cent."""
+    """Images with the same prediction as the original's, per cent."""
     feature_error: float | None = None
-    """Squared distance to the original's features over their variance: 0 is equal, 1 as bad as their mean."""
+    """Squared distance to the original's features over their variance: 0 is equal, 1 is as far as their mean."""
     feature_cosine: float | None = None
     """Mean cosine similarity to the original's features."""
     added: dict[str, float | None] = field(default_factory=dict)
@@ -76,29 +76,29 @@ def outputs_of(
     Args:
         model: A timm model.
         loader: Batches (images [B, C, H, W], labels [B]); label -1 means none.
-        device: Where the model lives. Default: where its first parameter does.
-        gather: Puts the rows of several processes together, where those share the images.
+        device: Device of the model; that of its first parameter by default.
+        gather: Joins the rows of all processes, where several split the images.
 
     Raises:
-        DataError: For no images, a label outside the classes, or labels on some images only.
-        ModelError: If the outputs are not finite, or not one row of class scores an image.
+        DataError: There are no images, a label is outside the classes, or only some images have labels.
+        ModelError: The outputs are not finite, or not one row of class scores per image.
     """
     net: Any = model
     target = torch.device(device) if device is not None else device_of(model)
     total = length_hint(loader) or None
     logits, features, labels = _Rows(total), _Rows(total), _Rows(total)
     with evaluating(model):
-        for images, wanted in track(loader, "evaluating", total):
+        for images, targets in track(loader, "evaluating", total):
             tokens = net.forward_features(images.to(target, non_blocking=True))
             features.add(gather(net.forward_head(tokens, pre_logits=True).flatten(1).float()))
-            labels.add(gather(torch.as_tensor(wanted).long().to(target)))
+            labels.add(gather(torch.as_tensor(targets).long().to(target)))
             if getattr(net, "num_classes", 0) != 0:
                 logits.add(gather(net.forward_head(tokens).float()))
                 _check_logits(logits.last)
             _check_labels(labels.last, logits.last.shape[1] if logits.count else None)
     if not features.count:
         raise DataError("there is not one image to evaluate on; check the data folder, the split and eval_images")
-    return Outputs(logits.all() if logits.count else None, _finite(features.all()), _known(labels.all()))
+    return Outputs(logits.all() if logits.count else None, _finite(features.all()), _complete(labels.all()))
 
 
 class _Rows:
@@ -110,31 +110,31 @@ class _Rows:
     def __init__(self, batches: int | None) -> None:
         self.batches = batches or 1
         self.count = 0
-        self.room = self.last = torch.empty(0)
+        self.buffer = self.last = torch.empty(0)
 
     def add(self, rows: Tensor) -> None:
         needed = self.count + len(rows)
         with torch.inference_mode(False):  # inference tensors could not be trained on afterwards
             if self.count == 0:
-                self.room = torch.empty(self.batches * needed, *rows.shape[1:], dtype=rows.dtype)
-            elif needed > len(self.room):
-                self.room = torch.cat([self.room[: self.count], torch.empty(needed, *rows.shape[1:], dtype=rows.dtype)])
-        self.room[self.count : needed] = rows
+                self.buffer = torch.empty(self.batches * needed, *rows.shape[1:], dtype=rows.dtype)
+            elif needed > len(self.buffer):
+                self.buffer = torch.cat([self.buffer[: self.count], torch.empty(needed, *rows.shape[1:], dtype=rows.dtype)])
+        self.buffer[self.count : needed] = rows
         self.last, self.count = rows, needed
 
     def all(self) -> Tensor:
-        return self.room[: self.count]
+        return self.buffer[: self.count]
 
 
 def compare(outputs: Outputs, original: Outputs | None = None) -> Accuracy:
-    """Measure the outputs of a model.
+    """Compute the accuracy figures of a model from its outputs.
 
     Args:
         outputs: The outputs of the model.
         original: The outputs of its original for the same images in the same order.
 
     Raises:
-        DataError: If the features of both differ in shape.
+        DataError: The features of both differ in shape.
     """
     load_plugins()
     closeness = {} if original is None else _closeness(outputs, original)
@@ -145,7 +145,7 @@ def compare(outputs: Outputs, original: Outputs | None = None) -> Accuracy:
 def _check_logits(logits: Tensor) -> None:
     if logits.ndim != 2:
         raise ModelError(
-            f"the model gives outputs of shape {list(logits.shape)}, but one row of class scores an image, "
+            f"the model gives outputs of shape {list(logits.shape)}, but one row of class scores per image, "
             "[images, classes], is needed; create it with a global_pool that pools the tokens"
         )
 
@@ -160,8 +160,8 @@ def _check_labels(labels: Tensor, classes: int | None) -> None:
         )
 
 
-def _known(labels: Tensor) -> Tensor | None:
-    """Return the labels, or None where no image has one."""
+def _complete(labels: Tensor) -> Tensor | None:
+    """Return the labels; None where no image has one."""
     missing = int((labels == -1).sum())
     if 0 < missing < len(labels):
         raise DataError(f"{missing} of {len(labels)} images have no label (-1); label all images or none")
@@ -218,7 +218,7 @@ def _closeness(outputs: Outputs, original: Outputs) -> dict[str, float | None]:
 
 
 def _by_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Return the same rows of all tensors, `AT_ONCE` at a time."""
+    """Return the rows of all tensors side by side, `AT_ONCE` at a time."""
     return zip(*(tensor.split(AT_ONCE) for tensor in tensors), strict=True)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import ModelSection, Recipe
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.loaders import draw, eval_loader, preprocessing_of, worker_deaths
 from slimvit.data.sources import open_data
-from slimvit.data.workers import worker_deaths
 from slimvit.io.load import pinned_section, saved_folder
 from slimvit.io.open import open_model
 from slimvit.measure.flops.count import count_macs, count_params, params_by_part

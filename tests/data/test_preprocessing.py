@@ -153,5 +153,5 @@ def test_a_batch_is_converted_to_what_another_model_wants() -> None:
 
 
 def test_channels_are_not_converted() -> None:
-    with pytest.raises(DataError, match="^images of 1 channels cannot be turned into images of 3$"):
+    with pytest.raises(DataError, match="^images of 1 channels cannot be converted to 3 channels$"):
         converter(GREY, RGB)

@@ -12,10 +12,9 @@ from slimvit.config.recipe import DataSection
 from slimvit.config.training import TrainSection
 from slimvit.data.digits import ArrayImages
 from slimvit.data.folder import open_folder
-from slimvit.data.images import Sample
-from slimvit.data.labels import labels_of
+from slimvit.data.images import Sample, labels_of
 from slimvit.data.loaders import train_loader
-from slimvit.data.named import HeldImages
+from slimvit.data.named import HeldImages, NamedImages
 from slimvit.data.preprocessing import Preprocessing
 from slimvit.data.samplers import Balanced, Repeated, Shuffle, TrainSampler
 from slimvit.data.sources import open_data
@@ -106,6 +105,6 @@ def test_labels_are_those_of_the_images(folder: Any, broken: Any) -> None:
     part = draw(draw(array, 2, 5), 1, 6)
     assert labels_of(part) == [part[0][1]]
     assert labels_of(open_folder(folder)[0]) == [0, 0, 0, 1, 1, 1]  # without decoding: one of them is broken
-    named = Counted(samples)
-    named.source = type("Source", (), {"targets": [2, 0, None]})()  # type: ignore[attr-defined]
-    assert labels_of(named) == [2, 0, -1] and named.asked == 0
+    source = Counted(samples)
+    source.targets = [2, 0, None]  # type: ignore[attr-defined]
+    assert labels_of(NamedImages(source, "three")) == [2, 0, -1] and source.asked == 0

@@ -94,7 +94,7 @@ def test_features_of_the_uncut_network_are_learnt(taught: list[Any], name: str) 
     ("teacher", "finetune", "told"),
     [
         (RESNET | {"num_classes": 7}, {}, "resnet18: the teacher knows 7 classes, but 10 are learnt; name another"),
-        (RESNET | {"args": {}}, {}, "resnet18 cannot teach vit_digits: images of 1 channels cannot be turned into"),
+        (RESNET | {"args": {}}, {}, "resnet18 cannot teach vit_digits: images of 1 channels cannot be converted to"),
         ({"name": "swin_digits", "num_classes": 0}, {}, "swin_digits: the teacher knows 0 classes, but 10 are learnt"),
         ({"name": "swin_digits"}, {"distill_kind": "features"}, "distill_kind features: swin_.* has 8 blocks ending"),
         (RESNET, {"distill_kind": "features"}, "resnet18: .*ResNet is not a model slimvit can prune"),
