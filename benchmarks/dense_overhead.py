@@ -35,8 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import slimvit
-from slimvit.measure.latency.ratios import median_ratio
-from slimvit.measure.latency.timer import by_round, interleaved
+from slimvit.measure.latency.timer import by_round, interleaved, median_ratio
 from slimvit.models.base import Branch, State
 from slimvit.models.families.swin import image_to_windows, windows_to_image
 from slimvit.models.registry import attention_blocks, steps

@@ -40,8 +40,7 @@ from slimvit.measure.latency.batch_size import find_batch_size
 from slimvit.measure.latency.interleave import InterleavedTimer, compiling
 from slimvit.measure.latency.machine import device_words
 from slimvit.measure.latency.profile import MATRIX, amdahl, time_shares
-from slimvit.measure.latency.ratios import median_ratio
-from slimvit.measure.latency.timer import by_round, images_for, interleaved
+from slimvit.measure.latency.timer import by_round, images_for, interleaved, median_ratio
 from slimvit.models.parts.heads import HEADS
 from slimvit.models.registry import attention_blocks
 from slimvit.utils.allocator import keep_freed_memory

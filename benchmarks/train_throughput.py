@@ -37,7 +37,7 @@ from slimvit.config.recipe import DataSection
 from slimvit.config.training import TrainSection
 from slimvit.data.loaders import preprocessing_of, train_loader
 from slimvit.data.sources import open_data
-from slimvit.measure.latency.ratios import median_ratio
+from slimvit.measure.latency.timer import median_ratio
 from slimvit.train.loop import TrainOptions, train
 from slimvit.utils.distributed import open_engine
 

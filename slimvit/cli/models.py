@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import click
 
@@ -36,7 +35,7 @@ def models_command(pattern: str, embedded: bool, table: bool, as_json: bool) -> 
         if embedded:
             raise click.UsageError("--table is about timm's models; leave --embedded out")
         found = support(pattern)
-        click.echo(json.dumps([asdict(row) for row in found], indent=1) if as_json else coverage_table(found))
+        click.echo(json.dumps([row.to_json() for row in found], indent=1) if as_json else coverage_table(found))
         if not found:
             raise ModelError(f"{pattern}: no timm model with attention matches; `slimvit models --table` shows all")
         return

@@ -1,6 +1,7 @@
 """The words that options and recipe keys take. Imports nothing heavy, so that help is fast.
 
-`Words` are open sets: the registration of a criterion, part, budget or export format adds its word. Literals are closed.
+`Words` are open sets: the registration of a criterion, part, budget or export format adds its word. Literals are
+closed.
 """
 
 from __future__ import annotations

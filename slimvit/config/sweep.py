@@ -117,7 +117,9 @@ def points_of(sweep: Sweep, source: str = "sweep", data: dict[str, Any] | None =
     points: dict[str, Point] = {}
     defects: list[str] = []
     for name, settings, tree in _combinations(sweep, source):
-        label = ", ".join([name] * bool(name) + [f"{_short(k, sweep.grid)} {value_text(k, v)}" for k, v in settings.items()])
+        label = ", ".join(
+            [name] * bool(name) + [f"{_short(k, sweep.grid)} {value_text(k, v)}" for k, v in settings.items()]
+        )
         tree["data"] = tree.get("data", {}) | (data or {})
         try:
             recipe = Recipe.parse(tree, label)

@@ -118,7 +118,9 @@ class _Rows:
             if self.count == 0:
                 self.buffer = torch.empty(self.batches * needed, *rows.shape[1:], dtype=rows.dtype)
             elif needed > len(self.buffer):
-                self.buffer = torch.cat([self.buffer[: self.count], torch.empty(needed, *rows.shape[1:], dtype=rows.dtype)])
+                self.buffer = torch.cat(
+                    [self.buffer[: self.count], torch.empty(needed, *rows.shape[1:], dtype=rows.dtype)]
+                )
         self.buffer[self.count : needed] = rows
         self.last, self.count = rows, needed
 

@@ -1,1 +1,1 @@
-"""What a ViT is here: families, the plan, dense attention, building with timm."""
+"""Models: families, parts, the pruning plan, dense attention, building with timm."""

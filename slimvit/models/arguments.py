@@ -1,4 +1,4 @@
-"""Checks of create_model arguments that come from a file: bounded, and none that reads or fetches other files."""
+"""Checks of create_model arguments from a file: values are bounded, and no argument may read or fetch another file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSED = frozenset(
         "weights_only",
     }
 )
-"""Arguments of `timm.create_model` that are no arguments of a network: sources of weights, and wrappers."""
+"""Arguments of `timm.create_model` that do not describe the network: sources of weights, and wrappers."""
 LARGEST = {"depth": 1_000, "depths": 1_000, "img_size": 1_000_000, "window_size": 10_000}
 """Bounds of arguments that are built piece by piece or squared; other numbers are bounded by `NUMBER`."""
 NUMBER = 10_000_000
@@ -33,15 +33,15 @@ NUMBER = 10_000_000
 
 def defects_of_arguments(args: dict[str, Any]) -> list[str]:
     """Return one clause for every defect of a network's arguments."""
-    found = [f"model_args.{name} is no argument of a network" for name in sorted(args.keys() & REFUSED)]
+    defects = [f"model_args.{name} is no argument of a network" for name in sorted(args.keys() & REFUSED)]
     for name, value in args.items():
         largest = LARGEST.get(name, NUMBER)
         for leaf in _leaves(value):
-            if isinstance(leaf, int | float) and not abs(leaf) <= largest:  # NaN is not
-                found.append(f"model_args.{name} is {str(leaf)[:20]}, at most {largest:,} is taken")
+            if isinstance(leaf, int | float) and not abs(leaf) <= largest:  # NaN fails too
+                defects.append(f"model_args.{name} is {str(leaf)[:20]}, at most {largest:,} is taken")
             elif not isinstance(leaf, bool | int | float | str | None):
-                found.append(f"model_args.{name} holds a {type(leaf).__name__}; numbers, texts and lists are taken")
-    return found
+                defects.append(f"model_args.{name} holds a {type(leaf).__name__}; numbers, texts and lists are taken")
+    return defects
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from slimvit.models.head_parts import HeadParts
 TimmModule: TypeAlias = Any
 """A module whose attributes timm defines, such as `blocks`, `qkv` and `num_heads`.
 
-To mypy every attribute of an `nn.Module` is a tensor or a module, so a narrower type would only need casts."""
+mypy takes every attribute of an `nn.Module` for a tensor or a module, so a narrower type would need casts."""
 
 ImageSize: TypeAlias = tuple[int, int, int]
 """Channels, height and width of one image."""
@@ -95,13 +95,13 @@ class Branch:
         Returns:
             The features [B, ..., k], token by token, and the values kept for later blocks.
         """
-        seen: list[Tensor] = []
-        hook = self.out.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        features: list[Tensor] = []
+        hook = self.out.register_forward_pre_hook(lambda _, args: features.append(args[0]))
         try:
             _, values = self.run(state)
         finally:
             hook.remove()
-        return self.to_stream(seen[0], state.stream.shape[1:-1]), values
+        return self.to_stream(features[0], state.stream.shape[1:-1]), values
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class Step:
 
     def apply(self, state: State) -> State:
         """Run the step. It begins a new stage, so the values of earlier blocks are dropped."""
-        found = self.body(state.stream)
-        return found if isinstance(found, State) else State(found)
+        output = self.body(state.stream)
+        return output if isinstance(output, State) else State(output)
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ class Family:
 
 
 def layer_types(*modules: nn.Module | None) -> str:
-    """The names of the timm classes of all modules inside, in order."""
+    """Return the names of the timm classes of all modules inside, in order."""
     return " ".join(plain_type(m).__name__ for module in modules if module is not None for m in module.modules())
 
 

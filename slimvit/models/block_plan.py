@@ -41,7 +41,7 @@ class ByPart(Mapping[str, Units]):
     """Immutable, hashable mapping from the names of parts to units; parts without units are left out."""
 
     def __init__(self, units: Mapping[str, Units]) -> None:
-        self._units = {part: found for part, found in units.items() if found.total}
+        self._units = {name: of_part for name, of_part in units.items() if of_part.total}
 
     def __getitem__(self, part: str) -> Units:
         return self._units[part]
@@ -86,12 +86,12 @@ class BlockPlan:
 
     def __getattr__(self, word: str) -> Any:
         """The attributes of a part: its word for units, alone or after `kept_` or `removed_`."""
-        what = next((prefix for prefix in (KEPT, REMOVED) if word.startswith(prefix)), "")
-        part = part_with_units(word.removeprefix(what))
+        prefix = next((p for p in (KEPT, REMOVED) if word.startswith(p)), "")
+        part = part_with_units(word.removeprefix(prefix))
         if part is None:
             raise AttributeError(f"{type(self).__name__} has no attribute {word!r}")
         units = self.of(part.name)
-        return {KEPT: units.kept, REMOVED: units.removed}[what] if what else units.total
+        return {KEPT: units.kept, REMOVED: units.removed}[prefix] if prefix else units.total
 
     def of(self, part: str) -> Units:
         """Return the units of a part; for a part that is left out, `Units()`."""
@@ -109,17 +109,17 @@ class BlockPlan:
         """Return the plan, completed by the parts that only `other` has."""
         return BlockPlan(self.name, self.stage, {**other.units, **self.units})
 
-    def check_against(self, now: BlockPlan) -> None:
-        """Raise `PlanError` unless a block with the plan `now` can be cut to this plan."""
+    def check_against(self, current: BlockPlan) -> None:
+        """Raise `PlanError` unless a block with the plan `current` can be cut to this plan."""
         for name, units in self.units.items():
-            part, present = part_of(name), now.of(name)
+            part, present = part_of(name), current.of(name)
             if units.total != present.total:
                 raise PlanError(
                     f"{self.name}: the plan is for {units.total} {part.units}, but the model's block has "
                     f"{present.total}"
                 )
-            there = set(present.kept)
-            if gone := [i for i in units.kept if i not in there]:
+            left = set(present.kept)
+            if gone := [i for i in units.kept if i not in left]:
                 raise PlanError(
                     f"{self.name}: the plan keeps {part.unit} {gone[0]}, which was removed earlier; {part.units} still "
                     f"there: {part.written(present.kept) or 'none'}"
@@ -141,12 +141,12 @@ class BlockPlan:
 
     def to_json(self, parts: Sequence[Part]) -> dict[str, Any]:
         """Return the block's entry in a plan file, with the units of `parts`."""
-        found: dict[str, Any] = {"block": self.name, "stage": self.stage}
+        entry: dict[str, Any] = {"block": self.name, "stage": self.stage}
         for part in parts:
             units = self.of(part.name)
             if units.total:
-                found |= {part.units: units.total, KEPT + part.units: part.written(units.kept)}
-        return found
+                entry |= {part.units: units.total, KEPT + part.units: part.written(units.kept)}
+        return entry
 
     @classmethod
     def from_json(cls, entry: Any, where: str) -> BlockPlan:
@@ -186,7 +186,7 @@ def _units(entry: dict[str, Any], part: Part, where: str) -> Units:
 
 
 def _check_known(entry: dict[str, Any], where: str) -> None:
-    """Raise `PlanError` for kept units of an unknown part, since ignoring them would give another model."""
+    """Raise `PlanError` for kept units of an unknown part, since without them the model would be another."""
     if not _unknown_keys(entry):
         return
     load_plugins()

@@ -1,4 +1,4 @@
-"""Building timm models: names, pretrained weights, weight files, and one clear line when something does not fit."""
+"""Building timm models: names, pretrained weights, weight files, and one-line errors where something does not fit."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _is_network(error: BaseException | None) -> bool:
     return False
 
 
-def _with_weights(name: str, file: Path, kwargs: dict[str, Any], known: dict[str, Any]) -> TimmModule:
+def _with_weights(name: str, file: Path, kwargs: dict[str, Any], cfg_entries: dict[str, Any]) -> TimmModule:
     """The model with a file's weights and the classifier that the file has."""
     state = read_weights(file)
     cfg = timm.get_pretrained_cfg(name)
@@ -152,7 +152,7 @@ def _with_weights(name: str, file: Path, kwargs: dict[str, Any], known: dict[str
     names = [classifiers] if isinstance(classifiers, str) else list(classifiers)
     tensors = [f"{n}.weight" for n in (*names, "head", "head.fc")]
     classes = next((state[k].shape[0] for k in tensors if k in state), 0)
-    overlay = known | {"state_dict": state, "num_classes": classes, "label_offset": 0, "custom_load": False}
+    overlay = cfg_entries | {"state_dict": state, "num_classes": classes, "label_offset": 0, "custom_load": False}
     try:
         return _build(name, kwargs, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
@@ -171,7 +171,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
         raise ModelError(f"{file}: weights must be one of {', '.join(SUFFIXES)}")
     try:
         state = load_state_dict(str(file), use_ema=True, weights_only=True)
-    except Exception as error:  # the file is the user's: every way it can be broken ends in one line
+    except Exception as error:  # a damaged file can raise anything
         raise ModelError(f"{file}: not a readable weight file: {_line(error)}") from None
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
     if not tensors:
@@ -186,17 +186,17 @@ def _mismatch(error: Exception) -> str:
     text = str(error)
     clauses = []
     for word, label in (("Missing", "missing"), ("Unexpected", "unexpected")):
-        found = re.search(rf"{word} key\(s\) in state_dict: (.*?)\. ?(?:\n|$)", text, re.S)
-        if found:
-            keys = re.findall(r'"([^"]+)"', found.group(1))
+        match = re.search(rf"{word} key\(s\) in state_dict: (.*?)\. ?(?:\n|$)", text, re.S)
+        if match:
+            keys = re.findall(r'"([^"]+)"', match.group(1))
             clauses.append(f"{label} {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
     sizes = re.findall(r"size mismatch for (\S+): .*?torch.Size\((.*?)\).*?torch.Size\((.*?)\)", text)
-    clauses += [f"{name} has shape {found}, expected {wanted}" for name, found, wanted in sizes[:5]]
+    clauses += [f"{name} has shape {given}, expected {wanted}" for name, given, wanted in sizes[:5]]
     if len(sizes) > 5:
         clauses.append(f"{len(sizes) - 5} more of other shapes")
     return "; ".join(clauses) or _line(error)
 
 
 def _line(error: Exception) -> str:
-    """The error's first line of substance."""
+    """The first line of the error, or its type where it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -27,11 +27,12 @@ Mixes: TypeAlias = Mapping[tuple[str, str, int], float]
 
 @dataclass(frozen=True)
 class _Slot:
-    """A block with the earlier blocks that it mixes with."""
+    """A block, and the earlier blocks whose values it mixes in."""
 
     view: AttentionBlock
     pairs: tuple[Pair, ...]
     feeds: bool
+    """Whether a later block needs its values."""
     names: tuple[str, ...]
     """Names of the blocks of the stage."""
 
@@ -50,7 +51,7 @@ def insert_dense_attention(
         init: `zero` leaves the function of the model unchanged, bit for bit; `normal` draws from N(0, 1), as the paper
             does to train from scratch.
         seed: Seed of `normal`.
-        mixes: Known weights, instead of `init`.
+        mixes: Weights to insert, in place of `init`.
 
     Returns:
         A new model.
@@ -124,7 +125,7 @@ def mixes_in(model: nn.Module) -> int:
 
 def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:
     """Return all weights of earlier values; with `layer` the heads of a pair have the same one."""
-    found = {}
+    mixes = {}
     for slot in _slots(model):
         attn = slot.view.attn
         if not isinstance(attn, DenseMixin) or attn.mix is None:
@@ -133,21 +134,21 @@ def mixes_of(model: nn.Module) -> dict[tuple[str, str, int], float]:
         for pair in attn.pairs:
             values = [next(weights)] * len(pair.heads) if not attn.per_head else [next(weights) for _ in pair.heads]
             for head, value in zip(pair.heads, values, strict=True):
-                found[slot.view.name, slot.names[pair.earlier], head] = value
-    return found
+                mixes[slot.view.name, slot.names[pair.earlier], head] = value
+    return mixes
 
 
 def _slots(model: nn.Module) -> list[_Slot]:
     """Every block with its pairs, stage by stage."""
     plan, views = plan_of(model), attention_blocks(model)
-    found = []
+    slots = []
     for stage in sorted({v.stage for v in views}):
         members = [(v, b.kept_heads) for v, b in zip(views, plan.blocks, strict=True) if v.stage == stage]
         pairs = pairs_of([kept for _, kept in members])
         fed = {pair.earlier for block in pairs for pair in block}
         names = tuple(view.name for view, _ in members)
-        found += [_Slot(view, pairs[i], i in fed, names) for i, (view, _) in enumerate(members)]
-    return found
+        slots += [_Slot(view, pairs[i], i in fed, names) for i, (view, _) in enumerate(members)]
+    return slots
 
 
 def _weights(

@@ -1,4 +1,4 @@
-"""Eval mode for a while, and the device of a model."""
+"""Temporary eval mode, and the device of a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Run `model` in eval mode and without gradients, then give every submodule its training flag back."""
+    """Put `model` in eval mode without gradients for the block, and restore every training flag afterwards."""
     training = [m for m in model.modules() if m.training]
     model.eval()
     try:

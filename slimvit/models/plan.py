@@ -36,12 +36,12 @@ class SlimPlan:
 
     def __getattr__(self, word: str) -> int:
         """The attributes of a part: its word for units, alone or after `kept_` or `removed_`."""
-        what = next((prefix for prefix in (KEPT, REMOVED) if word.startswith(prefix)), "")
-        part = part_with_units(word.removeprefix(what))
+        prefix = next((p for p in (KEPT, REMOVED) if word.startswith(p)), "")
+        part = part_with_units(word.removeprefix(prefix))
         if part is None:
             raise AttributeError(f"{type(self).__name__} has no attribute {word!r}")
         total, kept = self.total_of(part.name), self.kept_of(part.name)
-        return {KEPT: kept, REMOVED: total - kept}[what] if what else total
+        return {KEPT: kept, REMOVED: total - kept}[prefix] if prefix else total
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -70,12 +70,12 @@ class SlimPlan:
         Raises:
             PlanError: The word or an id is not known, or the number of blocks differs.
         """
-        found = {word: part_with_units(word) for word in kept}
-        for word, part in found.items():
+        parts = {word: part_with_units(word) for word in kept}
+        for word, part in parts.items():
             if part is None:
                 known = [p.units for p in PARTS.values()]
                 raise PlanError(f"no part has units called {word!r}{nearest(word, known)}; known: {', '.join(known)}")
-        chosen = {part.name: kept[word] for word, part in found.items() if part is not None}
+        chosen = {part.name: kept[word] for word, part in parts.items() if part is not None}
         return self.keeping_parts({name: ids for name, ids in chosen.items() if ids is not None})
 
     def keeping_parts(self, kept: Mapping[str, Iterable[Sequence[int]]]) -> SlimPlan:
@@ -102,7 +102,7 @@ class SlimPlan:
         """
         self.check_against(current)
         pairs = zip(self.blocks, current.blocks, strict=True)
-        return SlimPlan(tuple(b.with_those_of(now) for b, now in pairs), current.model)
+        return SlimPlan(tuple(block.with_those_of(present) for block, present in pairs), current.model)
 
     def check_against(self, current: SlimPlan) -> None:
         """Raise `PlanError` unless a model with the plan `current` can be cut to this plan."""
@@ -112,8 +112,8 @@ class SlimPlan:
                 f"but the model has {len(current.blocks)} ({current.blocks[0].name}, ...): it was made for another "
                 "model; make one for this model with --dry-run --out"
             )
-        for block, now in zip(self.blocks, current.blocks, strict=True):
-            block.check_against(now)
+        for block, present in zip(self.blocks, current.blocks, strict=True):
+            block.check_against(present)
 
     def edited_units(self) -> list[str]:
         """Return the words for the units that a person would edit: heads, and those of every other part that is cut."""
@@ -127,7 +127,7 @@ class SlimPlan:
         """Return the numbers of units removed since the plan `before` in words: `18 of 36 heads (50.0%)`."""
         counts = [(before.kept_of(name), self.kept_of(name), part.units) for name, part in PARTS.items()]
         removed = [
-            f"{was - now:,} of {was:,} {units} ({(was - now) / was:.1%})" for was, now, units in counts if was > now
+            f"{old - new:,} of {old:,} {units} ({(old - new) / old:.1%})" for old, new, units in counts if old > new
         ]
         return " and ".join(removed) or "nothing"
 

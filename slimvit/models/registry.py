@@ -1,4 +1,4 @@
-"""The families of models, and what follows from a model's family: its blocks, its steps, its plan."""
+"""The registry of families, and what depends on a model's family: its blocks, its steps, its plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from slimvit.utils.errors import ModelError
 from slimvit.utils.plugins import load_plugins
 
 FAMILIES: list[Family] = [VIT, SWIN, SWIN_V2, BEIT, EVA]
-"""The first family that owns a model counts."""
+"""Families in order; a model belongs to the first that owns it."""
 
 INNER = {
     "OptimizedModule": "_orig_mod",
@@ -51,7 +51,7 @@ def model_name(model: TimmModule) -> str:
 
 
 def check_unwrapped(model: object) -> None:
-    """Raise `ModelError` for a compiled or parallel wrapper, and for what is no module at all."""
+    """Raise `ModelError` for a compiled or parallel wrapper, and for anything but a module."""
     kind = type(model).__name__
     if kind in INNER and isinstance(model, nn.Module):
         raise ModelError(f"the model is wrapped in {kind}; pass the inner model: model.{INNER[kind]}")
@@ -66,11 +66,11 @@ def family_of(model: nn.Module) -> Family:
         ModelError: The model is of no family, or its family does not support it.
     """
     check_unwrapped(model)
-    found = family_or_reason(model)
-    if isinstance(found, Family):
-        return found
+    family = family_or_reason(model)
+    if isinstance(family, Family):
+        return family
     supported = "; ".join(f.supported for f in FAMILIES)
-    raise ModelError(f"{model_name(model)}: {found}; supported: {supported}")
+    raise ModelError(f"{model_name(model)}: {family}; supported: {supported}")
 
 
 def family_or_reason(model: nn.Module) -> Family | str:
@@ -112,10 +112,10 @@ def steps(model: nn.Module) -> list[Branch | Step]:
 def plan_of(model: TimmModule) -> SlimPlan:
     """Return the units of every part that a model keeps, by original id: all of them until it is pruned."""
     plan = getattr(model, "slim_plan", None)
-    return SlimPlan(tuple(map(_whole, attention_blocks(model))), model_name(model)) if plan is None else plan
+    return SlimPlan(tuple(map(_uncut, attention_blocks(model))), model_name(model)) if plan is None else plan
 
 
-def _whole(view: AttentionBlock) -> BlockPlan:
+def _uncut(view: AttentionBlock) -> BlockPlan:
     units = {name: Units.all(part.count(view)) for name, part in PARTS.items()}
     return BlockPlan(view.name, view.stage, units)
 
@@ -126,7 +126,7 @@ def is_uncut_form(other: TimmModule, model: TimmModule) -> bool:
         cut, uncut = plan_of(model).blocks, plan_of(other).blocks
     except ModelError:  # of no supported family
         return False
-    built = [(architecture_of(m), m.num_features, len(blocks)) for m, blocks in ((model, cut), (other, uncut))]
-    if built[0] != built[1]:
+    shapes = [(architecture_of(m), m.num_features, len(blocks)) for m, blocks in ((model, cut), (other, uncut))]
+    if shapes[0] != shapes[1]:
         return False
     return all(new.may_come_from(old) for old, new in zip(uncut, cut, strict=True))

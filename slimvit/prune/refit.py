@@ -21,8 +21,8 @@ from slimvit.data.loaders import Batches
 from slimvit.models.base import Branch, State, Step
 from slimvit.models.modes import device_of, evaluating
 from slimvit.models.registry import check_unwrapped, steps
-from slimvit.utils.errors import PlanError
 from slimvit.utils.device import SHARE, free_bytes
+from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import log, track
 
 TARGETS_OF_REFIT = ("own", "teacher", "stream")

@@ -44,8 +44,8 @@ def free_bytes(device: torch.device) -> int | None:
 def free_memory() -> int | None:
     """Return the bytes that this process may still allocate; None where the system does not report them.
 
-    The smallest of the machine's free memory and the limits of its control groups counts, since a container or batch
-    job sees the memory of the whole machine and is killed beyond its own limit.
+    That is the least of the machine's free memory and what the limits of its control groups leave. A container or batch
+    job sees the memory of the whole machine, and is killed beyond its own limit.
     """
     machine = proc_bytes(PROC / "meminfo", "MemAvailable")
     return min([*([] if machine is None else [machine]), *_free_in_groups()], default=None)

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from slimvit.models.coverage import Support, coverage_table, support, verdict
+from slimvit.models.coverage import Support, coverage_table, features_of, support
 from slimvit.models.registry import FAMILIES
 
 TABLE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
@@ -31,15 +31,15 @@ def test_a_sample_of_the_table_is_true(module):
     for _, models, *marks, reason in rows:
         with torch.device("meta"):
             model = timm.create_model(models.split("`")[1])
-        *can, why = verdict(model)
-        assert [mark == "yes" for mark in marks] == can and reason == why
+        supported, why = features_of(model)
+        assert [mark == "yes" for mark in marks] == [*supported.values()] and reason == why
 
 
 def test_the_table_of_some_models(slimvit_):
     printed = slimvit_("models", "beit_base*", "--table").stdout
     rows = support("beit_base*")
     assert printed.strip() == coverage_table(rows)
-    assert rows[0].models == tuple(m for m in timm.list_models("beit_base*")) and rows[0].dense
+    assert rows[0].models == tuple(m for m in timm.list_models("beit_base*")) and rows[0].features["dense"]
     assert json.loads(slimvit_("models", "beit_base*", "--table", "--json").stdout)[0]["heads"] is True
     assert "no timm model with attention" in slimvit_("models", "resnet18", "--table", code=1).stderr
     assert "--embedded" in slimvit_("models", "--table", "--embedded", code=2).stderr
@@ -50,8 +50,9 @@ def test_what_cannot_be_built_is_not_left_out(monkeypatch):
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(timm, "create_model", fail)
+    none = {"heads": False, "mlp": False, "dense": False}
     assert support("beit_base_patch16_224") == [
-        Support("beit", ("beit_base_patch16_224",), False, False, False, "could not be looked at: RuntimeError")
+        Support("beit", ("beit_base_patch16_224",), none, "could not be built: RuntimeError")
     ]
 
 

@@ -49,9 +49,9 @@ def counts_by_block(own: dict[str, Counter[str]]) -> tuple[dict[str, int], ...]:
     """Add up the modules inside each `[layers.i.]blocks.j`, in forward order."""
     blocks: dict[str, Counter[str]] = {}
     for name, counts in own.items():
-        before, found, after = name.partition("blocks.")
-        if found and before in ("", f"{before.rpartition('.')[0]}."):
-            blocks.setdefault(before + found + after.split(".")[0], Counter()).update(counts)
+        before, blocks_dot, after = name.partition("blocks.")
+        if blocks_dot and before in ("", f"{before.rpartition('.')[0]}."):
+            blocks.setdefault(before + blocks_dot + after.split(".")[0], Counter()).update(counts)
     return tuple(in_order(counts, BLOCK_PARTS) for counts in blocks.values())
 
 
@@ -92,7 +92,7 @@ def _own_counts(counts: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
 
 
 def _part(name: str, operator: str) -> str:
-    """A linear product of the attention itself belongs to qkv: some attentions multiply by the layer's weights."""
+    """The part of an operator. A linear product in an attention itself belongs to qkv, whose weights it uses directly."""
     if operator in NORMS:
         return "norm"
     return "qkv" if operator == "linear" and name.endswith(".attn") else flop_part_of(name)

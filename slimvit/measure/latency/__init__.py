@@ -1,1 +1,1 @@
-"""Time and memory of a model."""
+"""Measured time and memory of a model."""

@@ -10,16 +10,16 @@ from math import log
 from slimvit.measure.latency.timer import by_round, interleaved, passes_for
 
 GAIN = 1.03
-"""A larger batch pays while some model reaches this many times its best images per second so far."""
+"""A larger batch pays if some model gains this factor over its best images per second so far."""
 
 PATIENCE = 2
-"""Batches in a row that do not pay before the search ends; one alone may be noise."""
+"""Batch sizes in a row that must not pay before the search ends; a single one may be noise."""
 
 LARGEST = 1024
 """Largest batch that is tried."""
 
 SLOWEST = 2.0
-"""Seconds that a pass of the slowest model may take."""
+"""Longest pass of the slowest model, in seconds."""
 
 ROUNDS = 3
 """Rounds per batch size."""
@@ -65,7 +65,7 @@ def find_batch_size(
             break
         seconds = {name: min(by_round(turns)) for name, turns in times.items()}
         growth.speeds[batch] = {name: batch / s for name, s in seconds.items()}
-        if not batches and (reason := _enough(growth, batch, max(seconds.values()))):
+        if not batches and (reason := _why_stop(growth, batch, max(seconds.values()))):
             growth.ended = reason
             break
     return growth
@@ -75,21 +75,21 @@ def _doubling() -> Iterable[int]:
     return takewhile(lambda batch: batch <= LARGEST, (2**n for n in range(64)))
 
 
-def _enough(growth: Growth, batch: int, slowest: float) -> str:
+def _why_stop(growth: Growth, batch: int, slowest: float) -> str:
     """Why the search ends here; empty while it goes on."""
     speeds = list(growth.speeds.values())
-    if len(speeds) > PATIENCE and not any(map(_worth_it, [speeds[: n + 1] for n in _last(speeds)])):
-        return f"{batch} images a batch gain no model {GAIN - 1:.0%}, nor did half as many"
+    if len(speeds) > PATIENCE and not any(map(_pays, [speeds[: n + 1] for n in _last(speeds)])):
+        return f"{batch} images per batch gain no model {GAIN - 1:.0%}, nor did half as many"
     if 2 * slowest > SLOWEST:
         return f"a pass of more than {batch} images would take longer than {SLOWEST:g} s"
-    return f"{LARGEST} images are the most that is tried" if batch == LARGEST else ""
+    return f"{LARGEST} images are the largest batch that is tried" if batch == LARGEST else ""
 
 
 def _last(speeds: Sequence[object]) -> range:
     return range(len(speeds) - PATIENCE, len(speeds))
 
 
-def _worth_it(speeds: Sequence[dict[str, float]]) -> bool:
+def _pays(speeds: Sequence[dict[str, float]]) -> bool:
     """Whether some model gained enough at the last batch over its best so far."""
-    *before, now = speeds
-    return any(speed >= GAIN * max(b[name] for b in before) for name, speed in now.items())
+    *before, last = speeds
+    return any(speed >= GAIN * max(b[name] for b in before) for name, speed in last.items())

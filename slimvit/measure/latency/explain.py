@@ -1,24 +1,24 @@
-"""Why the time of a pruned model falls less than its MACs, in words, from measurements only."""
+"""Explains in words, from measurements, why the time of a pruned model falls less than its MACs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from slimvit.measure.latency.profile import MATRIX, amdahl
-from slimvit.measure.latency.ratios import Ratio
+from slimvit.measure.latency.timer import Ratio
 from slimvit.utils.allocator import AS_ENVIRONMENT
 
 FOLLOWS = 0.8
-"""The time follows the MACs from this share of the promised gain on."""
+"""Smallest share of the promised gain at which the time follows the MACs."""
 
 FEW = 4
-"""Images that take hardly longer than one image where the launch of operators dominates."""
+"""Images that take hardly longer than one image if launching the operators dominates."""
 
 HARDLY = 1.5
 """Largest time of `FEW` images over that of one image that counts as hardly longer."""
 
 MUCH = 0.03
-"""The system's share of the time is mentioned from this value on."""
+"""Smallest share of the system's time that is mentioned."""
 
 NEAR = 0.03
 """Relative difference up to which two speed-ups are alike."""
@@ -26,7 +26,7 @@ NEAR = 0.03
 
 @dataclass(frozen=True)
 class Evidence:
-    """Measurements of a pruned model beside its original. None was not measured."""
+    """Measurements of a pruned model and its original; None was not measured."""
 
     promised: float
     """The speed-up that the MACs promise: the original's MACs over the pruned model's."""
@@ -43,26 +43,26 @@ class Evidence:
     shares: dict[str, float] | None = None
     """Share of the original's time (0-1) by kind of operator, at `batch` images."""
     system: float | None = None
-    """Share of the original's time (0-1) that the system takes to hand out memory, at `batch` images, on a CPU."""
+    """Share of the original's time (0-1) that the system spends on memory allocation, at `batch` images, on a CPU."""
     widths: tuple[int, ...] = ()
     """attn_dim of the slim model's blocks."""
     original_widths: tuple[int, ...] = ()
 
 
-def remark(found: Evidence) -> str | None:
+def remark(evidence: Evidence) -> str | None:
     """Say in one line where the time does not follow the MACs, and which measurements explain it.
 
     Returns:
         The line, or None where the time follows.
     """
-    said = [_behind(found, found.latency, 1), _behind(found, found.throughput, found.batch)]
-    if found.batch == 1:
-        said = said[1:]
-    if not any(said):
+    at_one = _behind(evidence, evidence.latency, 1)
+    at_batch = _behind(evidence, evidence.throughput, evidence.batch)
+    gaps = [at_batch] if evidence.batch == 1 else [at_one, at_batch]
+    if not any(gaps):
         return None
-    facts = [_few(found), _params(found)] if _behind(found, found.latency, 1) else []
-    facts += [_shares(found), _system(found)] if _behind(found, found.throughput, found.batch) else []
-    return "; ".join(clause for clause in (*said, *facts, _sizes(found)) if clause)
+    reasons = [_few(evidence), _params(evidence)] if at_one else []
+    reasons += [_shares(evidence), _system(evidence)] if at_batch else []
+    return "; ".join(clause for clause in (*gaps, *reasons, _sizes(evidence)) if clause)
 
 
 def follows(speedup: Ratio, promised: float) -> bool:
@@ -108,7 +108,7 @@ def _shares(found: Evidence) -> str | None:
     return (
         f"{MATRIX} take {matrix:.0%} of the original's time at batch {found.batch}"
         + (f" ({', '.join(others)})" if others else "")
-        + f"; where only they shrink, and as the MACs do, {allowed:.2f} is what can be had"
+        + f"; if only they shrink, and as much as the MACs, the speed-up is at most {allowed:.2f}"
     )
 
 
@@ -116,14 +116,14 @@ def _system(found: Evidence) -> str | None:
     if found.system is None or found.system < MUCH:
         return None
     return (
-        f"the system takes {found.system:.0%} of the original's time at batch {found.batch} to hand out memory, which "
-        f"no cut spares; {AS_ENVIRONMENT} keeps freed memory"
+        f"the system spends {found.system:.0%} of the original's time at batch {found.batch} on memory allocation, "
+        f"which no cut reduces; {AS_ENVIRONMENT} keeps freed memory"
     )
 
 
 def _sizes(found: Evidence) -> str | None:
     """Widths that matrix kernels do not divide evenly, where the original had fewer such widths."""
-    for multiple in (16, 64):  # the coarser remark only where the finer one says nothing
+    for multiple in (16, 64):  # multiples of 64 only where all are multiples of 16
         odd = [w for w in found.widths if w % multiple]
         before = sum(w % multiple > 0 for w in found.original_widths)
         if len(odd) > before:

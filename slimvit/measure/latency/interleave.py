@@ -23,7 +23,7 @@ NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 @dataclass(frozen=True)
 class InterleavedTimer:
-    """Models to be timed in turns. All are on the device already, in the dtype of the setting, and in eval mode."""
+    """Models to time in turns, all on the device, in one dtype and in eval mode."""
 
     models: Mapping[str, nn.Module]
     sizes: Mapping[str, Size]
@@ -37,15 +37,15 @@ class InterleavedTimer:
             OutOfMemory: The device has no room for the batch; the calls may raise it too.
             ModelError: A model cannot be compiled.
         """
-        found: dict[str, Callable[[], float]] = {}
+        calls: dict[str, Callable[[], float]] = {}
         for name, model in self.models.items():
             call, images = self.callable_of(name), partial(images_for, model, self.sizes[name], batch)
             with _memory():
                 drawn = images()
                 self._first(name, call, drawn)
-            found[name] = partial(_pass, call, drawn)
-            warm_up(found[name])
-        return found
+            calls[name] = partial(_pass, call, drawn)
+            warm_up(calls[name])
+        return calls
 
     def callable_of(self, name: str) -> Callable[[Tensor], Any]:
         """Return the function that is timed, of images [B, C, H, W]: the model or its compilation."""
@@ -73,7 +73,7 @@ class InterleavedTimer:
 def compiling() -> Iterator[None]:
     """Let torch compile every model and shape.
 
-    By default it gives up after a few models of the same class and silently runs the others uncompiled.
+    By default torch gives up after a few models of the same class, and silently runs the others uncompiled.
     """
     config: Any = torch._dynamo.config
     name = next(n for n in ("recompile_limit", "cache_size_limit") if hasattr(config, n))
@@ -121,6 +121,6 @@ def _memory() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """The first line of the error that says something."""
+    """The first informative line of the error."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)[:300]

@@ -44,5 +44,5 @@ def threads(count: int | None) -> Iterator[None]:
 def _cpu() -> str:
     """The processor's name on Linux, elsewhere its architecture."""
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
-    return " ".join(found[1].split()) if found else platform.machine()
+    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.is_file() else None
+    return " ".join(match[1].split()) if match else platform.machine()

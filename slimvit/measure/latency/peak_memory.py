@@ -21,7 +21,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def process_peak() -> int | None:
-    """Return the most bytes that this process has held so far; None where the system does not say.
+    """Return the most bytes that this process has held so far; None where the system does not report them.
 
     On Linux this is VmHWM, since `ru_maxrss` starts with the memory of the parent process.
     """
@@ -61,8 +61,8 @@ def peak_on_cpu(
         dtype: Type of weights and images.
 
     Returns:
-        The bytes beyond those that Python and torch held before; None where the system does not say, or where the
-        process was killed.
+        The bytes beyond those that Python and torch held before; None where the system does not report them, or
+        where the process was killed.
     """
     threads = torch.get_num_threads()
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -42,17 +42,17 @@ def time_shares(call: Callable[[Tensor], Any], images: Tensor) -> dict[str, floa
     Returns:
         Kind -> share of the time (0-1), the largest first.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler reports every start and stop as an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler logs every start and stop as an error
     cuda = images.is_cuda
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with torch.inference_mode():
         call(images)
-        with profile(activities=activities) as found:
+        with profile(activities=activities) as profiler:
             for _ in range(PASSES):
                 call(images)
     spent: dict[str, float] = {}
-    for event in found.key_averages():
-        if event.device_type == DeviceType.CPU:  # kernels are listed once more, by themselves
+    for event in profiler.key_averages():
+        if event.device_type == DeviceType.CPU:  # kernels have events of their own, in addition
             time = event.self_device_time_total if cuda else event.self_cpu_time_total
             spent[operator_kind(event.key)] = spent.get(operator_kind(event.key), 0.0) + time
     total = sum(spent.values())
@@ -60,7 +60,7 @@ def time_shares(call: Callable[[Tensor], Any], images: Tensor) -> dict[str, floa
 
 
 def system_share(call: Callable[[Tensor], Any], images: Tensor) -> float:
-    """Measure the system's share (0-1) of the processor time of a pass on images [B, C, H, W]; it hands out memory."""
+    """Measure the system's share (0-1) of the CPU time of a pass on images [B, C, H, W], spent on memory allocation."""
     with torch.inference_mode():
         call(images)
         before = os.times()

@@ -1,14 +1,16 @@
-"""Timing: `timed` times one pass, `interleaved` several models in turns, `latency` one model alone."""
+"""Timing: `timed` times one pass, `latency` one model, `interleaved` several in turns; `median_ratio` compares two."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,14 +20,17 @@ WARM_UP = 3
 """Batches that are run before timing starts."""
 
 AT_LEAST = 5
-"""Batches that are timed in any case."""
+"""Fewest batches that are timed."""
 
 TURN = 0.15
-"""Seconds that a model's turn in a round should last. The first passes of a turn find the caches full of the previous
-model, so short passes are repeated."""
+"""Seconds of a model's turn in a round. Short passes are repeated, since the first ones of a turn find the caches full
+of the previous model."""
 
 PASSES = (1, 50)
 """Fewest and most passes of a turn."""
+
+DRAWS = 2000
+"""Samples of the bootstrap."""
 
 Times = dict[str, list[list[float]]]
 """Name -> one list per round -> seconds of every pass of that turn."""
@@ -40,7 +45,7 @@ def latency(
         model: The model.
         input_size: Channels, height and width of one image.
         batch: Images per batch.
-        seconds: About how long to run.
+        seconds: Approximate duration of the measurement.
 
     Returns:
         `latency_ms`, the median milliseconds per batch, and `throughput`, images per second at that median.
@@ -79,7 +84,7 @@ def timed(call: Callable[..., Any], images: Tensor, **more: Any) -> float:
 
 
 def warm_up(call: Callable[[], float]) -> float:
-    """Call a few times without counting, and return the seconds of the last call."""
+    """Call a few times before timing, and return the seconds of the last call."""
     return [call() for _ in range(WARM_UP)][-1]
 
 
@@ -107,6 +112,31 @@ def passes_for(seconds: float) -> int:
 def by_round(times: list[list[float]]) -> list[float]:
     """Return the median seconds of one pass for every round."""
     return [median(turn) for turn in times]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A median over rounds with its 95 % interval."""
+
+    middle: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.middle:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+    def of_the_gain(self, promised: float) -> Ratio:
+        """Return the share of the gain that a `promised` speed-up means: (this - 1) / (promised - 1)."""
+        low, high = sorted((bound - 1) / (promised - 1) for bound in (self.low, self.high))
+        return Ratio((self.middle - 1) / (promised - 1), low, high)
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float], seed: int = 0) -> Ratio:
+    """Return the median of `above[i] / below[i]` over the rounds i, with its 95 % bootstrap interval."""
+    ratios = np.array(above, dtype=float) / np.array(below, dtype=float)
+    draws = np.random.default_rng(seed).choice(ratios, (DRAWS, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    return Ratio(float(np.median(ratios)), float(low), float(high))
 
 
 _WAIT: dict[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}

@@ -48,7 +48,7 @@ class _BlockInLoop:
         self.__dict__.update(_block=block, _position=position, _values=values)
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # the state of the forward pass inside a reentrant checkpoint, where values would lose their gradients
+        # this is a reentrant checkpoint, in which values would lose their gradients
         if x.requires_grad and not torch.is_grad_enabled() and use_reentrant_ckpt():
             raise ModelError("dense attention needs non-reentrant checkpointing: unset TIMM_REENTRANT_CKPT")
         x, self._values[self._position] = _run(self._block, x, self._values[: self._position], *args, **kwargs)
@@ -85,7 +85,7 @@ class DenseMixin:
         Raises:
             ModelError: The values of a block are missing, because the blocks were not called in order.
         """
-        found = []
+        needed = []
         for pair in self.pairs:
             values = earlier[pair.earlier] if pair.earlier < len(earlier) else None
             if values is None:
@@ -93,12 +93,12 @@ class DenseMixin:
                     f"a dense attention block needs the values of block {pair.earlier} of its stage and got none; "
                     "call the whole model, or the stage's blocks in order"
                 )
-            found.append(values)
-        return found
+            needed.append(values)
+        return needed
 
 
 def keep_values(values: Tensor) -> Tensor:
-    """Return values [B, N, k] to keep until the stage ends: without gradients a copy, so that q and k can be freed."""
+    """Return values [B, N, k] to keep until the stage ends; a copy without gradients lets q and k be freed."""
     return values if values.requires_grad else values.contiguous()
 
 

@@ -2,8 +2,8 @@
 
     out_l = A_l V_l + sum over i < l of w_li A_l V_i = A_l (V_l + sum over i < l of w_li V_i)
 
-Attention is linear in the values, so they are mixed first and attended to once. A head meets itself: values are
-aligned by original head id, and two blocks that share no head do not mix.
+Attention is linear in the values, so they are mixed first and attended to once. Values are mixed between heads of the
+same original id; two blocks that share no head do not mix.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Pair:
     """(position here, position there, number of heads) of each run of heads that are adjacent in both blocks."""
 
     def __post_init__(self) -> None:
-        found: list[tuple[int, int, int]] = []
+        runs: list[tuple[int, int, int]] = []
         for here, there in zip(self.here, self.there, strict=True):
-            if found and (here, there) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
-                found[-1] = (*found[-1][:2], found[-1][2] + 1)
+            if runs and (here, there) == (runs[-1][0] + runs[-1][2], runs[-1][1] + runs[-1][2]):
+                runs[-1] = (*runs[-1][:2], runs[-1][2] + 1)
             else:
-                found.append((here, there, 1))
-        object.__setattr__(self, "runs", tuple(found))
+                runs.append((here, there, 1))
+        object.__setattr__(self, "runs", tuple(runs))
 
 
 def pairs_of(kept: Sequence[Sequence[int]]) -> list[tuple[Pair, ...]]:
@@ -106,7 +106,7 @@ def _by_pair(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[
 
 
 def _factors(weights: Tensor, pairs: Sequence[Pair], head_dim: int) -> Sequence[Tensor | float]:
-    """The same, with Python numbers for scalars on a CPU.
+    """`_by_pair`, with Python numbers for scalars on a CPU.
 
     Adding a multiple is much faster than adding a product with a tensor of one element, but on a GPU reading the
     number would wait for the device.
@@ -130,7 +130,7 @@ def _sum(own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], weights:
 def _plain_sum(
     own: Tensor, earlier: Sequence[Tensor], pairs: Sequence[Pair], factors: Sequence[Tensor], head_dim: int
 ) -> Tensor:
-    """The sum in whole tensors: exported files turn writes to a part of a tensor into scatters, which are slow."""
+    """The sum over whole tensors, for export, where a write to a part of a tensor becomes a slow scatter."""
     out, width = own, own.shape[-1]
     for values, pair, factor in zip(earlier, pairs, factors, strict=True):
         done = 0
@@ -163,13 +163,13 @@ def _add(
 
 
 def _heads(tensor: Tensor, start: int, n: int, head_dim: int) -> Tensor:
-    """The channels of `n` heads; the tensor itself where that is all of it, since a view costs as much as a sum."""
+    """The channels of `n` heads; for all heads the tensor itself, since a view costs as much as a sum."""
     wanted = n * head_dim
     return tensor if wanted == tensor.shape[-1] else tensor.narrow(-1, start * head_dim, wanted)
 
 
 def _part(weight: Tensor, start: int, n: int, head_dim: int) -> Tensor:
-    """A scalar [1] serves all channels."""
+    """The weights of `n` heads; a scalar [1] applies to all channels."""
     return weight if len(weight) == 1 else _heads(weight, start, n, head_dim)
 
 
@@ -191,15 +191,17 @@ class _Mix(torch.autograd.Function):
         pairs, d = ctx.pairs, ctx.head_dim
         each = zip(earlier, pairs, _factors(weights, pairs, d), strict=True)
         grads = [_value_grad(grad, values, pair, factor, d) for values, pair, factor in each]
-        found = torch.zeros_like(weights, dtype=torch.promote_types(weights.dtype, torch.float32))  # many small terms
-        into = _by_pair(found, pairs, d)
+        mix_grad = torch.zeros_like(
+            weights, dtype=torch.promote_types(weights.dtype, torch.float32)
+        )  # many small terms
+        into = _by_pair(mix_grad, pairs, d)
         for g, *values in _chunks(grad, *earlier):
             _add_weight_grads(g, values, pairs, into, d)
-        return grad, None, None, found.to(weights.dtype), *grads
+        return grad, None, None, mix_grad.to(weights.dtype), *grads
 
 
 def _value_grad(grad: Tensor, values: Tensor, pair: Pair, factor: Tensor | float, head_dim: int) -> Tensor:
-    """A tensor of its own for each earlier block, so that autograd can add up in place."""
+    """The gradient of an earlier block's values, in a new tensor, so that autograd can add to it in place."""
     if pair.whole:
         return grad * factor
     into, done = torch.zeros_like(values, memory_format=torch.contiguous_format), 0
@@ -218,13 +220,13 @@ def _add_weight_grads(
         done, scalar = 0, len(weight_grad) == 1
         for here, there, n in pair.runs:
             product = _heads(grad, here, n, head_dim) * _heads(values, there, n, head_dim)
-            found = product.sum(dtype=weight_grad.dtype) if scalar else product.sum(0, dtype=weight_grad.dtype)
-            _part(weight_grad, done, n, head_dim).add_(found)
+            total = product.sum(dtype=weight_grad.dtype) if scalar else product.sum(0, dtype=weight_grad.dtype)
+            _part(weight_grad, done, n, head_dim).add_(total)
             done += n
 
 
 def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows (tokens) of all tensors, as many as fit the CPU's cache; all at once on other devices."""
+    """Rows (tokens) of all tensors side by side, as many as fit the CPU's cache; all rows on other devices."""
     rows = [t.reshape(-1, t.shape[-1]) for t in tensors]
     step = max(1, CHUNK // max(1, rows[0].shape[1]))
     if tensors[0].device.type != "cpu" or len(rows[0]) <= step:

@@ -1,1 +1,1 @@
-"""One file a family."""
+"""The families of models: one file per family."""

@@ -31,8 +31,8 @@ class HeadPrunedBeitAttention(HeadPruned, Attention):
         if shared_rel_pos_bias is not None:
             shared = self.select_heads(shared_rel_pos_bias)
             bias = shared if bias is None else bias + shared
-        found = scaled_attention(self, self.split_heads(q), self.split_heads(k), self.split_heads(v), bias)
-        return self.proj_drop(self.proj(merge_heads(found)))
+        heads = scaled_attention(self, self.split_heads(q), self.split_heads(k), self.split_heads(v), bias)
+        return self.proj_drop(self.proj(merge_heads(heads)))
 
 
 class DenseBeitAttention(DenseForward, HeadPrunedBeitAttention):  # type: ignore[misc]
@@ -82,10 +82,10 @@ def _embed(model: TimmModule, images: Tensor) -> State:
 
 
 def _steps(model: TimmModule) -> list[Branch | Step]:
-    found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
+    steps: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks.children()):
-        found += block_branches(f"blocks.{i}", block, block.attn, shared_arguments=_shared_arguments)
-    return found
+        steps += block_branches(f"blocks.{i}", block, block.attn, shared_arguments=_shared_arguments)
+    return steps
 
 
 def _shared_arguments(shared: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _shared_arguments(shared: Any) -> dict[str, Any]:
 
 
 def _arguments(model: TimmModule) -> dict[str, Any]:
-    """`reset_classifier` may change the pooling, but leaves the norm at its place; older timms know only one place."""
+    """Pooling and place of the norm, which `reset_classifier` does not move; older timms have one place only."""
     after_pooling = not isinstance(model.fc_norm, nn.Identity)
     moved = {} if after_pooling == (model.global_pool == "avg") else {"use_fc_norm": after_pooling}
     return {"global_pool": model.global_pool} | moved

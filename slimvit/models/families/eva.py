@@ -62,10 +62,10 @@ class _Rotary(HeadPruned):
         if rope is not None:
             rope = self.select_heads(rope)
             q, k = self._rotated(q, rope).type_as(v), self._rotated(k, rope).type_as(v)
-        found = attn.norm(merge_heads(scaled_attention(self, q, k, v, attn_mask, is_causal)))
+        heads = attn.norm(merge_heads(scaled_attention(self, q, k, v, attn_mask, is_causal)))
         if gate is not None:
-            found = found * gate(x).sigmoid()
-        return attn.proj_drop(attn.proj(found))
+            heads = heads * gate(x).sigmoid()
+        return attn.proj_drop(attn.proj(heads))
 
     def _rotated(self, t: Tensor, rope: Tensor) -> Tensor:
         """[B, H, N, d] -> [B, H, N, d]; the prefix tokens are not rotated."""
@@ -159,15 +159,15 @@ def _shared_arguments(model: TimmModule, i: int, rope: Any) -> dict[str, Any]:
 
 
 def _steps(model: TimmModule) -> list[Branch | Step]:
-    found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
+    steps: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks.children()):
         shared = partial(_shared_arguments, model, i)
-        found += block_branches(f"blocks.{i}", block, block.attn, shared_arguments=shared, post_norm=_post_norm(block))
-    return found
+        steps += block_branches(f"blocks.{i}", block, block.attn, shared_arguments=shared, post_norm=_post_norm(block))
+    return steps
 
 
 def _arguments(model: TimmModule) -> dict[str, Any]:
-    """`reset_classifier` may change the pooling, but leaves the norm at its place."""
+    """Pooling and place of the norm; `reset_classifier` changes the pooling alone."""
     return {"global_pool": model.global_pool, "use_fc_norm": not isinstance(model.fc_norm, nn.Identity)}
 
 

@@ -136,12 +136,12 @@ class DenseSwinBlock(SwinTransformerBlock):
         return windows_to_image(self, branch, size), values
 
     def _mixed(self, attn: Any, earlier: Values) -> Tensor | None:
-        """The weighted sum of earlier values in this block's windows; nothing is added where there is padding."""
+        """The weighted sum of earlier values in this block's windows; 0 in the padding."""
         if attn.mix is None:
             return None
         needed, d = attn.needed(earlier), attn.head_dim
-        nothing = torch.zeros_like(needed[0][..., :1]).expand(*needed[0].shape[:-1], attn.num_heads * d)
-        return image_to_windows(self, mix_values(nothing, needed, attn.pairs, attn.mix, attn.per_head, d))
+        zeros = torch.zeros_like(needed[0][..., :1]).expand(*needed[0].shape[:-1], attn.num_heads * d)
+        return image_to_windows(self, mix_values(zeros, needed, attn.pairs, attn.mix, attn.per_head, d))
 
 
 def named_blocks(model: TimmModule) -> list[tuple[str, int, TimmModule]]:
@@ -198,27 +198,27 @@ def _padded_tokens(block: TimmModule) -> int:
 
 def windowed_steps(model: TimmModule, post_norm: bool = False) -> list[Branch | Step]:
     """Return the forward pass of a model that attends in windows, stage by stage."""
-    found: list[Branch | Step] = [Step("embed", model.patch_embed)]
+    steps: list[Branch | Step] = [Step("embed", model.patch_embed)]
     for i, stage in enumerate(model.layers):
-        found.append(Step(f"layers.{i}.downsample", stage.downsample))
+        steps.append(Step(f"layers.{i}.downsample", stage.downsample))
         for j, block in enumerate(stage.blocks.children()):
             to_stream = partial(windows_to_image, block)
             name = f"layers.{i}.blocks.{j}"
-            found += block_branches(name, block, block._attn, to_stream, post_norm=post_norm)
-    return found
+            steps += block_branches(name, block, block._attn, to_stream, post_norm=post_norm)
+    return steps
 
 
 def window_arguments(model: TimmModule) -> dict[str, Any]:
     """Return the window sizes as arguments of timm's constructor, since `set_input_size` may have changed them.
 
-    One size serves all stages where timm's shrinking of windows to smaller stages gives the same sizes.
+    They are one size for all stages where timm's shrinking of windows to smaller stages gives the same sizes.
     """
     blocks = [stage.blocks[0] for stage in model.layers]
     sizes = [b.window_size for b in blocks]
     largest = tuple(max(sides) for sides in zip(*sizes, strict=True))
     shrunk = [tuple(map(min, largest, b.input_resolution)) for b in blocks]
-    alike = largest if blocks[0].always_partition or shrunk == sizes else None
-    window = ([*alike] if alike[0] != alike[1] else alike[0]) if alike else [list(s) for s in sizes]
+    one = largest if blocks[0].always_partition or shrunk == sizes else None
+    window = ([*one] if one[0] != one[1] else one[0]) if one else [list(s) for s in sizes]
     return {"window_size": window} | ({"always_partition": True} if blocks[0].always_partition else {})
 
 
@@ -252,12 +252,12 @@ def windowed_macs(
 def _timm_arguments(blocks: Sequence[BlockWidth]) -> dict[str, Any]:
     """timm's SwinTransformer takes heads, their width and the MLP ratio by stage."""
     first = [next(b for b in blocks if b.stage == stage) for stage in sorted({b.stage for b in blocks})]
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if any(b.heads < b.original_heads for b in blocks):
-        found |= {"num_heads": [b.heads for b in first], "head_dim": [b.head_dim for b in first]}
+        arguments |= {"num_heads": [b.heads for b in first], "head_dim": [b.head_dim for b in first]}
     if first[0].mlp_ratio is not None:
-        found |= {"mlp_ratio": [b.mlp_ratio for b in first]}
-    return found
+        arguments |= {"mlp_ratio": [b.mlp_ratio for b in first]}
+    return arguments
 
 
 SWIN = Family(

@@ -90,19 +90,19 @@ def _embed(model: TimmModule, images: Tensor) -> Tensor:
 
 
 def _steps(model: TimmModule) -> list[Branch | Step]:
-    found: list[Branch | Step] = [Step("embed", partial(_embed, model))]
+    steps: list[Branch | Step] = [Step("embed", partial(_embed, model))]
     for i, block in enumerate(model.blocks.children()):
-        found += block_branches(f"blocks.{i}", block, block.attn)
-    return found
+        steps += block_branches(f"blocks.{i}", block, block.attn)
+    return steps
 
 
 def _arguments(model: TimmModule) -> dict[str, Any]:
-    """`reset_classifier` may change the pooling, but leaves the norm at its place."""
+    """Pooling and place of the norm; `reset_classifier` changes the pooling alone."""
     return {"global_pool": model.global_pool, "fc_norm": not isinstance(model.fc_norm, nn.Identity)}
 
 
 def _closed_form(model: TimmModule, image_size: ImageSize) -> int | None:
-    """None for blocks of several attentions or of none."""
+    """MACs from shapes; None where a block has several attentions or none."""
     alike = all(hasattr(getattr(block, "attn", None), "proj") for block in model.blocks.children())
     return vit_macs(model, image_size) if alike else None
 

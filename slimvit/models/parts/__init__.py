@@ -1,1 +1,1 @@
-"""What can be cut out of a block: one file a part."""
+"""The parts of a block that can be cut: one file per part."""

@@ -24,13 +24,13 @@ class Limits(NamedTuple):
     group: int = 1
     """Units are removed in groups of this size."""
 
-    def may_go(self, now: int) -> int:
-        """Return the number of groups that may be removed from `now` units."""
-        return max(0, (now - self.least + self.group - 1) // self.group)
+    def may_go(self, count: int) -> int:
+        """Return the number of groups that may be removed from `count` units."""
+        return max(0, (count - self.least + self.group - 1) // self.group)
 
-    def stops(self, now: int) -> range:
-        """Return the allowed numbers of kept units below `now`, in falling order."""
-        return range((now - 1) // self.group * self.group, self.least - 1, -self.group)
+    def stops(self, count: int) -> range:
+        """Return the allowed numbers of kept units below `count`, in falling order."""
+        return range((count - 1) // self.group * self.group, self.least - 1, -self.group)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Part(ABC):
     everywhere: bool = False
     """Whether every block has units of this part. Such parts are always scored, and are cut by default."""
     fallback: bool = False
-    """Whether the part is cut too, by default, where the others cannot reach a target."""
+    """Whether the part is cut by default too, where the others cannot reach a target."""
     in_timm: bool = False
     """Whether timm's constructors can build blocks with fewer units."""
     plan_format: int = 3
@@ -146,17 +146,17 @@ class Part(ABC):
 
     def squares(self, view: AttentionBlock) -> Tensor:
         """Return the sum of the squared weights of each unit [units]."""
-        raise NotImplementedError(f"{self.name}: has no weights of its own to add up")
+        raise NotImplementedError(f"{self.name}: its units have no weights of their own")
 
     def coupled(self, view: AttentionBlock) -> Coupled:
         """Return the start of Torch-Pruning's dependency graph; `view` belongs to a copy that may be changed."""
-        raise NotImplementedError(f"{self.name}: Torch-Pruning does not know it")
+        raise NotImplementedError(f"{self.name}: not supported by Torch-Pruning")
 
     score: Callable[..., Any] | None = None
     """Scores the units of a part without a last layer: `model -> one number per unit, block by block`."""
 
     def kind(self, view: AttentionBlock) -> str | None:
-        """Return everything that the branch's time depends on except its number of units, in words.
+        """Return all conditions of the branch's time except its number of units, in words.
 
         None where the units have no branch of their own that could be timed.
         """
@@ -174,8 +174,8 @@ class Part(ABC):
         """Return the ids that `written` formatted; None for any other value."""
         if self.as_ranges:
             return from_ranges(value, total)
-        whole = isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
-        return tuple(value) if whole else None
+        valid = isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
+        return tuple(value) if valid else None
 
     def expected(self, total: int) -> str:
         """Return the form that `read` expects, in words."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from slimvit.models.base import AttentionBlock
 
 POINTS = 12
-"""Most numbers of heads that are timed."""
+"""Largest number of widths at which an attention is timed."""
 
 
 class Heads(Part):
@@ -97,15 +97,15 @@ class Heads(Part):
         attn, heads = view.attn, view.attn.num_heads
         if heads == 0:
             return torch.zeros(0)
-        found: Tensor = attn.proj.weight.detach().square().sum(0).view(heads, -1).sum(1)
+        squares: Tensor = attn.proj.weight.detach().square().sum(0).view(heads, -1).sum(1)
         for rows in view.head_parts.rows:
             by_head = rows.layer.weight.detach().square().sum(1).view(rows.copies, heads, rows.width)
-            found = found + by_head.sum((0, 2))
+            squares = squares + by_head.sum((0, 2))
         for part in view.head_parts.slices:
             if not part.name.endswith("_bias"):
                 entries = getattr(attn, part.name).detach().square().movedim(part.dim, 0)
-                found = found + entries.reshape(heads, -1).sum(1)
-        return found
+                squares = squares + entries.reshape(heads, -1).sum(1)
+        return squares
 
     def coupled(self, view: AttentionBlock) -> Coupled:
         """Start at the channels of `qkv`. The importance of a head is the mean over its q, k and v channels.
@@ -114,12 +114,12 @@ class Heads(Part):
         """
         from slimvit.models.head_parts import traceable
 
-        attn = traceable(view.attn, view.head_dim).requires_grad_(True)  # the graph is built from autograd's
+        attn = traceable(view.attn, view.head_dim).requires_grad_(True)  # the dependency graph is built from autograd's
         shape = (3, attn.num_heads, view.head_dim)
-        return Coupled(attn, attn.qkv.in_features, attn.qkv, True, lambda found: found.view(shape).mean(dim=(0, 2)))
+        return Coupled(attn, attn.qkv.in_features, attn.qkv, True, lambda scores: scores.view(shape).mean(dim=(0, 2)))
 
     def kind(self, view: AttentionBlock) -> str:
-        """Describe the attention without dense mixing, whose time is not priced by the head."""
+        """Describe the attention without its dense mixes, whose time does not count as that of heads."""
         from slimvit.models.base import layer_types
 
         block, attn = view.block, view.attn

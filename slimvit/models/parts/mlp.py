@@ -83,10 +83,10 @@ class Mlp(Part):
         """Sum the squares of the weights of each neuron, [neurons]; biases are left out."""
         from slimvit.models.mlp import input_layers
 
-        found: Tensor = view.mlp.fc2.weight.detach().square().sum(0)
+        squares: Tensor = view.mlp.fc2.weight.detach().square().sum(0)
         for layer, copies in input_layers(view.mlp):
-            found = found + layer.weight.detach().square().sum(1).view(copies, -1).sum(0)
-        return found
+            squares = squares + layer.weight.detach().square().sum(1).view(copies, -1).sum(0)
+        return squares
 
     def coupled(self, view: AttentionBlock) -> Coupled:
         """Start at the inputs of `fc2`, which are the neurons; a neuron of a GLU has two rows before it."""
@@ -94,7 +94,7 @@ class Mlp(Part):
 
         mlp = view.mlp.requires_grad_(True)
         neurons, first = mlp.fc2.in_features, input_layers(mlp)[0][0]
-        return Coupled(mlp, first.in_features, mlp.fc2, False, lambda found: found.view(-1, neurons).mean(0))
+        return Coupled(mlp, first.in_features, mlp.fc2, False, lambda scores: scores.view(-1, neurons).mean(0))
 
     def kind(self, view: AttentionBlock) -> str:
         from slimvit.models.base import layer_types

@@ -14,9 +14,8 @@ from torch import nn
 from slimvit.config.recipe import PruneSection
 from slimvit.measure.flops.count import input_size_of
 from slimvit.measure.flops.parts import count_params
-from slimvit.measure.latency.curves import read_off
 from slimvit.measure.latency.machine import device_words, versions
-from slimvit.measure.latency.table import LatencyTable, place_of, read_table, write_table
+from slimvit.measure.latency.table import LatencyTable, read_off, read_table, table_path, write_table
 from slimvit.models.base import AttentionBlock
 from slimvit.models.modes import device_of
 from slimvit.models.parts.base import Part
@@ -137,4 +136,4 @@ def _place(model: nn.Module, batch: int) -> Path:
         "model": str(model),
         "params": count_params(model),  # counts dense attention's mixes, which the other facts leave out
     }
-    return place_of(facts)
+    return table_path(facts)

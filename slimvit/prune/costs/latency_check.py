@@ -9,8 +9,7 @@ from torch import nn
 from slimvit.measure.flops.count import input_size_of
 from slimvit.measure.latency.batch_size import OutOfMemory
 from slimvit.measure.latency.interleave import InterleavedTimer
-from slimvit.measure.latency.ratios import Ratio, median_ratio
-from slimvit.measure.latency.timer import Times, by_round
+from slimvit.measure.latency.timer import Ratio, Times, by_round, median_ratio
 from slimvit.models.insert_dense import dense_mix
 from slimvit.models.modes import evaluating
 from slimvit.models.registry import plan_of

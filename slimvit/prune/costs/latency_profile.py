@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from slimvit.measure.flops.count import input_size_of
-from slimvit.measure.latency.curves import curve_of, read_off
 from slimvit.measure.latency.interleave import is_out_of_memory
 from slimvit.measure.latency.machine import device_words
-from slimvit.measure.latency.table import LatencyTable
+from slimvit.measure.latency.table import LatencyTable, curve_of, read_off
 from slimvit.measure.latency.timer import by_round, images_for, interleaved, timed, warm_up
 from slimvit.models.base import AttentionBlock
 from slimvit.models.insert_dense import dense_mix, remove_dense_attention

@@ -17,8 +17,8 @@ from slimvit.models.modes import device_of
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS, everywhere
 from slimvit.models.registry import attention_blocks
-from slimvit.utils.errors import DataError, PlanError
 from slimvit.utils.device import SHARE, free_bytes
+from slimvit.utils.errors import DataError, PlanError
 from slimvit.utils.progress import track
 
 NO_IMAGES = "no calibration images: the data has no training images to draw them from"

@@ -89,7 +89,9 @@ def _label(rows: list[ComparisonRow], settings: dict[str, Any], varying: list[st
     ]
     if common:
         return ", ".join(common)
-    words = [f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {value_text(k, settings.get(k))}" for k in varying]
+    words = [
+        f"{SHORT.get(k, k.rpartition('.')[2].replace('_', ' '))} {value_text(k, settings.get(k))}" for k in varying
+    ]
     return ", ".join(words) if 0 < len(words) <= LABEL_SETTINGS else rows[0].name
 
 

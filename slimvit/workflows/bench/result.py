@@ -12,8 +12,7 @@ from torch import Tensor
 
 from slimvit.measure.latency.explain import Evidence, follows, remark
 from slimvit.measure.latency.profile import system_share, time_shares
-from slimvit.measure.latency.ratios import Ratio, median_ratio
-from slimvit.measure.latency.timer import images_for
+from slimvit.measure.latency.timer import Ratio, images_for, median_ratio
 from slimvit.workflows.bench.models import BenchModel
 
 

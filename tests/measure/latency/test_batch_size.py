@@ -19,7 +19,7 @@ def test_it_grows_until_no_model_gains():
     full_at_8 = models(large=lambda b: max(b, 2) / 1000, small=lambda b: max(b, 8) / 4000)
     growth = find_batch_size(full_at_8)
     assert growth.best == 8 and list(growth.speeds) == [1, 2, 4, 8, 16, 32]
-    assert growth.ended == "32 images a batch gain no model 3%, nor did half as many"
+    assert growth.ended == "32 images per batch gain no model 3%, nor did half as many"
     assert growth.speeds[1]["small"] == pytest.approx(500)
 
 
@@ -44,7 +44,7 @@ def test_memory_ends_it():
 
 def test_time_and_number_end_it():
     slow = find_batch_size(models(a=lambda b: 0.4 + b / 1e6))
-    assert list(slow.speeds)[-1] == LARGEST and "most that is tried" in slow.ended
+    assert list(slow.speeds)[-1] == LARGEST and "largest batch that is tried" in slow.ended
     slower = find_batch_size(models(a=lambda b: 0.1 + b / 5))
     assert list(slower.speeds) == [1, 2, 4, 8] and "longer than 2 s" in slower.ended
 

@@ -6,7 +6,7 @@ import pytest
 
 from slimvit.measure.latency.explain import Evidence, follows, remark
 from slimvit.measure.latency.profile import MATRIX
-from slimvit.measure.latency.ratios import Ratio
+from slimvit.measure.latency.timer import Ratio
 
 
 def ratio(middle: float) -> Ratio:
@@ -27,7 +27,7 @@ def test_amdahl_bounds_what_the_batch_can_gain():
     assert said == (
         "at batch 32 1.12 (1.11-1.14) times as fast where the MACs promise 1.25: 50% of the gain; "
         "matrix products take 60% of the original's time at batch 32 (copies 20%, norms 18%); "
-        "where only they shrink, and as the MACs do, 1.14 is what can be had"
+        "if only they shrink, and as much as the MACs, the speed-up is at most 1.14"
     )
 
 

@@ -19,7 +19,6 @@ ALLOWED = {
     "measure/flops/parts.py": "parts of the MAC count, which are modules",
     "measure/flops/meta.py": "mixes of dense attention, which are between heads",
     "models/base.py": "arguments of timm's constructors",
-    "models/coverage.py": "columns of the table of timm's models",
     "models/dense/mixing.py": "dense attention mixes heads",
     "models/families/swin.py": "arguments of timm's constructors",
     "models/insert_dense.py": "dense attention mixes heads",

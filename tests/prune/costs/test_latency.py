@@ -14,8 +14,8 @@ import pytest
 
 from slimvit.config.recipe import PruneSection
 from slimvit.measure.latency import interleave
-from slimvit.measure.latency.ratios import Ratio
 from slimvit.measure.latency.table import cache_folder
+from slimvit.measure.latency.timer import Ratio
 from slimvit.models.insert_dense import insert_dense_attention
 from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.costs import latency_profile

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from slimvit.measure.latency.curves import curve_of, read_off, rising
+from slimvit.measure.latency.table import curve_of, read_off, rising
 from slimvit.models.parts.base import spread_widths
 
 
