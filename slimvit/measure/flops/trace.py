@@ -92,7 +92,7 @@ def _own_counts(counts: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
 
 
 def _part(name: str, operator: str) -> str:
-    """The part of an operator. A linear product in an attention itself belongs to qkv, whose weights it uses directly."""
+    """The part of an operator. A linear product of an attention itself belongs to qkv, whose weights it uses."""
     if operator in NORMS:
         return "norm"
     return "qkv" if operator == "linear" and name.endswith(".attn") else flop_part_of(name)

@@ -70,66 +70,66 @@ def follows(speedup: Ratio, promised: float) -> bool:
     return promised <= 1 or speedup.of_the_gain(promised).middle >= FOLLOWS
 
 
-def _behind(found: Evidence, speedup: Ratio, batch: int) -> str | None:
+def _behind(evidence: Evidence, speedup: Ratio, batch: int) -> str | None:
     """A clause where the model is slower, or gained less than promised, at this batch size."""
     at = f"at batch {batch}"
     if speedup.high < 1:
         return f"{at} it is slower than the original: {speedup} times its speed"
-    if found.promised <= 1 or follows(speedup, found.promised):
+    if evidence.promised <= 1 or follows(speedup, evidence.promised):
         return None
-    reached = speedup.of_the_gain(found.promised).middle
-    return f"{at} {speedup} times as fast where the MACs promise {found.promised:.2f}: {reached:.0%} of the gain"
+    reached = speedup.of_the_gain(evidence.promised).middle
+    return f"{at} {speedup} times as fast where the MACs promise {evidence.promised:.2f}: {reached:.0%} of the gain"
 
 
-def _few(found: Evidence) -> str | None:
-    if found.few_over_one is None or found.few_over_one >= HARDLY:
+def _few(evidence: Evidence) -> str | None:
+    if evidence.few_over_one is None or evidence.few_over_one >= HARDLY:
         return None
     return (
-        f"the original takes {found.few_over_one:.2f} times as long for {FEW} images as for 1, so at batch 1 most of "
+        f"the original takes {evidence.few_over_one:.2f} times as long for {FEW} images as for 1, so at batch 1 most of "
         "its time does not depend on the arithmetic"
     )
 
 
-def _params(found: Evidence) -> str | None:
+def _params(evidence: Evidence) -> str | None:
     """Where reading the weights takes the time, it goes with the number of parameters."""
-    near = abs(found.latency.middle / found.params - 1) <= NEAR
-    if not near or abs(found.params / found.promised - 1) <= NEAR:
+    near = abs(evidence.latency.middle / evidence.params - 1) <= NEAR
+    if not near or abs(evidence.params / evidence.promised - 1) <= NEAR:
         return None
-    return f"at batch 1 its speed-up is near the ratio of the parameters, {found.params:.2f}"
+    return f"at batch 1 its speed-up is near the ratio of the parameters, {evidence.params:.2f}"
 
 
-def _shares(found: Evidence) -> str | None:
+def _shares(evidence: Evidence) -> str | None:
     """The speed-up that Amdahl's law allows."""
-    if not found.shares:
+    if not evidence.shares:
         return None
-    matrix = found.shares.get(MATRIX, 0.0)
-    others = [f"{kind} {share:.0%}" for kind, share in found.shares.items() if kind != MATRIX and share >= 0.03]
-    allowed = amdahl(matrix, found.promised)
+    matrix = evidence.shares.get(MATRIX, 0.0)
+    others = [f"{kind} {share:.0%}" for kind, share in evidence.shares.items() if kind != MATRIX and share >= 0.03]
+    allowed = amdahl(matrix, evidence.promised)
     return (
-        f"{MATRIX} take {matrix:.0%} of the original's time at batch {found.batch}"
+        f"{MATRIX} take {matrix:.0%} of the original's time at batch {evidence.batch}"
         + (f" ({', '.join(others)})" if others else "")
         + f"; if only they shrink, and as much as the MACs, the speed-up is at most {allowed:.2f}"
     )
 
 
-def _system(found: Evidence) -> str | None:
-    if found.system is None or found.system < MUCH:
+def _system(evidence: Evidence) -> str | None:
+    if evidence.system is None or evidence.system < MUCH:
         return None
     return (
-        f"the system spends {found.system:.0%} of the original's time at batch {found.batch} on memory allocation, "
+        f"the system spends {evidence.system:.0%} of the original's time at batch {evidence.batch} on memory allocation, "
         f"which no cut reduces; {AS_ENVIRONMENT} keeps freed memory"
     )
 
 
-def _sizes(found: Evidence) -> str | None:
+def _sizes(evidence: Evidence) -> str | None:
     """Widths that matrix kernels do not divide evenly, where the original had fewer such widths."""
     for multiple in (16, 64):  # multiples of 64 only where all are multiples of 16
-        odd = [w for w in found.widths if w % multiple]
-        before = sum(w % multiple > 0 for w in found.original_widths)
+        odd = [w for w in evidence.widths if w % multiple]
+        before = sum(w % multiple > 0 for w in evidence.original_widths)
         if len(odd) > before:
             shown = ", ".join(map(str, sorted(set(odd))))
             return (
-                f"the attn_dim of {len(odd)} of {len(found.widths)} blocks is no multiple of {multiple} ({shown}), in "
+                f"the attn_dim of {len(odd)} of {len(evidence.widths)} blocks is no multiple of {multiple} ({shown}), in "
                 f"the original that of {before}"
             )
     return None
