@@ -33,7 +33,9 @@ from torch.utils.data import Subset
 
 import slimvit
 from slimvit.config.recipe import FinetuneSection
-from slimvit.data.loaders import draw, preprocessing_of, train_loader
+from slimvit.data.loaders import train_loader
+from slimvit.data.preprocessing import preprocessing_of
+from slimvit.data.subsets import draw
 from slimvit.measure.accuracy import compare
 from slimvit.measure.flops.count import count_macs
 from slimvit.prune.budget_search import plan_budget

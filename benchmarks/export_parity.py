@@ -17,8 +17,10 @@ import torch
 
 import slimvit
 from slimvit.config.recipe import DataSection, Recipe
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.loaders import eval_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
+from slimvit.data.subsets import draw
 from slimvit.io.embedded import EMBEDDED
 from slimvit.models.registry import plan_of
 from slimvit.utils.errors import ModelError

@@ -39,8 +39,10 @@ from torch.utils.data import Subset
 
 import slimvit
 from slimvit.config.recipe import FinetuneSection
-from slimvit.data.loaders import draw, preprocessing_of, train_loader
+from slimvit.data.loaders import train_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
+from slimvit.data.subsets import draw
 from slimvit.measure.accuracy import Outputs, compare
 from slimvit.models.registry import plan_of
 from slimvit.train.loop import TrainOptions

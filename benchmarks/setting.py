@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slimvit.config.recipe import DataSection, ModelSection
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.loaders import eval_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import Data, open_data
+from slimvit.data.subsets import draw
 from slimvit.io.open import open_model
 from slimvit.measure.accuracy import Outputs, outputs_of
 from slimvit.train.adapt import fit_head

@@ -35,7 +35,8 @@ from torch.nn import functional as F
 
 from slimvit.config.recipe import DataSection
 from slimvit.config.training import TrainSection
-from slimvit.data.loaders import preprocessing_of, train_loader
+from slimvit.data.loaders import train_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.measure.latency.timer import median_ratio
 from slimvit.train.loop import TrainOptions, train

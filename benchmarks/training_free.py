@@ -25,7 +25,7 @@ import torch
 from setting import TEST, loader, setting, test_images
 
 import slimvit
-from slimvit.data.loaders import draw
+from slimvit.data.subsets import draw
 from slimvit.measure.accuracy import Outputs, compare, outputs_of
 from slimvit.measure.flops.count import count_macs
 from slimvit.models.registry import plan_of

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import slimvit
 from slimvit.config.options import Options
 from slimvit.config.recipe import FinetuneSection, Recipe
-from slimvit.data.loaders import preprocessing_of, train_loader
+from slimvit.data.loaders import train_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.models.registry import plan_of
 from slimvit.utils.errors import DataError, ModelError, PlanError, RecipeError, SlimvitError, StoreError

@@ -8,7 +8,8 @@ import torch
 import slimvit
 from slimvit.io.saved_model import load_folder
 from slimvit.io.sweep_folder import read_contents
-from slimvit.measure.flops.count import count_macs, count_params, input_size_of
+from slimvit.measure.flops.count import count_macs, input_size_of
+from slimvit.measure.flops.parts import count_params
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.prune.criteria.scores import read_scores

@@ -20,8 +20,6 @@ from slimvit.config.choices import (
 from slimvit.config.training import Section, TrainSection
 from slimvit.config.validation import Document
 
-__all__ = ["AdaptSection", "DataSection", "FinetuneSection", "ModelSection", "Recipe", "Section", "TrainSection"]
-
 
 class ModelSection(Section):
     """The model to prune: its name, its weights, and the arguments of its constructor."""

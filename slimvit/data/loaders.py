@@ -14,23 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from slimvit.config.training import TrainSection
 from slimvit.data.images import Images, labels_of
-from slimvit.data.preprocessing import Preprocessing, Transform, eval_transform, preprocessing_of, train_transform
+from slimvit.data.preprocessing import Preprocessing, Transform, eval_transform, train_transform
 from slimvit.data.samplers import Balanced, Key, Repeated, Shuffle, TrainSampler
-from slimvit.data.subsets import check_images, draw
 from slimvit.utils.errors import WorkerError
 from slimvit.utils.seeds import seeded
-
-__all__ = [
-    "Batches",
-    "Preprocessing",
-    "TrainLoader",
-    "check_images",
-    "draw",
-    "eval_loader",
-    "preprocessing_of",
-    "train_loader",
-    "worker_deaths",
-]
 
 DEAD = "DataLoader worker (pid"
 """Start of torch's messages about a worker that died."""

@@ -11,8 +11,10 @@ from torch import nn
 from slimvit.config.recipe import DataSection
 from slimvit.data.batches import CheckedBatches, checked_batches
 from slimvit.data.images import Images
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of
+from slimvit.data.loaders import eval_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
+from slimvit.data.subsets import draw
 from slimvit.models.registry import check_unwrapped
 
 

@@ -9,7 +9,8 @@ import torch
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
-from slimvit.measure.flops.count import count_macs, count_params
+from slimvit.measure.flops.count import count_macs
+from slimvit.measure.flops.parts import count_params
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of

@@ -12,7 +12,8 @@ from slimvit.config.recipe import Recipe
 from slimvit.data.open_batches import BatchSettings, validation_batches
 from slimvit.io.open import model_of
 from slimvit.measure.accuracy import Outputs, compare, outputs_of
-from slimvit.measure.flops.count import MacCount, count_macs, count_params
+from slimvit.measure.flops.count import MacCount, count_macs
+from slimvit.measure.flops.parts import count_params
 from slimvit.models.base import Family, TimmModule
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import family_or_reason, plan_of

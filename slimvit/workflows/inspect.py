@@ -7,11 +7,14 @@ from typing import Any
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import ModelSection, Recipe
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of, worker_deaths
+from slimvit.data.loaders import eval_loader, worker_deaths
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
+from slimvit.data.subsets import draw
 from slimvit.io.load import pinned_section, saved_folder
 from slimvit.io.open import open_model
-from slimvit.measure.flops.count import count_macs, count_params, params_by_part
+from slimvit.measure.flops.count import count_macs
+from slimvit.measure.flops.parts import count_params, params_by_part
 from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.block_plan import BlockPlan
 from slimvit.models.insert_dense import dense_mix, mixes_in

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from slimvit.config.recipe import DenseSection, Recipe, TrainSection
+from slimvit.config.recipe import DenseSection, Recipe
+from slimvit.config.training import TrainSection
 from slimvit.data.images import Images
-from slimvit.data.loaders import check_images, draw, preprocessing_of
-from slimvit.data.preprocessing import converter, train_transform
+from slimvit.data.preprocessing import converter, preprocessing_of, train_transform
 from slimvit.data.sources import Data
+from slimvit.data.subsets import check_images, draw
 from slimvit.io.hub.name import is_hub_name
 from slimvit.io.open import random_weights
 from slimvit.models.base import TimmModule

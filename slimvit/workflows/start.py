@@ -7,7 +7,8 @@ from contextlib import contextmanager, nullcontext
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
-from slimvit.data.loaders import preprocessing_of, worker_deaths
+from slimvit.data.loaders import worker_deaths
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.io.load import pinned
 from slimvit.io.open import open_model

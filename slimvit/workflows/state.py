@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.data.images import Images
-from slimvit.data.loaders import draw, eval_loader
+from slimvit.data.loaders import eval_loader
 from slimvit.data.preprocessing import Preprocessing
 from slimvit.data.sources import Data
+from slimvit.data.subsets import draw
 from slimvit.measure.accuracy import Outputs, outputs_of
 from slimvit.measure.flops.count import MacCount, count_macs
 from slimvit.models.base import TimmModule

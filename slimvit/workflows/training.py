@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from slimvit.config.recipe import Recipe, TrainSection
-from slimvit.data.loaders import preprocessing_of, train_loader
-from slimvit.data.preprocessing import converter
+from slimvit.config.recipe import Recipe
+from slimvit.config.training import TrainSection
+from slimvit.data.loaders import train_loader
+from slimvit.data.preprocessing import converter, preprocessing_of
 from slimvit.io.open import random_weights
 from slimvit.measure.accuracy import Outputs, compare
 from slimvit.models.base import TimmModule

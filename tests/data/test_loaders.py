@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from slimvit.config.recipe import DataSection, TrainSection
+from slimvit.config.recipe import DataSection
+from slimvit.config.training import TrainSection
 from slimvit.data.folder import open_folder
 from slimvit.data.loaders import eval_loader, train_loader
 from slimvit.data.preprocessing import Preprocessing

@@ -9,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 
-from slimvit.config.recipe import TrainSection
+from slimvit.config.training import TrainSection
 from slimvit.data.preprocessing import (
     Preprocessing,
     converter,

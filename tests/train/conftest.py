@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 import slimvit
-from slimvit.config.recipe import DataSection, FinetuneSection, TrainSection
-from slimvit.data.loaders import TrainLoader, draw, preprocessing_of, train_loader
+from slimvit.config.recipe import DataSection, FinetuneSection
+from slimvit.config.training import TrainSection
+from slimvit.data.loaders import TrainLoader, train_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import Data, open_data
+from slimvit.data.subsets import draw
 from slimvit.io.embedded import EMBEDDED
 
 

@@ -10,8 +10,10 @@ from pydantic import ValidationError
 
 import slimvit
 from slimvit.config.recipe import DataSection
-from slimvit.data.loaders import draw, eval_loader, preprocessing_of, train_loader
+from slimvit.data.loaders import eval_loader, train_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import Data, open_data
+from slimvit.data.subsets import draw
 from slimvit.measure.accuracy import Accuracy, outputs_of
 from slimvit.train.finetune import finetune
 from slimvit.train.loop import TrainOptions

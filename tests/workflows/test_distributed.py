@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import slimvit
-from slimvit.data.loaders import preprocessing_of
+from slimvit.data.preprocessing import preprocessing_of
 
 SCRIPT = Path(__file__).parent / "distributed_run.py"
 RECIPE: dict[str, Any] = {

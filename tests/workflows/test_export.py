@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 import slimvit
 from slimvit.data.folder import open_folder
-from slimvit.data.loaders import eval_loader, preprocessing_of
+from slimvit.data.loaders import eval_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.io.export import onnx_file, timm_folder
 from slimvit.io.export.exported_model import exported_model
 from slimvit.io.export.formats import FORMATS
 from slimvit.io.export.parity import MIXED, batches_of, output_parity
-from slimvit.measure.flops.count import count_macs, count_params
+from slimvit.measure.flops.count import count_macs
+from slimvit.measure.flops.parts import count_params
 from slimvit.measure.latency import timer
 from slimvit.models.registry import plan_of
 from slimvit.utils.errors import ModelError

@@ -13,7 +13,8 @@ import yaml
 
 import slimvit
 from slimvit.config.recipe import Recipe
-from slimvit.data.loaders import eval_loader, preprocessing_of
+from slimvit.data.loaders import eval_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
 
 Invoke = Callable[..., Any]

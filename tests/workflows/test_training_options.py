@@ -13,7 +13,8 @@ import torch
 import slimvit
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
-from slimvit.data.loaders import eval_loader, preprocessing_of
+from slimvit.data.loaders import eval_loader
+from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import Images, open_data
 from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.accuracy import Outputs, compare

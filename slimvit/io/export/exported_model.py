@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 from slimvit.data.preprocessing import preprocessing_of
-from slimvit.measure.flops.count import count_macs, count_params
+from slimvit.measure.flops.count import count_macs
+from slimvit.measure.flops.parts import count_params
 from slimvit.models.base import TimmModule
 from slimvit.models.registry import model_name
 

@@ -11,14 +11,12 @@ import torch
 from torch import nn
 
 from slimvit.measure.flops.meta import mix_macs, torch_count
-from slimvit.measure.flops.parts import FLOP_PARTS, count_params, in_order, params_by_part
+from slimvit.measure.flops.parts import FLOP_PARTS, in_order
 from slimvit.measure.flops.trace import counts_by_block, trace
 from slimvit.models.base import ImageSize
 from slimvit.models.closed_form import stem_of
 from slimvit.models.registry import closed_form
 from slimvit.utils.errors import ModelError
-
-__all__ = ["MacCount", "count_macs", "count_params", "params_by_part"]
 
 TOLERANCE = 1e-3
 """Counters agree when their totals differ by no more than this share."""

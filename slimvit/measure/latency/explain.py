@@ -85,8 +85,8 @@ def _few(evidence: Evidence) -> str | None:
     if evidence.few_over_one is None or evidence.few_over_one >= HARDLY:
         return None
     return (
-        f"the original takes {evidence.few_over_one:.2f} times as long for {FEW} images as for 1, so at batch 1 most of "
-        "its time does not depend on the arithmetic"
+        f"the original takes {evidence.few_over_one:.2f} times as long for {FEW} images as for 1, so at batch 1 most "
+        "of its time does not depend on the arithmetic"
     )
 
 
@@ -116,8 +116,8 @@ def _system(evidence: Evidence) -> str | None:
     if evidence.system is None or evidence.system < MUCH:
         return None
     return (
-        f"the system spends {evidence.system:.0%} of the original's time at batch {evidence.batch} on memory allocation, "
-        f"which no cut reduces; {AS_ENVIRONMENT} keeps freed memory"
+        f"the system spends {evidence.system:.0%} of the original's time at batch {evidence.batch} on memory "
+        f"allocation, which no cut reduces; {AS_ENVIRONMENT} keeps freed memory"
     )
 
 
@@ -129,7 +129,7 @@ def _sizes(evidence: Evidence) -> str | None:
         if len(odd) > before:
             shown = ", ".join(map(str, sorted(set(odd))))
             return (
-                f"the attn_dim of {len(odd)} of {len(evidence.widths)} blocks is no multiple of {multiple} ({shown}), in "
-                f"the original that of {before}"
+                f"the attn_dim of {len(odd)} of {len(evidence.widths)} blocks is no multiple of {multiple} ({shown}), "
+                f"in the original that of {before}"
             )
     return None

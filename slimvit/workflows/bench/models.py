@@ -18,7 +18,8 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.io.export import onnx_file
 from slimvit.io.load import pinned_name, saved_folder
 from slimvit.io.open import open_model
-from slimvit.measure.flops.count import count_macs, count_params, input_size_of
+from slimvit.measure.flops.count import count_macs, input_size_of
+from slimvit.measure.flops.parts import count_params
 from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import dense_mix
 from slimvit.models.registry import attention_blocks, model_name, plan_of

@@ -7,8 +7,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from slimvit.measure.flops import meta
-from slimvit.measure.flops.count import count_macs, count_params, params_by_part
-from slimvit.measure.flops.parts import flop_part_of
+from slimvit.measure.flops.count import count_macs
+from slimvit.measure.flops.parts import count_params, flop_part_of, params_by_part
 from slimvit.models.empty import EmptyAttention
 from slimvit.utils.errors import ModelError
 

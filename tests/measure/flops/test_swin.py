@@ -4,7 +4,8 @@ import pytest
 import timm
 import torch
 
-from slimvit.measure.flops.count import count_macs, count_params, params_by_part
+from slimvit.measure.flops.count import count_macs
+from slimvit.measure.flops.parts import count_params, params_by_part
 from slimvit.models.parts.heads import HEADS
 from slimvit.models.registry import attention_blocks, closed_form, plan_of
 from slimvit.prune.surgery import prune_model

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import slimvit
-from slimvit.measure.flops.count import count_macs, count_params
+from slimvit.measure.flops.count import count_macs
+from slimvit.measure.flops.parts import count_params
 from slimvit.models.base import State
 from slimvit.models.empty import EmptyNorm
 from slimvit.models.insert_dense import insert_dense_attention, mixes_in, remove_dense_attention
