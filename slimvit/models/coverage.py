@@ -63,7 +63,7 @@ def support(pattern: str = "*") -> list[Support]:
     for module, name in track(names, "inspecting models", unit="models"):
         model = _on_meta(name)
         if isinstance(model, str) or any(hasattr(m, "num_heads") for m in model.modules()):
-            supported, reason = features_of(model)
+            supported, reason = supported_features(model)
             groups.setdefault((module, tuple(supported.items()), reason), []).append(name)
     return [
         Support(module, tuple(models), dict(supported), reason)
@@ -71,7 +71,7 @@ def support(pattern: str = "*") -> list[Support]:
     ]
 
 
-def features_of(model: nn.Module | str) -> tuple[dict[str, bool], str]:
+def supported_features(model: nn.Module | str) -> tuple[dict[str, bool], str]:
     """Return which features a model supports, and why not the others.
 
     Args:

@@ -1,1 +1,1 @@
-"""What every package may use: errors, files, locks, seeds, progress, memory, processes."""
+"""What every package may use: errors, files, locks, seeds, progress, devices, processes."""

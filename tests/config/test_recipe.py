@@ -83,7 +83,10 @@ def test_the_smallest_recipe():
             ["finetune.train is head, but the mixes of dense are in the body; give train all"],
         ),
         ({"model": {"name": "x", "heads": 2}}, ["model: heads 2 builds a network without weights; give pretrained"]),
-        ({"model": {"name": "x", "heads": [2, 0], "pretrained": False}}, ["model: heads is [2, 0], but a block is"]),
+        (
+            {"model": {"name": "x", "heads": [2, 0], "pretrained": False}},
+            ["model: heads is [2, 0], but every block needs"],
+        ),
     ],
 )
 def test_every_defect_is_named_with_its_place(sections, told):
@@ -123,7 +126,7 @@ def test_contradictions_are_told_beside_unknown_keys_and_wrong_values():
         "; finetune.teacher.name is missing",
         "; finetune.clip_grad is 'no', but must be",
         "; unknown key sede (did you mean seed?)",
-        "; model: heads is [2, 0], but a block",
+        "; model: heads is [2, 0], but every block needs",
         "; model: heads [2, 0] builds a network without weights",
         "; prune: ratio and target_macs were both given",
         "; prune: ratio is 2.0, but",

@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 
-from slimvit.models.coverage import Support, coverage_table, features_of, support
+from slimvit.models.coverage import Support, coverage_table, support, supported_features
 from slimvit.models.registry import FAMILIES
 
 TABLE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
@@ -31,7 +31,7 @@ def test_a_sample_of_the_table_is_true(module):
     for _, models, *marks, reason in rows:
         with torch.device("meta"):
             model = timm.create_model(models.split("`")[1])
-        supported, why = features_of(model)
+        supported, why = supported_features(model)
         assert [mark == "yes" for mark in marks] == [*supported.values()] and reason == why
 
 

@@ -34,7 +34,7 @@ def test_amdahl_bounds_what_the_batch_can_gain():
 def test_memory_that_the_system_hands_out():
     behind = replace(FULL, throughput=ratio(1.1))
     said = remark(replace(behind, system=0.11)) or ""
-    assert "the system takes 11% of the original's time at batch 32" in said and "MALLOC_MMAP_MAX_=0" in said
+    assert "the system spends 11% of the original's time at batch 32" in said and "MALLOC_MMAP_MAX_=0" in said
     assert "the system" not in (remark(replace(behind, system=0.01)) or "")
     assert "the system" not in (remark(behind) or "")
 
