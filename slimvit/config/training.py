@@ -63,7 +63,7 @@ class TrainSection(Section):
     sampler: Sampler = "shuffle"
     """`balanced` draws images with replacement, every class equally often."""
     repeated_aug: int = Field(1, gt=0)
-    """Differently augmented copies of an image in a row; the length of an epoch does not change."""
+    """Differently augmented copies of an image in a row; an epoch keeps its length, with fewer distinct images."""
     smoothing: float = Field(0.0, ge=0, lt=1)
     drop_path: float = Field(0.0, ge=0, lt=1)
     mixup: float = Field(0.0, ge=0)
