@@ -36,7 +36,7 @@ def unregistered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(registry, "FAMILIES", [*registry.FAMILIES])
     monkeypatch.setattr(formats, "FORMATS", {**formats.FORMATS})
-    monkeypatch.setattr(choices.EXPORT_FORMATS, "_known", {**choices.EXPORT_FORMATS._known})
+    monkeypatch.setattr(choices.EXPORT_FORMATS, "_words", {**choices.EXPORT_FORMATS._words})
     yield
 
 
@@ -141,7 +141,7 @@ def pruning_unregistered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from slimvit.prune.criteria.registry import CRITERIA
 
     for words in (choices.CRITERIA, choices.PARTS, choices.BUDGET_KINDS):
-        monkeypatch.setattr(words, "_known", {**words._known})
+        monkeypatch.setattr(words, "_words", {**words._words})
     known = [(found, {**found}) for found in (PARTS, BUDGETS, CRITERIA)]
     yield
     for found, before in known:  # the dicts themselves are held by name in many modules
