@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from slimvit.config.arguments import defects_of_arguments
 from slimvit.config.choices import (
     AdaptMode,
     BudgetKind,
@@ -17,6 +18,7 @@ from slimvit.config.choices import (
     RefitTarget,
     Scope,
 )
+from slimvit.config.data_names import defects_of_data
 from slimvit.config.training import Section, TrainSection
 from slimvit.config.validation import Document
 
@@ -39,15 +41,16 @@ class ModelSection(Section):
     """Further arguments of timm's `create_model`."""
 
     def contradictions(self) -> list[str]:
+        defects = defects_of_arguments(self.args, "args")
         if self.heads is None:
-            return []
+            return defects
         counts = [self.heads] if isinstance(self.heads, int) else self.heads
         rules = {
             f"heads is {self.heads}, but every block needs at least 1 head": any(n < 1 for n in counts),
             f"heads {self.heads} builds a network without weights; give pretrained false and no weights, "
             "or cut a pretrained one with prune": self.pretrained or self.weights is not None,
         }
-        return [clause for clause, broken in rules.items() if broken]
+        return defects + [clause for clause, broken in rules.items() if broken]
 
 
 class DataSection(Section):
@@ -56,7 +59,7 @@ class DataSection(Section):
     name: str
     """A folder with train/CLASS/ and val/CLASS/, `digits`, or a timm data name (`torch/...`, `hfds/...`)."""
     root: str | None = None
-    """Folder of a named data set."""
+    """Local folder of a named data set."""
     train_split: str = "train"
     val_split: str = "validation"
     train_images: int | None = Field(None, gt=0)
@@ -66,6 +69,10 @@ class DataSection(Section):
     batch_size: int = Field(64, gt=0)
     """Images per step, in training and in evaluation."""
     skip_bad_images: bool = False
+
+    def contradictions(self) -> list[str]:
+        splits = {"train_split": self.train_split, "val_split": self.val_split}
+        return defects_of_data(self.name, self.root, splits)
 
 
 class AdaptSection(TrainSection):

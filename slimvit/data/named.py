@@ -6,25 +6,31 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterable
+from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 from timm.data import IterableImageDataset, create_dataset
 from torch.utils.data import Dataset
 
+from slimvit.config.data_names import prefix_of
 from slimvit.config.recipe import DataSection
 from slimvit.data.images import UNLABELLED, Images, Sample, Splits, decode, labels_of, one_line, unreadable
 from slimvit.utils.errors import DataError, nearest
 
+HUGGING_FACE = ("datasets",)
 PACKAGES = {
     "torch": (),
-    "hfds": ("datasets",),
-    "hfids": ("datasets",),
+    "hfds": HUGGING_FACE,
+    "hfids": HUGGING_FACE,
     "tfds": ("tensorflow", "tensorflow_datasets"),
     "wds": ("webdataset",),
 }
 """timm's prefixes, and the packages that they need."""
 
+WITHOUT_SCRIPTS = 4
+"""The first major version of `datasets` that runs no scripts out of a data set's repository."""
 TORCH_NAMES = tuple(
     f"torch/{name}"
     for name in ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "imagenet", "places365")
@@ -86,12 +92,6 @@ def _label(label: Any) -> int:
     return UNLABELLED if label is None else int(label)
 
 
-def prefix_of(name: str) -> str:
-    """Return timm's prefix of a data name (`torch`, `hfds`, ...); empty for other names."""
-    prefix, slash, _ = name.partition("/")
-    return prefix.lower() if slash and prefix.lower() in PACKAGES else ""
-
-
 def open_named_data(section: DataSection, seed: int = 0) -> Splits:
     """Return both splits of a named data set, and its class names ("0".."C-1" where it names none).
 
@@ -116,6 +116,21 @@ def _check_can_open(section: DataSection) -> None:
         raise DataError(f"{name}: no such data set{nearest(name, TORCH_NAMES)}; known: {', '.join(TORCH_NAMES)}")
     if prefix in ("torch", "wds") and section.root is None:
         raise DataError(f"{name}: no folder given; say where the data lies with --data-root (root in a recipe)")
+    if PACKAGES[prefix] == HUGGING_FACE:
+        _check_hugging_face(name)
+
+
+def _check_hugging_face(name: str) -> None:
+    """Raise `DataError` where `datasets` would run code of the data set, or open a local folder in its place."""
+    found, place = version("datasets"), name.partition("/")[2]
+    if int(found.partition(".")[0]) < WITHOUT_SCRIPTS:
+        needed = f"datasets >= {WITHOUT_SCRIPTS}, since earlier ones run scripts of a data set"
+        raise DataError(f"{name}: needs {needed}, not {found}; pip install -U 'datasets>={WITHOUT_SCRIPTS}'")
+    if Path(place).exists():
+        raise DataError(
+            f"{name}: {place} exists in the working folder, and datasets would open it; call from another folder, or "
+            "give a folder with train/CLASS/ and val/CLASS/"
+        )
 
 
 def _create(section: DataSection, split: Split, seed: int) -> Any:

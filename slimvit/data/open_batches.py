@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from slimvit.config.recipe import DataSection
+from slimvit.config.validation import defects_of
 from slimvit.data.batches import CheckedBatches, checked_batches
 from slimvit.data.images import Images
 from slimvit.data.loaders import eval_loader
@@ -16,6 +17,7 @@ from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.data.subsets import draw
 from slimvit.models.registry import check_unwrapped
+from slimvit.utils.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def open_batches(
     if not isinstance(images, str | Path):
         return checked_batches(images, model), None
     check_unwrapped(model)
-    data = open_data(DataSection(name=str(images)), settings.seed)
+    data = open_data(_section(images), settings.seed)
     drawn = draw(data.train, count, settings.seed)
     return _batches(drawn, model, settings), _batches(data.val, model, settings)
 
@@ -57,7 +59,13 @@ def validation_batches(images: Any, model: nn.Module, settings: BatchSettings = 
     if not isinstance(images, str | Path):
         return checked_batches(images, model, once=True)
     check_unwrapped(model)
-    return _batches(open_data(DataSection(name=str(images))).val, model, settings)
+    return _batches(open_data(_section(images)).val, model, settings)
+
+
+def _section(name: str | Path) -> DataSection:
+    if defects := defects_of(DataSection, {"name": str(name)}):
+        raise DataError(f"data: {'; '.join(defects)}")
+    return DataSection(name=str(name))
 
 
 def _batches(images: Images, model: nn.Module, settings: BatchSettings) -> CheckedBatches:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slimvit.config.data_names import prefix_of
 from slimvit.config.recipe import DataSection
 from slimvit.data.digits import open_digits
 from slimvit.data.folder import open_folder
 from slimvit.data.images import Images, Splits
-from slimvit.data.named import PACKAGES, TORCH_NAMES, open_named_data, prefix_of
+from slimvit.data.known import remember_data
+from slimvit.data.named import PACKAGES, TORCH_NAMES, open_named_data
 from slimvit.data.subsets import check_images, draw
 from slimvit.utils.errors import DataError, nearest
 
@@ -50,6 +52,7 @@ def open_data(section: DataSection, seed: int = 0) -> Data:
         DataError: The data is missing or does not have the expected form.
     """
     train, val, class_names = _open(section, seed)
+    remember_data(section)
     if section.train_images is not None:
         train = draw(train, section.train_images, seed)
     if section.eval_images is not None:

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from slimvit.config.arguments import defects_of_arguments
 from slimvit.config.choices import DenseMix
 from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.flops.count import input_size_of
-from slimvit.models.arguments import defects_of_arguments
 from slimvit.models.base import TimmModule
 from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention

@@ -1,4 +1,8 @@
-"""Files: disk errors in one line, atomic writes, and bounded reads of text, JSON and YAML."""
+"""Files: disk errors in one line, atomic writes, and bounded reads of text, JSON and YAML.
+
+Writes follow no links: `replacing` and `write_whole` write a new file under a random name and rename it, so that a link
+under the final name is replaced.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import ctypes
 import errno
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from slimvit.utils.errors import DiskError, StoreError
 
@@ -18,6 +24,12 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Constants of Linux's `renameat2`."""
 MOST = 64 * 2**20
 """Largest text file that is read, in bytes."""
+MOST_COPIED = 2**30
+"""Bytes that a copied folder may have."""
+ASIDE = "slimvit-"
+"""Prefix of the random part of a temporary name."""
+NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+"""Flags of `os.open` with which it neither follows a link nor waits for the other end of a pipe."""
 
 
 def disk_error(target: Path, error: OSError) -> DiskError:
@@ -45,21 +57,58 @@ def check_parent(target: Path) -> None:
         raise StoreError(f"{target}: {parent} is not writable; name another folder for --out")
 
 
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a new file beside `target`, which replaces it after the block, or is removed if the block fails.
+
+    The file has a random name and is created exclusively. A link under the name of `target` is replaced, not followed.
+    """
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.{ASIDE}", suffix=target.suffix, dir=target.parent)
+    os.close(descriptor)
+    partial = Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        fsync_tree(partial)
+        partial.replace(target)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
 def write_whole(path: Path, text: str) -> None:
-    """Write a small file atomically: a killed process leaves the old content or the new."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    """Write a text file atomically: a killed process leaves the old content or the new."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def check_no_link(*paths: Path) -> None:
+    """Raise `StoreError` for a path that is a link, before something is written through it."""
+    for path in paths:
+        if path.is_symlink():
+            raise StoreError(
+                f"{path}: is a link, and slimvit writes through no link; put what it points to in its place"
+            )
+
+
+def user_cache() -> Path | None:
+    """Return slimvit's folder in an absolute `$XDG_CACHE_HOME` or `~/.cache`; None for a user without a home."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (given if given.is_absolute() else Path.home() / ".cache") / "slimvit"
+    except RuntimeError:
+        return None
 
 
 def fsync_tree(folder: Path) -> None:
     """Flush a file or a folder with its content to the disk, so that a rename after it survives a power cut."""
     for path in (*folder.rglob("*"), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if is_regular(path) or path.is_dir():
+            descriptor = os.open(path, os.O_RDONLY | NO_LINK)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -73,6 +122,58 @@ def exchange(one: Path, other: Path) -> bool:
 
 class Unreadable(Exception):
     """A file cannot be read. The message is one line without the name of the file."""
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path is a file itself: no link, folder, pipe or device."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False
+
+
+def open_regular(path: Path, most: int) -> BinaryIO:
+    """Open a file whose content leaves this machine or its folder.
+
+    Raises:
+        Unreadable: It is a link, a folder, a pipe or a device, or has more than `most` bytes.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | NO_LINK), "rb")
+    except OSError as error:
+        raise Unreadable("it is a link" if error.errno == errno.ELOOP else _line(error)) from None
+    found = os.fstat(file.fileno())
+    if stat.S_ISREG(found.st_mode) and found.st_size <= most:
+        return file
+    file.close()
+    raise Unreadable(
+        f"it has {found.st_size:,} bytes, at most {most:,} are taken"
+        if stat.S_ISREG(found.st_mode)
+        else "it is not a regular file"
+    )
+
+
+def copy_files(source: Path, target: Path, most: int = MOST_COPIED) -> list[Path]:
+    """Copy a folder's regular files, as many as have `most` bytes together, and return what was left out.
+
+    Links are neither followed nor copied, nor are pipes and devices.
+    """
+    left_out: list[Path] = []
+    target.mkdir()
+    for entry in sorted(source.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            left_out += copy_files(entry, target / entry.name, most - _size(target))
+            continue
+        try:
+            with open_regular(entry, most - _size(target)) as file, (target / entry.name).open("xb") as copy:
+                shutil.copyfileobj(file, copy)
+        except Unreadable:
+            left_out.append(entry)
+    return left_out
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if is_regular(path))
 
 
 def check_regular(path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import check_parent, disk_errors
+from slimvit.utils.files import ASIDE, NO_LINK, check_parent, disk_errors, is_regular
 from slimvit.utils.progress import is_main, log
 
 try:
@@ -21,14 +22,14 @@ try:
 except ImportError:  # Windows has no fcntl, so two commands may write to one folder there
     fcntl = None  # type: ignore[assignment]
 
-ASIDE = "slimvit-"
-"""Prefix of the random part of a temporary name."""
 OLD = ".old"
 """Suffix of a folder that is being replaced."""
 UNFINISHED = "unfinished"
 """Subfolder of a run folder with the state of a training to resume."""
 TRIES = 3
 """Retries before a lock counts as held."""
+LOCK_BYTES = 20
+"""Largest lock file: it holds the number of a process."""
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """Error numbers of file systems without locks."""
 
@@ -86,7 +87,7 @@ def lock_owner(target: Path) -> str | None:
     if fcntl is None:
         return None
     try:
-        descriptor = os.open(_lock_file(target.absolute()), os.O_RDONLY)
+        descriptor = os.open(_lock_file(target.absolute()), os.O_RDONLY | NO_LINK)
     except OSError:
         return None
     try:
@@ -104,7 +105,8 @@ def stale_files(target: Path) -> list[Path]:
     """Return the temporary files and folders of `target` and of its training state, and its lock file."""
     path = target.absolute()
     lock = _lock_file(path)
-    return [left for part in (path, path / UNFINISHED) for left in _temporaries(part)] + [lock] * lock.exists()
+    places = (path, path / UNFINISHED)
+    return [left for p in places for left in (*_temporaries(p), *_half_written(p))] + [lock] * lock.exists()
 
 
 def _close_inherited_locks() -> None:
@@ -127,7 +129,7 @@ def _take_lock(path: Path, target: Path) -> int:
     for last in (*[False] * TRIES, True):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = _open_lock(lock)
         except FileNotFoundError:  # another process removed the parent folder again
             if last:
                 raise
@@ -154,8 +156,23 @@ def _take_lock(path: Path, target: Path) -> int:
     raise StoreError(f"{target}: other commands take its lock again and again; name another --out")
 
 
+def _open_lock(lock: Path) -> int:
+    """Open or create a lock file; raises `StoreError` for anything else under its name, which is left as it is."""
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | NO_LINK, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise StoreError(f"{lock}: is no lock file of slimvit; remove it") from None
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1 and found.st_size <= LOCK_BYTES:
+        return descriptor
+    os.close(descriptor)
+    raise StoreError(f"{lock}: is no lock file of slimvit; remove it")
+
+
 def _holder(descriptor: int) -> str:
-    number = os.pread(descriptor, 20, 0).decode(errors="replace")
+    number = os.pread(descriptor, LOCK_BYTES, 0).decode(errors="replace")
     if number == str(os.getpid()):
         return "another thread of this process"
     return f"process {number}" if number.isdigit() else "another command"
@@ -173,13 +190,23 @@ def _temporaries(path: Path) -> list[Path]:
     return sorted(p for p in path.parent.iterdir() if name.fullmatch(p.name)) if path.parent.is_dir() else []
 
 
+def _half_written(path: Path) -> list[Path]:
+    """The new files that a killed writer left in a folder, before they replaced another."""
+    name = re.compile(rf"\..+\.{ASIDE}\w{{8}}(\.\w+)?")
+    inside = path.iterdir() if path.is_dir() and not path.is_symlink() else ()
+    return sorted(p for p in inside if name.fullmatch(p.name) and is_regular(p))
+
+
 def _recover(path: Path) -> None:
     """Remove or restore the temporaries of killed writers; only the holder of the lock writes temporaries."""
     for target in (path, path / UNFINISHED):
         for left in _temporaries(target):
-            if left.suffix == OLD and not target.exists():  # the writer was killed between two renames
-                left.rename(target)
-            elif left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir() and not left.is_symlink():
+                if left.suffix == OLD and not target.exists():  # the writer was killed between two renames
+                    left.rename(target)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink()
+    for left in (*_half_written(path), *_half_written(path / UNFINISHED)):
+        left.unlink()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import check_parent, disk_errors, exchange, fsync_tree
-from slimvit.utils.lock import ASIDE, OLD, UNFINISHED, locked
+from slimvit.utils.files import ASIDE, check_parent, disk_errors, exchange, fsync_tree, replacing
+from slimvit.utils.lock import OLD, UNFINISHED, locked
 
 LOGS = "logs"
 """Subfolder of a run folder with the files of --log-with."""
@@ -91,19 +91,8 @@ def aside(target: Path) -> Iterator[Path]:
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
     """Yield a temporary file that replaces `target` after the block, or is removed if the block fails."""
-    with locked(target), disk_errors(target):
-        prefix = f".{target.name}.{ASIDE}"
-        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=target.suffix, dir=target.parent)
-        os.close(descriptor)
-        partial = Path(name)
-        try:
-            yield partial
-            partial.chmod(0o644)
-            fsync_tree(partial)
-            partial.replace(target)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+    with locked(target), disk_errors(target), replacing(target) as partial:
+        yield partial
 
 
 def remove(target: Path) -> None:
@@ -111,7 +100,7 @@ def remove(target: Path) -> None:
     check_free(target, force=True)
     with locked(target), disk_errors(target):
         if target.exists():
-            doomed = target.rename(target.with_name(f".{target.name}.{ASIDE}{os.getpid()}"))
+            doomed = target.rename(target.with_name(f".{target.name}.{ASIDE}{secrets.token_hex(4)}"))
             shutil.rmtree(doomed, ignore_errors=True)
 
 

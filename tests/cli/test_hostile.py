@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import slimvit
+from slimvit.config.arguments import REFUSED
 from slimvit.config.recipe import Recipe
 from slimvit.config.shipped import recipe_files, sweep_files
 from slimvit.config.sweep import Sweep
 from slimvit.data.images import ImageError, decode
 from slimvit.data.preprocessing import to_mode
 from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, load_folder, save
-from slimvit.models.arguments import REFUSED
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.report.record import Report, Stage

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from slimvit.utils.errors import StoreError
-from slimvit.utils.lock import ASIDE, UNFINISHED
+from slimvit.utils.files import ASIDE
+from slimvit.utils.lock import UNFINISHED
 from slimvit.utils.output import MARKERS, check_free, check_free_file, new_file, new_folder
 
 

@@ -21,7 +21,8 @@ from slimvit.train.checkpoint import Interrupted
 from slimvit.train.state import TrainState
 from slimvit.utils import lock, output
 from slimvit.utils.errors import StoreError
-from slimvit.utils.lock import ASIDE, OLD, locked
+from slimvit.utils.files import ASIDE
+from slimvit.utils.lock import OLD, locked
 from slimvit.utils.output import new_folder
 from slimvit.workflows import plan
 from slimvit.workflows.run import run

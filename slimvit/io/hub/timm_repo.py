@@ -13,10 +13,10 @@ import timm
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from slimvit.config.arguments import defects_of_arguments
 from slimvit.io import saved_model
 from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name
-from slimvit.models.arguments import defects_of_arguments
 from slimvit.utils.errors import ModelError, SlimvitError
 from slimvit.utils.files import MOST, Unreadable, read_json
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from slimvit.utils.files import Unreadable, read_text, user_cache, write_whole
 from slimvit.utils.output import fingerprint
 
 FORMAT_VERSION = 1
@@ -49,35 +49,25 @@ def table_path(facts: dict[str, Any]) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder of tables, in an absolute `$XDG_CACHE_HOME` or `~/.cache`."""
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        return (given if given.is_absolute() else Path.home() / ".cache") / "slimvit" / "latency"
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / "slimvit" / "latency"
+    """Return the folder of tables, in the user's cache folder."""
+    return (user_cache() or Path(tempfile.gettempdir()) / "slimvit") / "latency"
 
 
 def read_table(path: Path, kinds: Collection[str]) -> LatencyTable | None:
     """Read a table; None where it is missing, damaged, or lacks one of the `kinds`."""
     try:
-        table = LatencyTable.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        table = LatencyTable.model_validate_json(read_text(path))
+    except (FileNotFoundError, Unreadable, ValidationError):
         return None
     return table if table.curves.keys() >= {*kinds} else None
 
 
 def write_table(table: LatencyTable, path: Path) -> bool:
     """Write a table atomically, since other runs may read it, and return whether that succeeded."""
-    partial: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(table.model_dump_json(indent=1) + "\n")
-        os.replace(partial, path)
+        write_whole(path, table.model_dump_json(indent=1) + "\n")
     except OSError:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
         return False
     return True
 

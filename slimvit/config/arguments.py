@@ -31,16 +31,21 @@ LARGEST = {"depth": 1_000, "depths": 1_000, "img_size": 1_000_000, "window_size"
 NUMBER = 10_000_000
 
 
-def defects_of_arguments(args: dict[str, Any]) -> list[str]:
-    """Return one clause for every defect of a network's arguments."""
-    defects = [f"model_args.{name} is no argument of a network" for name in sorted(args.keys() & REFUSED)]
+INSTEAD = {"checkpoint_path": "; give weights", "pretrained_cfg": "; give weights"}
+"""What does the work of a refused argument."""
+
+
+def defects_of_arguments(args: dict[str, Any], key: str = "model_args") -> list[str]:
+    """Return one clause for every defect of a network's arguments, which a file has under `key`."""
+    refused = sorted(args.keys() & REFUSED)
+    defects = [f"{key}.{name} is no argument of a network{INSTEAD.get(name, '')}" for name in refused]
     for name, value in args.items():
         largest = LARGEST.get(name, NUMBER)
         for leaf in _leaves(value):
             if isinstance(leaf, int | float) and not abs(leaf) <= largest:  # NaN fails too
-                defects.append(f"model_args.{name} is {str(leaf)[:20]}, at most {largest:,} is taken")
+                defects.append(f"{key}.{name} is {str(leaf)[:20]}, at most {largest:,} is taken")
             elif not isinstance(leaf, bool | int | float | str | None):
-                defects.append(f"model_args.{name} holds a {type(leaf).__name__}; numbers, texts and lists are taken")
+                defects.append(f"{key}.{name} holds a {type(leaf).__name__}; numbers, texts and lists are taken")
     return defects
 
 

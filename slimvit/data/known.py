@@ -1,0 +1,74 @@
+"""The data that this user's commands have opened. Data that a folder names is opened without --data only if known.
+
+A folder may come from anybody, so its recipe is no order to open a place on this machine. What a command of the user
+has opened before is noted in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+from slimvit.config.data_names import prefix_of
+from slimvit.config.recipe import DataSection
+from slimvit.utils.errors import DataError
+from slimvit.utils.files import user_cache, write_whole
+from slimvit.utils.output import fingerprint
+
+EMBEDDED = "digits"
+FLAGS = {"name": "--data", "root": "--data-root", "train_split": "--train-split", "val_split": "--val-split"}
+"""Options of the command line, by the keys of a data section that say what is opened."""
+
+
+def remember_data(section: DataSection) -> None:
+    """Note that the user's command has opened this data."""
+    entry = _entry(section)
+    if entry is not None and not entry.is_file():
+        with suppress(OSError):  # without the note the user is asked for --data
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(entry, json.dumps(_facts(section), indent=1) + "\n")
+
+
+def check_known_data(section: DataSection, folder: str | Path) -> None:
+    """Check the data that the recipe in `folder` names, before it is opened.
+
+    Raises:
+        DataError: No command of the user has opened it on this machine.
+    """
+    entry = _entry(section)
+    if section.name == EMBEDDED or (entry is not None and entry.is_file()):
+        return
+    raise DataError(
+        f"{folder}: its recipe names data that no command of yours has opened on this machine; to open it, add "
+        f"{_options(section)}"
+    )
+
+
+def _entry(section: DataSection) -> Path | None:
+    cache = user_cache()
+    return None if cache is None else cache / "data" / f"{fingerprint(_facts(section))}.json"
+
+
+def _facts(section: DataSection) -> dict[str, str | None]:
+    """What is opened, with absolute paths: a relative one means another folder elsewhere."""
+    named = bool(prefix_of(section.name)) or section.name == EMBEDDED
+    return {
+        "name": section.name if named else _absolute(section.name),
+        "root": None if section.root is None else _absolute(section.root),
+        "train_split": section.train_split,
+        "val_split": section.val_split,
+    }
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _options(section: DataSection) -> str:
+    """`--data photos/`, and the other options that say what is opened where they differ from the defaults."""
+    fields = type(section).model_fields
+    given = {key: getattr(section, key) for key in FLAGS if getattr(section, key) != fields[key].default}
+    return " ".join(f"{FLAGS[key]} {shlex.quote(value)}" for key, value in given.items())
