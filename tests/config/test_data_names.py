@@ -39,8 +39,8 @@ def test_no_address_stands_where_a_folder_does(address):
 @pytest.mark.parametrize(
     "name",
     [
-        "wds/pipe:touch x", "wds/", "wds/a;b", "tfds/ns:name", "tfds/gs://a", "hfds/a/b/c", "hfds/https://x", "hfds/../x",
-        "hfds/./x", "hfds//etc", "hfids/a b", "torch/$(touch x)", "WDS/pipe:x",
+        "wds/pipe:touch x", "wds/", "wds/a;b", "tfds/ns:name", "tfds/gs://a", "hfds/a/b/c", "hfds/https://x",
+        "hfds/../x", "hfds/./x", "hfds//etc", "hfids/a b", "torch/$(touch x)", "WDS/pipe:x",
     ],
 )  # fmt: skip
 def test_names_behind_a_prefix_are_plain(name):
