@@ -1,6 +1,7 @@
-# make demo: set up and run the main job. make test: set up and pass the tests. make check: all of CI.
-# make quick: format, lint, types and the tests that take no time, for the inner loop.
-# make docs: build the documentation. make reference: write the generated blocks of README.md and docs/ again.
+# make demo: set up and run two examples. make test: set up and run the tests. make check: all checks of CI.
+# make quick: format, lint, types and the fast tests. make format: fix format and imports.
+# make docs: build the documentation. make reference: regenerate the generated blocks of README.md and docs/.
+# make stress: the long tests of interrupted runs. make lowest: tests with the lowest versions. make audit: dependencies.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -40,7 +41,7 @@ stress: $(READY)
 	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/workflows/test_faults.py \
 		tests/workflows/test_memory_use.py tests/cli/test_hostile.py tests/io/hub
 
-lowest:  # the suite with the lowest versions that setup.cfg allows; what they warn of is past mending
+lowest:  # the suite with the lowest versions that setup.cfg allows; warnings of old versions are no errors here
 	$(PYTHON) -m venv .cache/lowest
 	.cache/lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[dev]'
 	.cache/lowest/bin/python -m pytest -n auto -W default

@@ -1,4 +1,4 @@
-"""To a budget in MACs: heads and MLP neurons together, beside other ways to spend it and beside Torch-Pruning.
+"""Pruning to a budget in MACs: heads and MLP neurons together, compared with other parts and with Torch-Pruning.
 
     python benchmarks/budget.py default random                 # arms, all budgets and seeds
     python benchmarks/budget.py Torch-Pruning --targets 0.5 --seeds 0
@@ -6,10 +6,10 @@
     python benchmarks/budget.py --rank 50                      # predicted against true rise of the loss, random plans
     python benchmarks/budget.py --render                       # results/budget.md from all rows so far
 
-DINOv2 ViT-S/14 at 112 px with a linear classifier, Fashion-MNIST, 5,000 test images; its files: .cache/real/{dinov2,
-fashion}. Every arm gets the same calibration images of its seed; those named `cut alone` no refit. Scores and refit are
-in float32, the rest, of the original too, in --precision: on a CPU without AMX bfloat16 autocast is four times slower
-than float32. Rows go to results/budget.jsonl.
+DINOv2 ViT-S/14 at 112 px with a linear classifier, Fashion-MNIST, 5,000 test images. Model and data are read from
+.cache/real/{dinov2,fashion}. A seed draws the calibration images, the same for every arm. Arms named `cut alone` have
+no refit. Scores and refit are computed in float32, training and evaluation in --precision. On a CPU without AMX,
+bfloat16 autocast is four times slower than float32. Rows are appended to results/budget.jsonl.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import timm
 import torch
 from peers import cell
 from recovery import first, hits, interval, packed, table, unpacked
-from setting import loader, said, setting, test_images
+from setting import loader, outputs, setting, test_images
 from torch import nn
 from torch.utils.data import Subset
 
@@ -43,6 +43,7 @@ from slimvit.prune.costs.base import Costs
 from slimvit.prune.costs.macs import macs_costs
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.prune.criteria.scores import Scores
+from slimvit.train.loop import TrainOptions
 from slimvit.utils.errors import PlanError
 
 HERE = Path(__file__).parent
@@ -67,7 +68,7 @@ TARGETS = (0.75, 0.5, 0.35, 0.3)
 
 
 class Bench:
-    """The uncut network, and the scores that several rows share."""
+    """The uncut network, and the scores of it that several rows share."""
 
     def __init__(self, test: int, precision: str) -> None:
         self.model, self.data, whole = setting("fashion", 20_000, precision)
@@ -75,17 +76,18 @@ class Bench:
         self.test = min(test, len(whole.features))
         self.original = first(whole, self.test)
         self.total = count_macs(self.model).total
-        self.known: dict[tuple[str, int], tuple[Scores, float]] = {}
+        self.cached: dict[tuple[str, int], tuple[Scores, float]] = {}
+        """(Scores, seconds) by criterion and seed."""
 
     def images(self, seed: int, n: int = 512) -> Any:
         return loader(self.model, draw(self.data.train, n, seed))
 
     def scores(self, criterion: str, seed: int) -> tuple[Scores, float]:
-        if (criterion, seed) not in self.known:
+        if (criterion, seed) not in self.cached:
             started = time.process_time()
-            found = score_parts(self.model, self.images(seed), criterion, seed, BOTH)
-            self.known[criterion, seed] = found, time.process_time() - started
-        return self.known[criterion, seed]
+            scores = score_parts(self.model, self.images(seed), criterion, seed, BOTH)
+            self.cached[criterion, seed] = scores, time.process_time() - started
+        return self.cached[criterion, seed]
 
     def forward(self, seed: int) -> float:
         """Seconds of a pass over the calibration images."""
@@ -97,17 +99,18 @@ class Bench:
 
     def measure(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row: score, plan, cut, refit, train if asked, evaluate."""
-        slim, told = self.cut(row)
+        slim, fields = self.cut(row)
         if row["epochs"]:
             slim, trained = self.trained(row, slim)
-            told |= trained
-        after = said(slim, Subset(test_images(self.data), range(self.test)), self.precision)
-        found, full, chance = compare(after, self.original), compare(self.original).top1, 100 / self.model.num_classes
-        assert full is not None and found.top1 is not None
-        return row | told | {
-            "macs": count_macs(slim).total / self.total, "top1": found.top1, "original": full,
-            "kept": 100 * (found.top1 - chance) / (full - chance), "agreement": found.agreement,
-            "feature_error": found.feature_error, "test": self.test, "hits": packed(hits(after)),
+            fields |= trained
+        after = outputs(slim, Subset(test_images(self.data), range(self.test)), self.precision)
+        accuracy, full = compare(after, self.original), compare(self.original).top1
+        chance = 100 / self.model.num_classes
+        assert full is not None and accuracy.top1 is not None
+        return row | fields | {
+            "macs": count_macs(slim).total / self.total, "top1": accuracy.top1, "original": full,
+            "kept": 100 * (accuracy.top1 - chance) / (full - chance), "agreement": accuracy.agreement,
+            "feature_error": accuracy.feature_error, "test": self.test, "hits": packed(hits(after)),
             "hits_original": packed(hits(self.original)),
         }  # fmt: skip
 
@@ -134,7 +137,7 @@ class Bench:
         return slim, {"plan": counts, "passes": passes}
 
     def costs(self, model: nn.Module, arm: dict[str, Any]) -> Costs:
-        """With `only`, the other part's price does not fall, so that it never goes."""
+        """With `only`, removing neurons saves nothing, so that the search keeps them."""
         costs = macs_costs(model, count_macs(model).total)
         if "only" not in arm:
             return costs
@@ -146,18 +149,17 @@ class Bench:
         images = draw(self.data.train, row["images"], row["seed"])
         batches = train_loader(images, preprocessing_of(slim), section, 32, 0, row["seed"])
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16", cache_enabled=False):
-            tuned, history = slimvit.finetune(
-                slim, batches, section, teacher=self.model, lr=row["lr"], seed=row["seed"]
-            )
+            options = TrainOptions(lr=row["lr"], seed=row["seed"])
+            tuned, history = slimvit.finetune(slim, batches, section, teacher=self.model, options=options)
         return tuned, {"losses": [round(epoch["loss"], 4) for epoch in history]}
 
     def rank(self, plans: int) -> dict[str, Any]:
-        """Random plans along the order of the scores: what the search believes each costs, and what it costs."""
+        """Predicted and true rise of the loss of random plans that remove units in the order of the scores."""
         scores, _ = self.scores("residual", 0)
         images, rng = self.images(0, 256), np.random.default_rng(0)
         test = Subset(test_images(self.data), range(1000))
         before = compare(first(self.original, 1000)).loss
-        found = []
+        rows = []
         for _ in range(plans):
             most, predicted, heads, neurons = rng.uniform(0.1, 0.9), 0.0, [], []
             for block, of_heads, of_mlp in zip(scores.plan.blocks, scores.of("heads"), scores.of("mlp"), strict=True):
@@ -166,18 +168,18 @@ class Bench:
                 neurons.append(of_mlp.order[n:])
                 predicted += sum(of_heads.costs[:h]) + sum(of_mlp.costs[:n])
             slim = slimvit.prune_model(self.model, scores.plan.keeping(heads=heads, neurons=neurons))
-            outputs = [said(m, test, self.precision) for m in (slim, slimvit.refit(slim, self.model, images))]
-            after = [compare(o, first(self.original, 1000)) for o in outputs]
+            pair = [outputs(m, test, self.precision) for m in (slim, slimvit.refit(slim, self.model, images))]
+            after = [compare(o, first(self.original, 1000)) for o in pair]
             row = {"predicted": predicted, "macs": count_macs(slim).total / self.total}
             row |= {k: a.loss - before for k, a in zip(("loss_cut", "loss_refit"), after, strict=True)}
             row |= {"feature_error": after[1].feature_error}
-            found.append(row)
+            rows.append(row)
             print(json.dumps(row), flush=True)
-        frame = pd.DataFrame(found)
+        frame = pd.DataFrame(rows)
         wanted = ("loss_refit", "loss_cut", "feature_error")
         spearman = {k: round(float(frame["predicted"].rank().corr(frame[k].rank())), 3) for k in wanted}
         by_size = float((-frame["macs"]).rank().corr(frame["loss_refit"].rank()))
-        return {"plans": plans, "spearman": spearman, "spearman_of_macs_alone": round(by_size, 3), "rows": found}
+        return {"plans": plans, "spearman": spearman, "spearman_of_macs_alone": round(by_size, 3), "rows": rows}
 
 
 def render() -> str:

@@ -1,10 +1,10 @@
-"""What scoring, planning and refitting cost, in forward passes over the calibration images.
+"""Time and memory of scoring, planning and refitting; time in forward passes over the calibration images.
 
     python benchmarks/cost.py
 
-DINOv2 ViT-S/14 at 112 px, half the heads. One forward pass and each step are timed in turn, several rounds in one
-process; ratios are medians over rounds. With cached token streams, and without them (memory must not grow with the
-number of images, so peak memory is measured at two numbers, each in a process of its own).
+DINOv2 ViT-S/14 at 112 px, half the heads. A forward pass and each step are timed in turn, several rounds in one
+process; ratios are medians over rounds. The refit is timed with and without cached token streams. Without them memory
+must not grow with the number of images, so peak memory is measured at two numbers, each in its own process.
 Writes results/cost.md.
 """
 
@@ -45,8 +45,7 @@ def batches(images: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 class Stream:
-    """The same random images of ``size`` pixels, made anew each time they are asked for: nothing grows with their
-    number."""
+    """Batches of the same random images at every iteration, drawn one by one so that memory does not grow."""
 
     def __init__(self, images: int, size: int = 112, batch: int = BATCH) -> None:
         self.images, self.size, self.batch = images, size, batch

@@ -1,16 +1,15 @@
-"""What dense attention gives: the same network, cut, refit and fine-tuned with and without it, and from scratch.
+"""Effect of dense attention: the same network cut, refitted and fine-tuned with and without it, and from scratch.
 
     python benchmarks/dense_ablation.py --parts pruned scratch         # the comparison: hours on one CPU core
     python benchmarks/dense_ablation.py --parts variants --seeds 1     # other alignments, starts and rates
     python benchmarks/dense_ablation.py --render                       # table and picture from all rows so far
 
-`pruned`: for every cut (half of the heads, two thirds, all but one a block) and every seed, one pretrained network
-(small_vit.py) is scored, cut and refit on 512 calibration images drawn with the seed; all arms start from that same
-network and see the same batches. `scratch`: DeiT-T's proportions at width 48 with 8 blocks: three heads, two, and two
-with dense attention that starts at zero or at N(0, 1). Each arm's learning rate is the best of the same grid on a seed
-of its own, by held-out images of the training split; the 10,000 test images choose nothing. `variants`
-(dense_variants.py) take the rate of `layer`. A row a run goes to results/dense_ablation.jsonl; a row that is there is
-not measured again.
+`pruned`: for every cut (half of the heads, two thirds, all but one per block) and every seed, one pretrained network
+(small_vit.py) is scored, cut and refitted on 512 calibration images drawn with the seed. All arms start from that
+network and see the same batches. `scratch`: DeiT-T's proportions at width 48 with 8 blocks, with three heads, two, or
+two and dense attention initialised at zero or N(0, 1). Each arm's learning rate is the best of a grid on a tuning seed
+and held-out training images; test images choose nothing. `variants` (dense_variants.py) use the rate of `layer`.
+One row per run is appended to results/dense_ablation.jsonl; existing rows are not measured again.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ VARIANTS = {
     "none, refit": Arm(mix=None, start="refit"),
 }
 WHERE = {"one a block": tuple(v for v in VARIANTS if v != "map"), "two thirds": ("slot", "map")}
-"""Which variants each cut is tried with. With one head a block, `map` is the same network as `slot`."""
+"""Variants by cut. With one head per block, `map` is the same network as `slot`."""
 DEIT = {"patch_size": 7, "embed_dim": 48, "depth": 8, "num_heads": 3}
 """DeiT-T's widths over 4, and 8 of its 12 blocks."""
 SCRATCH: dict[str, dict[str, Any]] = {
@@ -61,21 +60,21 @@ SCRATCH: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 COMPARED = {"one a block": ("none", "layer"), "two thirds": tuple(ARMS), "half": tuple(ARMS), "scratch": tuple(SCRATCH)}
-"""Compared over all seeds. With one head a block, `head` is the same network as `layer`."""
+"""Arms compared over all seeds, by cut. With one head per block, `head` is the same network as `layer`."""
 
 RATES: dict[str, tuple[float, ...]] = dict.fromkeys(CUTS, (4e-4, 1e-3, 2.5e-3)) | {"scratch": (1e-3, 2.5e-3, 5e-3)}
 TUNED = ("pruned", "scratch")
-"""Parts whose arms have a learning rate of their own."""
+"""Parts whose arms have a tuned learning rate."""
 EPOCHS = 8
 LENGTH = {"one a block": 5_120, "two thirds": 2_560, "half": 2_560, "scratch": 5_120}
-"""Images an epoch: others each time, until all 57,500 have been seen. The less is cut, the less there is to learn."""
+"""Images per epoch by cut; epochs go through the 57,500 training images in turn. Smaller cuts train less."""
 PICTURE = ("one a block", "slot")
 """Cut and arm whose mixes are drawn."""
 
 
 @cache
 def refitted(cut: str, seed: int) -> Any:
-    """Scored, cut and refit on the calibration images of the seed."""
+    """The pretrained network, scored, cut and refitted on the calibration images of the seed."""
     model, batches = pretrained(), calibration(512, seed)
     plan = slimvit.plan_units(slimvit.score_parts(model, batches, "residual", seed), **CUTS[cut])
     return slimvit.refit(slimvit.prune_model(model, plan), model, batches)
@@ -83,12 +82,12 @@ def refitted(cut: str, seed: int) -> Any:
 
 @cache
 def original() -> Outputs:
-    """What the uncut network says of the test images."""
+    """Outputs of the uncut network for the test images."""
     return outputs(pretrained(), "test")
 
 
 def from_cut(row: dict[str, Any]) -> dict[str, Any]:
-    """One arm from one cut network: what is measured before and after fine-tuning."""
+    """Figures of one arm on one cut network, before and after fine-tuning."""
     arm, seed = (ARMS | VARIANTS)[row["arm"]], row["seed"]
     model = arm.insert(refitted(row["cut"], seed), pretrained(), calibration(512, seed), seed)
     before = refit_accuracy(row["cut"], seed) if arm.start == "zero" else compare(outputs(model, "test"), original())
@@ -96,13 +95,13 @@ def from_cut(row: dict[str, Any]) -> dict[str, Any]:
     after = compare(outputs(tuned, "test"), original())
     started = {"original": compare(original()).top1, "start": before.top1, "start_error": before.feature_error}
     ended = {"top1": after.top1, "loss": after.loss, "agreement": after.agreement, "curve": curve}
-    learnt = weights(tuned) if arm.align in ("id", "slot") else {}  # the others have more than a weight a head and pair
+    learnt = weights(tuned) if arm.align in ("id", "slot") else {}  # others have several weights per head and pair
     return {"images": row["epochs"] * LENGTH[row["cut"]]} | started | ended | learnt
 
 
 @cache
 def refit_accuracy(cut: str, seed: int) -> Accuracy:
-    """Of the cut network before it is trained; zero mixes change nothing."""
+    """Accuracy of the refitted network, also with dense attention at zero mixes, which changes nothing."""
     return compare(outputs(refitted(cut, seed), "test"), original())
 
 
@@ -115,7 +114,7 @@ def from_scratch(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights(model: Any) -> dict[str, Any]:
-    """The learned mix of every pair of blocks, the mean over its heads."""
+    """The learned mix of every pair of blocks, averaged over heads."""
     if dense_mix(model) is None:
         return {}
     pairs: dict[str, list[float]] = {}
@@ -125,7 +124,7 @@ def weights(model: Any) -> dict[str, Any]:
 
 
 def wanted(part: str, cuts: list[str], seeds: int, done: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The runs of one part, the tuning of an arm before its seeds."""
+    """The runs of one part; the tuning runs of an arm come before its seeds."""
     for cut in ["scratch"] if part == "scratch" else cuts:
         if part in TUNED:
             for arm in COMPARED[cut]:
@@ -150,12 +149,12 @@ def measure(args: argparse.Namespace) -> None:
             ):
                 continue
             started = time.perf_counter()
-            found = row | (from_scratch(row) if part == "scratch" else from_cut(row))
-            found |= {"seconds": round(time.perf_counter() - started, 1), "versions": versions}
-            done.append(found)
+            row |= from_scratch(row) if part == "scratch" else from_cut(row)
+            row |= {"seconds": round(time.perf_counter() - started, 1), "versions": versions}
+            done.append(row)
             with ROWS.open("a") as file:
-                file.write(json.dumps(found) + "\n")
-            print(json.dumps({k: v for k, v in found.items() if k not in ("versions", "mixes")}), flush=True)
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps({k: v for k, v in row.items() if k not in ("versions", "mixes")}), flush=True)
 
 
 def main() -> None:

@@ -1,14 +1,13 @@
-"""What dense attention costs in time and memory: plain, ours, and the published form, side by side in one run.
+"""Time and memory of dense attention: plain, slimvit's and the published form, side by side.
 
     python benchmarks/dense_overhead.py      # DeiT-S and Swin-T at 224, batches 1 and 32; an hour on one core
     python benchmarks/dense_overhead.py --models DeiT-S --passes forward --paths fused --threads 1
 
-The published form is written here from the formula: one attention-times-values product for every earlier block. All
-three take the same attention path (fused, or timm's unfused one). Rounds are interleaved, so a noisy machine hurts all
-alike; a row is the median over rounds of the time relative to plain in the same round, with its 95 % interval
-(bootstrap of the median). The published form, by far the slowest, has a quarter of the rounds. On a machine with other
-work give --threads 1: two threads that wait for each other measure the other work. Rows are appended to
-results/dense_overhead.jsonl; --render writes the table.
+The published form follows the formula: one attention-times-values product for every earlier block. All three use the
+same attention path (fused, or timm's unfused one). Rounds are interleaved, so that other work slows all alike. A row is
+the median over rounds of the time relative to plain in the same round, with its 95 % interval (bootstrap of the
+median). The published form is by far the slowest and gets a quarter of the rounds. On a busy machine give --threads 1,
+since two threads wait for each other. Rows are appended to results/dense_overhead.jsonl; --render writes the table.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ ROWS = HERE / "results" / "dense_overhead.jsonl"
 MODELS = {"DeiT-S": "deit_small_patch16_224", "Swin-T": "swin_tiny_patch4_window7_224"}
 ARMS = ("plain", "ours", "published")
 TURN = 5
-"""Passes of one image that a model's turn in a round has, of which the median counts: the first still finds the caches
-full of the model before it."""
+"""Passes of one image per round, whose median counts: at the first, the caches still hold the previous model."""
 BARS = {
     ("DeiT-S", "forward"): 1.05,
     ("DeiT-S", "training"): 1.10,
@@ -56,8 +54,7 @@ BARS = {
 
 
 class Published(nn.Module):
-    """Dense attention as the formula reads, sum_i w_i A V_i with a product for every earlier block, around the layers
-    of a plain timm model."""
+    """Dense attention by its formula, sum_i w_i A V_i with one product per earlier block, on a plain timm model."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -82,7 +79,7 @@ class Published(nn.Module):
 
 
 def _attend(view: Any, x: Tensor, earlier: list[Tensor], mix: Tensor) -> tuple[Tensor, Tensor]:
-    """The branch's output and the block's values, both in the stream's layout."""
+    """Output of the attention branch and values of the block, both in the layout of the stream."""
     attn, block, swin = view.attn, view.block, hasattr(view.block, "window_size")
     inner = image_to_windows(block, x) if swin else x
     values = [image_to_windows(block, v) if swin else v for v in earlier]
@@ -156,8 +153,11 @@ class Case:
 
 
 def compared(case: Case) -> dict[str, Any]:
-    """Times of the arms relative to plain. The published form has a process of its own: what it frees makes malloc give
-    memory back to the system, and the next model then pays for getting it again."""
+    """Times of the arms relative to plain.
+
+    The published form runs in its own process: memory that it frees goes back to the system, which would slow the next
+    model.
+    """
     row = beside_plain(case, "ours")
     alone = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, alone) as process:
@@ -166,7 +166,7 @@ def compared(case: Case) -> dict[str, Any]:
 
 
 def beside_plain(case: Case, arm: str) -> dict[str, Any]:
-    """``arm`` and plain, round by round."""
+    """Time of `arm` relative to plain, timed in the same rounds."""
     torch.set_num_threads(case.threads)
     models = {a: build(case.name, a, case.fused).to(case.device) for a in ("plain", arm)}
     if case.compiled:
@@ -187,7 +187,7 @@ def beside_plain(case: Case, arm: str) -> dict[str, Any]:
 
 
 def peak(name: str, arm: str, batch: int, training: bool, fused: bool, device: str) -> float:
-    """Peak memory (GiB): on a GPU what torch allocated, on a CPU that of a process of its own."""
+    """Peak memory (GiB) of one pass in its own process."""
     code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import dense_overhead as d; "
     code += f"d.peak_here({name!r}, {arm!r}, {batch}, {training}, {fused}, {device!r})"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
@@ -212,16 +212,16 @@ def render() -> str:
         lines += ["| model | pass | batch | attention | compiled | plain (ms) | ours (95 %) | bar | published (95 %) "
                   "| pairs | memory plain (GiB) | ours | published |", "|" + " --- |" * 13]  # fmt: skip
         for r in group.to_dict("records"):
-            told = {arm: f"{r[arm]:.3f} ({r[arm + '_low']:.3f}-{r[arm + '_high']:.3f})" for arm in ARMS[1:]}
+            ratios = {arm: f"{r[arm]:.3f} ({r[arm + '_low']:.3f}-{r[arm + '_high']:.3f})" for arm in ARMS[1:]}
             memory = [f"{r['memory_' + arm]:.2f}" if pd.notna(r.get("memory_" + arm)) else "-" for arm in ARMS]
             cells = [r["model"], r["pass"], r["batch"], "fused" if r["fused"] else "unfused"]
             cells += [
                 "yes" if r["compiled"] else "no",
                 f"{r['plain_ms']:.0f}",
-                told["ours"],
+                ratios["ours"],
                 BARS[r["model"], r["pass"]],
             ]
-            cells += [told["published"], r["pairs"], *memory]
+            cells += [ratios["published"], r["pairs"], *memory]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
         lines.append("")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from slimvit.report.run.plots import mix_map
 
 TUNING_SEED = 100
 CONTROLS = {"scratch": "2 heads"}
-"""What the arms of a cut are compared with, where it is not `none`."""
+"""Control arm by cut; `none` for the others."""
 INTRO = """# What dense attention gives
 
 {versions}, one core; Fashion-MNIST, {test:,} test images; settings, cuts and arms are those at the top of
@@ -30,13 +30,13 @@ COLUMNS = {
 
 
 def best_rate(rows: list[dict[str, Any]], cut: str, arm: str) -> float | None:
-    """The learning rate that was best on the held-out images, on the seed that is for tuning alone."""
+    """The learning rate with the best accuracy on held-out images at the tuning seed; None before it was tuned."""
     tried = [r for r in rows if (r["cut"], r["arm"], r["seed"]) == (cut, arm, TUNING_SEED)]
     return max(tried, key=lambda r: r["curve"][-1])["lr"] if tried else None
 
 
 def interval(differences: np.ndarray, digits: int) -> str:
-    """Mean, and its 95 % interval."""
+    """Mean of paired differences, and its 95 % interval."""
     n, mean = len(differences), differences.mean()
     if n < 2:
         return f"{mean:+.{digits}f}" if n else "-"
@@ -59,8 +59,8 @@ def _line(name: Any, runs: pd.DataFrame, control: pd.DataFrame) -> dict[str, str
     def mean(column: str, digits: int, spread: bool = False) -> str:
         if runs[column].isna().all():
             return "-"
-        told = f"{runs[column].mean():.{digits}f}"
-        return f"{told} ± {runs[column].std():.{digits}f}" if spread and len(runs) > 1 else told
+        text = f"{runs[column].mean():.{digits}f}"
+        return f"{text} ± {runs[column].std():.{digits}f}" if spread and len(runs) > 1 else text
 
     return {
         "arm": name, "lr": f"{runs['lr'].iloc[0]:g}", "seeds": str(len(runs)), "images": f"{runs['images'].iloc[0]:,}",
@@ -71,19 +71,19 @@ def _line(name: Any, runs: pd.DataFrame, control: pd.DataFrame) -> dict[str, str
 
 
 def _table(rows: pd.DataFrame, control: str) -> list[str]:
-    """One line an arm, those of each budget under one another."""
+    """The lines of a Markdown table, one per arm, grouped by number of epochs."""
     lines = []
     for _, budget in rows.groupby("epochs"):
         against = budget[budget["arm"] == control]
         lines += [_line(arm, runs, against) for arm, runs in budget.groupby("arm", sort=False)]
     used = {k: v.format(control=control) for k, v in COLUMNS.items() if any(line[k] != "-" for line in lines)}
-    found = ["| " + " | ".join(used.values()) + " |", "|" + " --- |" * len(used)]
-    return found + ["| " + " | ".join(line[k] for k in used) + " |" for line in lines]
+    head = ["| " + " | ".join(used.values()) + " |", "|" + " --- |" * len(used)]
+    return head + ["| " + " | ".join(line[k] for k in used) + " |" for line in lines]
 
 
 def render(rows: list[dict[str, Any]]) -> str:
-    """All rows as Markdown, a table a cut."""
-    # a rate that joined the grid later may have taken the place of one that the seeds had already been run at
+    """All rows as Markdown, one table per cut."""
+    # drop runs at a rate that a later tuning run has beaten
     rows = [r for r in rows if r["seed"] == TUNING_SEED or best_rate(rows, r["cut"], r["arm"]) in (None, r["lr"])]
     frame = pd.DataFrame(rows)
     frame["pairs"] = frame["mixes"].map(len, na_action="ignore")
@@ -101,12 +101,12 @@ def render(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], cut: str, arm: str, path: Path) -> None:
-    """The triangle of learned mixes, mean over the seeds."""
-    found: dict[tuple[str, str, int], float] = {}
+    """Draw the learned mixes, averaged over seeds."""
+    means: dict[tuple[str, str, int], float] = {}
     runs = [r["mixes"] for r in rows if (r["cut"], r["arm"]) == (cut, arm) and r["seed"] != TUNING_SEED]
     pairs = {pair for mixes in runs for pair in mixes}
     for pair in pairs:
         block, earlier = pair.split(" < ")
-        found[block, earlier, 0] = float(np.mean([mixes[pair] for mixes in runs if pair in mixes]))
-    names = sorted({name for block, earlier, _ in found for name in (block, earlier)}, key=lambda n: int(n[7:]))
-    mix_map(names, found, path)
+        means[block, earlier, 0] = float(np.mean([mixes[pair] for mixes in runs if pair in mixes]))
+    names = sorted({name for block, earlier, _ in means for name in (block, earlier)}, key=lambda n: int(n[7:]))
+    mix_map(names, means, path)

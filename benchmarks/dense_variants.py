@@ -1,5 +1,4 @@
-"""Ways to insert dense attention that slimvit does not offer, tried by dense_ablation.py: other alignments of the
-values, fewer of them, and mixes that do not start at zero."""
+"""Variants of dense attention for dense_ablation.py: other alignments of heads, fewer values, other initial mixes."""
 
 from __future__ import annotations
 
@@ -24,21 +23,20 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to insert dense attention into a network that was cut and refitted."""
+    """One variant of dense attention in a network that was cut and refitted."""
 
     mix: str | None = "layer"
-    """`layer`, `head`, or None for the control without."""
+    """`layer`, `head`, or None for the control without dense attention."""
     align: str = "id"
-    """Which heads meet: of the same original `id`; of the same `slot`, counted over the kept heads; `map`: each with
-    every earlier one, a learned weight for every two; `linear`: through a learned matrix a pair of blocks."""
+    """Pairs of heads that mix. `id`: same original id. `slot`: same position among the kept heads. `map`: every head
+    with every earlier one, one learned weight per pair. `linear`: a learned matrix per pair of blocks."""
     start: str = "zero"
-    """`zero`; `constant` 0.1; `normal` N(0, 0.1); `normal, refit`: N(0, 1) over the root of their number, and the
-    refit again with them in place; `solved`: least squares, then the refit again, twice; `refit`: the refit alone, as
-    often, which is the control of `solved`."""
+    """Initial mixes. `zero`. `constant`: 0.1. `normal`: N(0, 0.1). `normal, refit`: N(0, 1) over the root of their
+    number, then a refit. `solved`: least squares, then a refit, twice. `refit`: two refits, the control of `solved`."""
     first: bool = False
-    """Only the values of the first block."""
+    """Mix the values of the first block alone."""
     lr_scale: float = 10.0
-    """Learning rate of the mixes, in units of the others'."""
+    """Learning rate of the mixes relative to that of the other weights."""
 
     def insert(self, model: Any, original: Any, calibration: Batches, seed: int) -> Any:
         if self.mix is None:
@@ -49,14 +47,14 @@ class Arm:
             _change_pairs(dense, lambda attn, pairs: [p for p in pairs if p.earlier == 0])
         if self.align == "map":
             heads = [block.attn.num_heads for block in dense.blocks]
-            _change_pairs(dense, lambda attn, pairs: _every_two(pairs, attn.num_heads, heads))
+            _change_pairs(dense, lambda attn, pairs: _all_pairs(pairs, attn.num_heads, heads))
         if self.align == "linear":
             _map_linearly(dense)
         return STARTS[self.start](dense, original, calibration, seed)
 
 
 def _by_slot(model: Any) -> Any:
-    """The same network, whose heads are numbered by where they are instead of where they came from."""
+    """The same network, with heads numbered by position instead of original id."""
     copied = copy.deepcopy(model)
     plan = model.slim_plan
     copied.slim_plan = plan.keeping(heads=[range(len(b.kept_heads)) for b in plan.blocks])
@@ -74,20 +72,19 @@ def _change_pairs(model: Any, change: Callable[[Any, tuple[Pair, ...]], Sequence
         attn.mix = nn.Parameter(torch.zeros(size)) if size else None
 
 
-def _every_two(pairs: Sequence[Pair], mine: int, heads: Sequence[int]) -> list[Pair]:
-    """Every head here with every head of each earlier block: one :class:`Pair` a cyclic shift, as in a pair no head
-    may come twice."""
-    found = []
+def _all_pairs(pairs: Sequence[Pair], own: int, heads: Sequence[int]) -> list[Pair]:
+    """Every own head with every head of each earlier block, as one `Pair` per cyclic shift, which uses a head once."""
+    shifted = []
     for earlier in (p.earlier for p in pairs):
-        most = max(mine, heads[earlier])
-        for shift in range(most):
-            here = tuple(h for h in range(mine) if (h + shift) % most < heads[earlier])
-            found.append(Pair(earlier, here, here, tuple((h + shift) % most for h in here)))
-    return [p for p in found if p.heads]
+        size = max(own, heads[earlier])
+        for shift in range(size):
+            here = tuple(h for h in range(own) if (h + shift) % size < heads[earlier])
+            shifted.append(Pair(earlier, here, here, tuple((h + shift) % size for h in here)))
+    return [p for p in shifted if p.heads]
 
 
 class LinearlyMapped(DenseAttention):
-    """Adds the values of every earlier block after a learned matrix, instead of a learned scalar."""
+    """Dense attention with a learned matrix per earlier block in place of a learned scalar."""
 
     maps: nn.ParameterList
 
@@ -151,26 +148,26 @@ STARTS = {
 
 @torch.no_grad()
 def solve_mixes(model: Any, original: Any, calibration: Batches, ridge: float = 0.01) -> None:
-    """In place, block by block: the mixes that bring the stream nearest to the original's, by least squares.
+    """Set the mixes in place, block by block, to the least-squares fit of the original's stream.
 
-    A branch is affine in its mixes, out(w) = out(0) + sum w_i R_i, so R_i is what changes when w_i alone is 1.
+    A branch is affine in its mixes, out(w) = out(0) + sum w_i R_i; R_i is the change of the output at w_i = 1.
     """
     model.eval()
-    now, goal = ([State(x) for x, _ in calibration] for _ in range(2))
-    for mine, theirs in zip(steps(model), steps(original), strict=True):
-        goal = [theirs.apply(state) for state in goal]
-        mix = getattr(model.get_submodule(mine.name), "mix", None) if isinstance(mine, Branch) else None
+    states, targets = ([State(x) for x, _ in calibration] for _ in range(2))
+    for step, original_step in zip(steps(model), steps(original), strict=True):
+        targets = [original_step.apply(state) for state in targets]
+        mix = getattr(model.get_submodule(step.name), "mix", None) if isinstance(step, Branch) else None
         if mix is not None:
-            assert isinstance(mine, Branch)
-            mix.copy_(_solve(mine, mix, now, goal, ridge))
-        now = [mine.apply(state) for state in now]
+            assert isinstance(step, Branch)
+            mix.copy_(_solve(step, mix, states, targets, ridge))
+        states = [step.apply(state) for state in states]
 
 
-def _solve(branch: Branch, mix: Tensor, now: Sequence[State], goal: Sequence[State], ridge: float) -> Tensor:
+def _solve(branch: Branch, mix: Tensor, states: Sequence[State], targets: Sequence[State], ridge: float) -> Tensor:
     rr, re = torch.zeros(len(mix), len(mix)), torch.zeros(len(mix))
-    for state, wanted in zip(now, goal, strict=True):
+    for state, target in zip(states, targets, strict=True):
         plain = _output(branch, mix, state, None)
-        error = _centred(wanted.stream - state.stream - plain)
+        error = _centred(target.stream - state.stream - plain)
         moved = torch.stack([_centred(_output(branch, mix, state, i) - plain) for i in range(len(mix))])
         rr += moved @ moved.T
         re += moved @ error
@@ -178,7 +175,7 @@ def _solve(branch: Branch, mix: Tensor, now: Sequence[State], goal: Sequence[Sta
 
 
 def _output(branch: Branch, mix: Tensor, state: State, one: int | None) -> Tensor:
-    """What the branch adds to the stream, all mixes zero except perhaps one."""
+    """Output of the branch with all mixes zero, or with mix `one` at 1."""
     mix.zero_()
     if one is not None:
         mix[one] = 1.0
@@ -186,5 +183,5 @@ def _output(branch: Branch, mix: Tensor, state: State, one: int | None) -> Tenso
 
 
 def _centred(x: Tensor) -> Tensor:
-    """[B, N, C] without each channel's mean, which the bias stands for; flat."""
+    """[B, N, C] minus the mean of each channel (the part of the bias), flattened."""
     return (x - x.mean((0, 1))).flatten()

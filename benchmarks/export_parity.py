@@ -1,5 +1,4 @@
-"""Do exported files compute what the models do? Every format on the embedded models, cut in every way, on all 540
-validation images of the digits.
+"""Parity of exported files and models: every format, the embedded models cut in several ways, 540 validation images.
 
 python benchmarks/export_parity.py
 """
@@ -40,8 +39,11 @@ FORMS = [
 
 
 def cut(name: str, kind: str, dense: str | None, folder: Path) -> None:
-    """Save an embedded model with about half of its heads and neurons, refitted; `even`: the same number in every
-    block; `uneven`: not, and one attention and one MLP gone; `narrow MLPs`: neurons alone, evenly."""
+    """Save an embedded model with about half of its heads and neurons, refitted.
+
+    `even`: the same number in every block. `uneven`: different numbers, one attention and one MLP removed. `narrow
+    MLPs`: only neurons, the same number in every block.
+    """
     model, data, choose = slimvit.load(EMBEDDED[name]), open_data(DataSection(name="digits")), random.Random(0)
     plan, heads, neurons = plan_of(model), [], []
     for i, block in enumerate(plan.blocks):
@@ -57,7 +59,7 @@ def cut(name: str, kind: str, dense: str | None, folder: Path) -> None:
     slim = slimvit.refit(slim, model, images)
     if dense is not None:
         slim = slimvit.insert_dense_attention(slim, dense)
-        for name, parameter in slim.named_parameters():  # as training would leave them, not 0
+        for name, parameter in slim.named_parameters():  # mixes after training are not 0
             if name.endswith("attn.mix"):
                 torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
     slimvit.save(slim.eval(), folder, class_names=data.class_names)
@@ -67,10 +69,11 @@ def row(folder: Path, what: list[str], form: str, batch: int | None, half: bool)
     recipe = Recipe.parse({"model": {"name": str(folder)}, "data": {"name": "digits"}}, "export_parity")
     cells = [*what, form, "any" if batch is None else str(batch), "fp16" if half else "fp32"]
     try:
-        found = export_model(recipe, ExportOptions(form, folder.parent / f"file{SUFFIXES[form]}", batch, half, True))
+        figures = export_model(recipe, ExportOptions(form, folder.parent / f"file{SUFFIXES[form]}", batch, half, True))
     except ModelError as error:
         return " | ".join(cells) + f" | refused: {str(error).partition(': ')[2].partition(';')[0]} | |"
-    return " | ".join(cells) + f" | {found['difference']:.1e} | {found['agreement']:.2f} % | {found['bytes']:,} |"
+    cells += [f"{figures['difference']:.1e}", f"{figures['agreement']:.2f} %", f"{figures['bytes']:,}"]
+    return " | ".join(cells) + " |"
 
 
 def main() -> None:

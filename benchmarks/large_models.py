@@ -1,11 +1,11 @@
-"""Are large models done within the memory of an ordinary machine? Scores, search to half the MACs, cut, refit.
+"""Memory and time of large models: scores, search to half the MACs, cut, refit.
 
     python benchmarks/large_models.py                  # ViT-B/16 and ViT-L/16 at 224 px; about half an hour on one core
 
-Random weights: memory and time do not depend on them. Scores are computed in batches of 64, as runs do it, and split
-where memory is short; their memory does not grow with the number of images, so one batch tells. The refit keeps the
-streams of all images, so two numbers of images tell what the default number takes. Each in a process of its own.
-Writes results/large_models.md.
+Weights are random, which changes neither memory nor time. Scores are computed in batches of 64 as in runs, split if
+memory is short; their memory does not grow with the number of images, so one batch is measured. The refit keeps the
+streams of all images, so its memory is measured at two numbers of images and extrapolated to the default. Every figure
+is measured in its own process. Writes results/large_models.md.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from slimvit.prune.criteria.registry import score_parts
 HERE = Path(__file__).parent
 MODELS = {"ViT-B/16": "vit_base_patch16_224", "ViT-L/16": "vit_large_patch16_224"}
 BATCH, FEW, MANY = 64, 32, 64
-"""Images of a batch of the scores, and of the two refits."""
+"""Images of the scored batch, and of the two refits."""
 
 WHAT = f"""{{where}}, timm {{timm}}
 
@@ -46,7 +46,7 @@ passes over the same images, that of the search in seconds."""
 
 
 def here(name: str, part: str, images: int) -> dict[str, Any]:
-    """What one part takes, in this process: `scores` of a batch, or the `refit` of a plan by magnitude."""
+    """Time and peak memory of one part in this process: `scores` of a batch, or the `refit` of a plan by magnitude."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).eval()
     stream = Stream(images, 224, BATCH if part == "scores" else 16)
@@ -57,19 +57,19 @@ def here(name: str, part: str, images: int) -> dict[str, Any]:
     score, scores = timed(score_parts, model, stream, criterion, 0, ("heads", "mlp"))
     search, plan = timed(plan_budget, scores, macs_costs(model, total), total / 2, parts=("heads", "mlp"))
     slim = slimvit.prune_model(model, plan)
-    found = {"params": sum(p.numel() for p in model.parameters()), "macs": count_macs(slim).total / total}
-    found |= {"passes": score / forward, "search": search}
+    figures = {"params": sum(p.numel() for p in model.parameters()), "macs": count_macs(slim).total / total}
+    figures |= {"passes": score / forward, "search": search}
     if part == "refit":
         seconds, _ = timed(slimvit.refit, slim, model, stream)
-        found["passes"] = seconds / forward
-    return found | {"peak": peak_gib()}
+        figures["passes"] = seconds / forward
+    return figures | {"peak": peak_gib()}
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[float, Any]:
-    """CPU seconds and result."""
+    """CPU seconds and result of one call."""
     started = time.process_time()
-    found = function(*args, **kwargs)
-    return time.process_time() - started, found
+    result = function(*args, **kwargs)
+    return time.process_time() - started, result
 
 
 def measured(name: str, part: str, images: int, threads: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Peak memory of the process that asks."""
+"""Peak memory of the current process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from slimvit.measure.latency.peak_memory import process_peak
 
 
 def peak_gib() -> float:
-    """GiB: on a GPU what torch allocated, on a CPU what the process held at most."""
+    """Peak memory in GiB: allocated by torch on a GPU, resident on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
-    held = process_peak()
-    assert held is not None
-    return held / 2**30
+    resident = process_peak()
+    assert resident is not None
+    return resident / 2**30

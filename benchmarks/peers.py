@@ -1,16 +1,16 @@
-"""slimvit beside Torch-Pruning, random heads and other criteria: choosing and repairing told apart.
+"""slimvit compared with Torch-Pruning, random heads and other criteria, with and without the refit.
 
     python benchmarks/peers.py vit_digits swin_digits          # the embedded models, all of it: about an hour
     python benchmarks/peers.py dinov2 --parts untrained --threads 1        # 75 s a point (108 of them) on one core
     python benchmarks/peers.py dinov2 --parts trained --threads 1 --precision bf16    # 130 s a point, 190 without AMX
     python benchmarks/peers.py --render                        # results/peers.md from all rows so far
 
-Same model, images, calibration images, heads removed, epochs and seeds for every method; each is a sweep of slimvit's
-own, kept in .cache/bench/peers, so that a call goes on where an earlier one ended. Torch-Pruning's group Taylor and
-group L2 importance are its own code, with its normalisation by the mean of a block; its `global` picks heads anywhere,
-its `uniform` the same number in every block. A run that refits gives the cut alone as well (its stage `pruned`).
-`dinov2` is ViT-S/14 at 56 px with a linear classifier, on Fashion-MNIST (28 px), 5,000 test images; its files:
-.cache/real/{dinov2,fashion}. Rows go to results/peers.jsonl.
+Every method gets the same model, images, calibration images, number of removed heads, epochs and seeds. The runs are
+sweeps of slimvit in .cache/bench/peers; a repeated call continues them. Torch-Pruning's group Taylor and group L2
+importance are its own code, with its normalisation by the mean of a block; `global` picks heads anywhere, `uniform`
+the same number in every block. A run with a refit also gives the cut alone (its stage `pruned`). `dinov2` is ViT-S/14
+at 56 px with a linear classifier on Fashion-MNIST (28 px), 5,000 test images, read from .cache/real/{dinov2,fashion}.
+Rows go to results/peers.jsonl.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from slimvit.config.options import Options
 from slimvit.config.sweep import Sweep, points_of
 from slimvit.io.sweep_folder import point_folder
 from slimvit.report.record import Report
-from slimvit.workflows.sweep.sweep import sweep
+from slimvit.workflows.sweep.sweep import run_points
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "peers.jsonl"
@@ -68,18 +68,18 @@ FIGURES = ("top1", "agreement", "feature_error")
 
 
 def sweeps(base: str, methods: list[str], ratios: list[float], seeds: list[int]) -> dict[str, Sweep]:
-    """What is measured without training, and what with; the first gives the refit and the cut alone in one run."""
+    """The sweeps `untrained`, whose runs give both cut and refit, and `trained`."""
     points = [{"name": m, "change": {f"prune.{k}": v for k, v in METHODS[m].items()}} for m in methods]
     trained = [r for r in ratios if any(abs(r - t) < 0.01 for t in TRAINED)]
-    found = {"untrained": {"base": BASES[base], "points": points, "grid": {"prune.ratio": ratios, "seed": seeds}}}
+    files = {"untrained": {"base": BASES[base], "points": points, "grid": {"prune.ratio": ratios, "seed": seeds}}}
     if trained:
         grid = {"refit.target": ["none", "stream"], "prune.ratio": trained, "seed": seeds}
-        found["trained"] = {"base": BASES[base] | {"finetune": TRAINING[base]}, "points": points, "grid": grid}
-    return {part: Sweep.parse(content) for part, content in found.items()}
+        files["trained"] = {"base": BASES[base] | {"finetune": TRAINING[base]}, "points": points, "grid": grid}
+    return {part: Sweep.parse(content) for part, content in files.items()}
 
 
 def rows_of(base: str, part: str, file: Sweep, folder: Path) -> Iterator[dict[str, Any]]:
-    """A row a stage of every run that is there."""
+    """One row per stage of every finished run."""
     for point in points_of(file):
         path = point_folder(folder, point.id) / "report.json"
         if not path.is_file():
@@ -103,10 +103,10 @@ def _method(section: Any) -> dict[str, str]:
     return {"criterion": section.criterion} | ({"scope": "uniform"} if section.scope == "uniform" else {})
 
 
-def keep(found: list[dict[str, Any]], versions: str) -> None:
-    """Into the file, in place of earlier rows of the same run and stage."""
-    told = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
-    by_key = {_key(row): row for row in [*told, *(row | {"versions": versions} for row in found)]}
+def write_rows(rows: list[dict[str, Any]], versions: str) -> None:
+    """Add rows to the file, replacing earlier ones of the same run and stage."""
+    earlier = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+    by_key = {_key(row): row for row in [*earlier, *(row | {"versions": versions} for row in rows)]}
     ROWS.write_text("".join(json.dumps(by_key[key]) + "\n" for key in sorted(by_key)))
 
 
@@ -115,11 +115,11 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def render() -> str:
-    """A table a model and budget, and in words where the default is not at the front."""
+    """One table per model and ratio, and the methods that beat the default."""
     rows = pd.DataFrame([json.loads(line) for line in ROWS.read_text().splitlines()])
     used = rows.groupby("versions", sort=True)["base"].unique()
-    told = [f"{versions}: {', '.join(bases)}" for versions, bases in used.items()]
-    lines = ["# slimvit beside its peers", "", *("- " + line for line in told), "", WHAT, ""]
+    machines = [f"{versions}: {', '.join(bases)}" for versions, bases in used.items()]
+    lines = ["# slimvit beside its peers", "", *("- " + line for line in machines), "", WHAT, ""]
     for (base, ratio), group in rows.groupby(["base", "ratio"], sort=True):
         original = cell(group.drop_duplicates("seed")["original"], 2)
         lines += [f"## {base}: {ratio:.1%} of the heads removed", ""]
@@ -157,7 +157,7 @@ def cell(values: pd.Series, digits: int) -> str:
 
 
 def _front(group: pd.DataFrame) -> list[str]:
-    """Whether slimvit's default gives the best mean, an arm and figure a line, and who does where it does not."""
+    """The methods with a better mean than slimvit's default, one line per arm and figure."""
     lines = []
     for arm, (refit, epochs) in ARMS.items():
         for figure, sign, digits in (("top1", 1, 2), ("feature_error", -1, 3)):
@@ -165,9 +165,9 @@ def _front(group: pd.DataFrame) -> list[str]:
             if DEFAULT not in means or len(means) < 2:
                 continue
             better = (means[means > means[DEFAULT]] - means[DEFAULT]).sort_values(ascending=False)
-            told = ", ".join(f"{name} ({sign * value:+.{digits}f})" for name, value in better.items())
-            said = f"ahead of the default: {told}" if told else "the default is at the front"
-            lines.append(f"- {arm}, {figure.replace('top1', 'top-1').replace('_', ' ')}: {said}")
+            names = ", ".join(f"{name} ({sign * value:+.{digits}f})" for name, value in better.items())
+            result = f"ahead of the default: {names}" if names else "the default is at the front"
+            lines.append(f"- {arm}, {figure.replace('top1', 'top-1').replace('_', ' ')}: {result}")
     return lines
 
 
@@ -188,9 +188,9 @@ def main() -> None:
         for part, file in sweeps(base, args.methods, args.ratios, args.seeds).items():
             if part in args.parts:
                 folder = KEPT / "peers" / f"{base}_{part}"
-                sweep(file, points_of(file), folder, Options(device="cpu", precision=args.precision))
+                run_points(file, points_of(file), folder, Options(device="cpu", precision=args.precision))
                 trained_in = f", trained in {args.precision}" if part == "trained" else ""
-                keep(list(rows_of(base, part, file, folder)), versions + trained_in)
+                write_rows(list(rows_of(base, part, file, folder)), versions + trained_in)
     (HERE / "results" / "peers.md").write_text(render())
 
 

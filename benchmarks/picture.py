@@ -26,7 +26,7 @@ COLORS = {
 
 
 def main() -> None:
-    """Draw one row a network, cut alone on the left and refitted on the right."""
+    """Draw one row per network, cut alone on the left and refitted on the right."""
     lines = (HERE / "results" / "peers.jsonl").read_text().splitlines()
     rows = pd.DataFrame([json.loads(line) for line in lines])
     rows = rows[rows["epochs"] == 0]
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _curves(axes: Axes, rows: pd.DataFrame, title: str) -> None:
-    original = rows.drop_duplicates("seed")["original"].mean()  # classifiers of other seeds are a little different
+    original = rows.drop_duplicates("seed")["original"].mean()  # every seed trained its own classifier
     full = rows["original_macs"].iloc[0]
     for method, color in COLORS.items():
         groups = rows[rows["method"] == method].groupby("ratio")[["macs", "top1"]]

@@ -1,19 +1,18 @@
-"""What fine-tuning wins back after two thirds of the heads are gone, and what each part of it is worth.
+"""Recovery by fine-tuning after two thirds of the heads are removed, and the effect of scores, refit and distillation.
 
     python benchmarks/recovery.py tune                    # learning rates, judged on training images held out
     python benchmarks/recovery.py default controls        # three seeds each
     python benchmarks/recovery.py textile
     python benchmarks/recovery.py --render                # results/recovery.md from all rows so far
 
-DINOv2 ViT-S/14 at 112 px with a linear classifier on its frozen features loses 48 of 72 heads. `default`: the heads
-that `residual` names go, `proj` and `fc2` are refit to the original's stream, then the network is trained on labels
-and on what the uncut network says. The controls have the same images, epochs and learning rate: random heads with the
-same refit, no refit, no distillation. A seed draws the training images (the first of them are also the calibration
-images), their order, and the random heads. Whether a test image is classified correctly is kept in the row, a bit an
-image, so that the interval of the difference to the original follows from the rows alone.
+DINOv2 ViT-S/14 at 112 px with a linear classifier on frozen features loses 48 of 72 heads. `default`: heads chosen by
+`residual`, `proj` and `fc2` refitted to the original's stream, then training on labels with distillation from the uncut
+network. The controls have the same images, epochs and learning rate: random heads with the same refit, no refit, no
+distillation. A seed draws the training images, their order and the random heads; the first training images are also
+the calibration images. A row holds one bit per test image (correct or not), from which the intervals are computed.
 
-A row a run goes to results/recovery.jsonl; a row that is there already is not measured again. Cut and trained networks
-are kept in .cache/bench/recovery, so an interrupted run goes on from the last of them.
+One row per run is appended to results/recovery.jsonl; existing rows are not measured again. Cut and trained networks
+are kept in .cache/bench/recovery, so that an interrupted call continues with the last of them.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from setting import KEPT, SETS, loader, said, setting, test_images
+from setting import KEPT, SETS, loader, outputs, setting, test_images
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -49,13 +48,13 @@ from slimvit.train.loop import TrainOptions
 
 ROWS = Path(__file__).parent / "results" / "recovery.jsonl"
 SEEN = {"fashion": 6_000, "textile": None}
-"""Training images that the classifier of the original saw, and that the training images are drawn from."""
+"""Training images of the original's classifier, from which those of the fine-tuning are drawn."""
 HELD_OUT = 1_000
-"""Images beyond those, for judging learning rates."""
+"""Further training images, to choose the learning rate."""
 PRECISION = "bfloat16"
-"""Of training and evaluation (autocast), the original's too; scores and refit are float32."""
+"""Autocast precision of training and evaluation; scores and refit are float32."""
 BEFORE = 1_000
-"""Test images that tell what the cut network gives before training."""
+"""Test images of the cut network before training."""
 DEFAULT: dict[str, Any] = {
     "data": "fashion", "arm": "default", "seed": 0, "on": "test", "images": 1_000, "epochs": 2, "batch": 32,
     "lr": 1e-5, "augment": False, "calibration": 512, "test": 5_000,
@@ -80,51 +79,51 @@ def parts() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-class Remembered(nn.Module):
-    """A teacher that is asked once about an image: without augmentation, every epoch and every arm asks the same."""
+class CachedTeacher(nn.Module):
+    """A teacher whose logits are cached by image: without augmentation, all epochs and arms use the same images."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.said: dict[bytes, Tensor] = {}
+        self.logits: dict[bytes, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         keys = [hashlib.sha1(image.numpy().tobytes()).digest() for image in images]
-        new = [i for i, key in enumerate(keys) if key not in self.said]
+        new = [i for i, key in enumerate(keys) if key not in self.logits]
         if new:
-            self.said.update(zip([keys[i] for i in new], self.model(images[new]).float(), strict=True))
-        return torch.stack([self.said[key] for key in keys])
+            self.logits.update(zip([keys[i] for i in new], self.model(images[new]).float(), strict=True))
+        return torch.stack([self.logits[key] for key in keys])
 
 
 class Bench:
-    """One data set's original, and the networks made of it."""
+    """The original of one data set, and the networks cut from it."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.model, self.data, self.original = setting(name, SEEN[name], PRECISION)
-        self.teacher = Remembered(self.model)
+        self.teacher = CachedTeacher(self.model)
         self.before: dict[str, Outputs] = {}
 
     def measure(self, row: dict[str, Any]) -> dict[str, Any]:
         """One row: cut, train, evaluate."""
-        folder, slim, told = self.cut(row)
+        folder, slim, timing = self.cut(row)
         tuned, trained = self.trained(row, folder, slim)
-        row = row | told | trained
+        row = row | timing | trained
         if row["on"] == "held out":
             if f"{folder} held out" not in self.before:
-                self.before[f"{folder} held out"] = said(slim, self.held_out(), PRECISION)
+                self.before[f"{folder} held out"] = outputs(slim, self.held_out(), PRECISION)
             before = compare(self.before[f"{folder} held out"])
-            found = compare(said(tuned, self.held_out(), PRECISION))
+            accuracy = compare(outputs(tuned, self.held_out(), PRECISION))
             return row | {
-                "top1": found.top1, "loss": found.loss, "top1_before": before.top1, "loss_before": before.loss,
+                "top1": accuracy.top1, "loss": accuracy.loss, "top1_before": before.top1, "loss_before": before.loss,
             }  # fmt: skip
         test, n = test_images(self.data), min(row["test"], len(self.original.features))
         if folder not in self.before:
-            self.before[folder] = said(slim, Subset(test, range(min(BEFORE, n))), PRECISION)
-        after = said(tuned, Subset(test, range(n)), PRECISION)
-        found = compare(after, first(self.original, n))
+            self.before[folder] = outputs(slim, Subset(test, range(min(BEFORE, n))), PRECISION)
+        after = outputs(tuned, Subset(test, range(n)), PRECISION)
+        accuracy = compare(after, first(self.original, n))
         return row | {
-            "top1": found.top1, "agreement": found.agreement, "feature_error": found.feature_error,
+            "top1": accuracy.top1, "agreement": accuracy.agreement, "feature_error": accuracy.feature_error,
             "hits_before": packed(hits(self.before[folder])), "before": len(self.before[folder].features),
             "hits": packed(hits(after)), "hits_original": packed(hits(first(self.original, n))), "test": n,
         }  # fmt: skip
@@ -133,14 +132,14 @@ class Bench:
         return draw(self.data.train, row["images"], row["seed"])
 
     def held_out(self) -> Any:
-        """Training images that neither the classifier nor the training has seen."""
+        """Training images that neither the classifier nor the fine-tuning uses."""
         seen = SEEN[self.name]
         assert seen is not None
         more = open_data(SETS[self.name][1].model_copy(update={"train_images": seen + HELD_OUT})).train
         return Subset(more, range(seen, seen + HELD_OUT))
 
     def cut(self, row: dict[str, Any]) -> tuple[str, nn.Module, dict[str, Any]]:
-        """Scored and cut on the calibration images of the seed, and refit on them where the arm says so."""
+        """The network cut on the calibration images of the seed, and refitted if the arm has a refit."""
         arm = ARMS[row["arm"]]
 
         def make() -> tuple[nn.Module, dict[str, Any]]:
@@ -167,7 +166,7 @@ class Bench:
             teacher = self.model if row["augment"] else self.teacher
             started = time.process_time()
             low = getattr(torch, PRECISION)
-            # a cache would keep the first step's weights for the whole training
+            # autocast's cache would keep the weights of the first step
             with torch.autocast("cpu", low, enabled=low != torch.float32, cache_enabled=False):
                 tuned, history = slimvit.finetune(
                     slim,
@@ -184,15 +183,15 @@ class Bench:
 
 
 def kept(name: str, make: Callable[[], tuple[nn.Module, dict[str, Any]]]) -> tuple[nn.Module, dict[str, Any]]:
-    """A network and what is told of it, from the cache or made now."""
+    """A network and its fields of a row, from the cache or computed by `make`."""
     folder = KEPT / "recovery" / name
-    told = folder.with_name(f"{name}.json")
-    if not told.exists():
+    record = folder.with_name(f"{name}.json")
+    if not record.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        model, about = make()
+        model, fields = make()
         slimvit.save(model, folder, force=True)
-        told.write_text(json.dumps(about))
-    return slimvit.load(folder), json.loads(told.read_text())
+        record.write_text(json.dumps(fields))
+    return slimvit.load(folder), json.loads(record.read_text())
 
 
 def first(outputs: Outputs, n: int) -> Outputs:
@@ -201,7 +200,7 @@ def first(outputs: Outputs, n: int) -> Outputs:
 
 
 def hits(outputs: Outputs) -> np.ndarray:
-    """[n], whether each image is classified correctly."""
+    """[n]: whether each image is classified correctly."""
     assert outputs.logits is not None and outputs.labels is not None
     return (outputs.logits.argmax(1) == outputs.labels).numpy()
 
@@ -215,7 +214,7 @@ def unpacked(text: str, n: int) -> np.ndarray:
 
 
 def interval(paired: np.ndarray, draws: int = 10_000) -> str:
-    """Mean of differences [seeds, images] in points, and its 95 % interval when seeds and images are drawn anew."""
+    """Mean of differences [seeds, images] in points, with its 95 % bootstrap interval over seeds and images."""
     seeds, images = paired.shape
     rng = np.random.default_rng(0)
     means = []
@@ -233,7 +232,7 @@ def table(lines: list[list[Any]]) -> str:
 
 
 def render() -> str:
-    """A table for every budget, and one of the learning rates that were tried."""
+    """One table per training setting, and one of the learning rates."""
     rows = pd.DataFrame([json.loads(line) for line in ROWS.read_text().splitlines()])
     text = ["# Recovery after two thirds of the heads", str(rows["versions"].iloc[-1]), EXPLAINED]
     tested = rows[rows["on"] == "test"].sort_values("test", kind="stable")
@@ -244,7 +243,7 @@ def render() -> str:
             f"## {data}: {images:,} training images, epochs: {epochs}, batch {batch}, lr {lr:g}, "
             f"{'default augmentation' if augment else 'no augmentation'}"
         )
-        text.append(table([HEAD, *(told_of(arm, runs) for arm in ARMS if arm in set(runs["arm"]))]))
+        text.append(table([HEAD, *(_line(arm, runs) for arm in ARMS if arm in set(runs["arm"]))]))
     tried = rows[rows["on"] == "held out"]
     if len(tried):
         text.append(f"## Learning rates, judged on {HELD_OUT} training images held out")
@@ -273,8 +272,8 @@ HEAD = [
 ]  # fmt: skip
 
 
-def told_of(arm: str, every: pd.DataFrame) -> list[Any]:
-    """A line of the table."""
+def _line(arm: str, every: pd.DataFrame) -> list[Any]:
+    """The cells of one arm."""
     default = every[every["arm"] == "default"].set_index("seed")
     runs = every[every["arm"] == arm].sort_values("seed")
     n, before = int(runs["test"].min()), int(runs["before"].min())
@@ -293,7 +292,7 @@ def told_of(arm: str, every: pd.DataFrame) -> list[Any]:
 
 
 def of(texts: pd.Series, n: int) -> np.ndarray:
-    """[seeds, n], which images are classified correctly."""
+    """[seeds, n]: whether each image is classified correctly."""
     return np.stack([unpacked(text, n) for text in texts])
 
 

@@ -1,6 +1,6 @@
-"""What several benchmarks start from: a model with a classifier, images, and what the uncut model says of them.
+"""Common start of several benchmarks: a model with a classifier, data, and the model's outputs for the test images.
 
-Files: .cache/real/{dinov2,fashion,textile} (a real pretrained ViT-S, Fashion-MNIST, photographs of textile).
+Model and data are read from .cache/real/{dinov2,fashion,textile}: a pretrained ViT-S, Fashion-MNIST, textile photos.
 """
 
 from __future__ import annotations
@@ -31,15 +31,20 @@ SETS = {
     "digits": (ModelSection(name="vit_digits"), DataSection(name="digits")),
 }
 TEST = 5_000
-"""Most validation images that are looked at."""
+"""Validation images at most."""
 
 
 @cache
 def setting(name: str, train_images: int | None = None, precision: str = "float32") -> tuple[Any, Data, Outputs]:
-    """Model with its classifier, data cut to ``train_images``, and what the uncut model gives on the test images.
+    """Return the model with its classifier, the data, and the model's outputs for the test images.
 
-    A model that comes without a classifier gets a linear one, trained on its frozen features. The result is kept in
-    .cache/bench, so that a second call starts at once. ``precision``: of the forward passes; the weights are float32.
+    A model without a classifier gets a linear one, trained on its frozen features. Model and outputs are cached in
+    .cache/bench.
+
+    Args:
+        name: Key of `SETS`.
+        train_images: Number of training images to use.
+        precision: Precision of the forward passes; the weights are float32.
     """
     section, data_section = SETS[name]
     data = open_data(data_section.model_copy(update={"train_images": train_images}))
@@ -48,34 +53,36 @@ def setting(name: str, train_images: int | None = None, precision: str = "float3
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         if model.num_classes == 0:
-            train = said(model, data.train, precision)
+            train = outputs(model, data.train, precision)
             assert train.labels is not None
             model = fit_head(model, train.features, train.labels, data.num_classes, 100, 0)
-        found = said(model, test_images(data), precision)
-        save_file(model.state_dict() | {f"outputs.{k}": v for k, v in vars(found).items()}, kept)
+        computed = outputs(model, test_images(data), precision)
+        save_file(model.state_dict() | {f"outputs.{k}": v for k, v in vars(computed).items()}, kept)
     stored = load_file(kept)
-    outputs = Outputs(*(stored.pop(f"outputs.{k}") for k in ("logits", "features", "labels")))
-    assert outputs.logits is not None
-    model.reset_classifier(outputs.logits.shape[1])
+    original = Outputs(*(stored.pop(f"outputs.{k}") for k in ("logits", "features", "labels")))
+    assert original.logits is not None
+    model.reset_classifier(original.logits.shape[1])
     model.load_state_dict(stored)
-    return model.eval(), data, outputs
+    return model.eval(), data, original
 
 
 def test_images(data: Data) -> Any:
     return draw(data.val, TEST, 0)
 
 
-def said(model: Any, images: Any, precision: str = "float32") -> Outputs:
-    """What a model gives for images, by forward passes in float32 or under autocast. The last layer is float32 always:
-    rounded logits of two classes are too often equal."""
+def outputs(model: Any, images: Any, precision: str = "float32") -> Outputs:
+    """Outputs of a model for images, in float32 or under autocast.
+
+    The classifier always runs in float32, since rounded logits of two classes are often equal.
+    """
     if precision == "float32":
         return outputs_of(model, loader(model, images))
     with torch.autocast("cpu", getattr(torch, precision)):
-        found = outputs_of(model, loader(model, images))
+        rounded = outputs_of(model, loader(model, images))
     if model.num_classes == 0:
-        return found
+        return rounded
     with torch.no_grad():
-        return Outputs(model.get_classifier()(found.features), found.features, found.labels)
+        return Outputs(model.get_classifier()(rounded.features), rounded.features, rounded.labels)
 
 
 def loader(model: Any, images: Any) -> Any:

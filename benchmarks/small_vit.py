@@ -1,10 +1,9 @@
-"""A ViT on Fashion-MNIST small enough for many trainings on one CPU core: its data in memory, its pretraining, and the
-one place that trains.
+"""A small ViT on Fashion-MNIST for many trainings on one CPU core: data in memory, pretraining, training.
 
-    python benchmarks/small_vit.py      # pretrains (about ten minutes) and prints the accuracy; kept in .cache/bench
+    python benchmarks/small_vit.py      # pretrains (about ten minutes) and prints the accuracy; cached in .cache/bench
 
-28 px in patches of 7 (17 tokens), 8 blocks, 96 channels, 6 heads of 16, MLP ratio 2: attention is half of the network,
-so heads are worth something. Fashion-MNIST lies at .cache/real/fashion.
+28 px in patches of 7 (17 tokens), 8 blocks, 96 channels, 6 heads of 16, MLP ratio 2, so that attention is half of the
+network. Fashion-MNIST is read from .cache/real/fashion.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ TAUGHT = CACHE / "bench" / "small_vit_says.safetensors"
 SHAPE = {"patch_size": 7, "embed_dim": 96, "depth": 8, "num_heads": 6, "mlp_ratio": 2.0}
 BATCH = 128
 CURVE_IMAGES = 2_500
-"""Images of the training split that nothing is trained on: they choose learning rates and draw the curves."""
+"""Held-out images of the training split, for learning rates and curves."""
 
 Images = tuple[Tensor, Tensor]
 """Images [n, 1, 28, 28], and labels [n] or soft targets [n, 10]."""
 
 
 def build(seed: int, shape: dict[str, Any] = SHAPE, **options: Any) -> Any:
-    """With random weights; ``options`` as of :func:`slimvit.create_model`."""
+    """A network with random weights; `options` are those of `slimvit.create_model`."""
     torch.manual_seed(seed)
     args = {"in_chans": 1, **shape}
     return slimvit.create_model(
@@ -50,15 +49,15 @@ def build(seed: int, shape: dict[str, Any] = SHAPE, **options: Any) -> Any:
 
 @cache
 def images(part: str) -> Images:
-    """``train`` (57,500), ``curve`` (2,500 held out of the training split) or ``test`` (10,000)."""
+    """The part `train` (57,500), `curve` (2,500 held out of the training split) or `test` (10,000)."""
     source = FashionMNIST(str(CACHE / "real" / "fashion"), train=part != "test")
-    found = (source.data[:, None].float() / 255 - 0.286) / 0.353, source.targets
-    kept = {"train": slice(CURVE_IMAGES, None), "curve": slice(CURVE_IMAGES), "test": slice(None)}[part]
-    return found[0][kept], found[1][kept]
+    normalised = (source.data[:, None].float() / 255 - 0.286) / 0.353
+    chosen = {"train": slice(CURVE_IMAGES, None), "curve": slice(CURVE_IMAGES), "test": slice(None)}[part]
+    return normalised[chosen], source.targets[chosen]
 
 
 def batches(part: Images) -> list[Images]:
-    """In order, for evaluation and calibration."""
+    """Batches in order, for evaluation and calibration."""
     return list(zip(part[0].split(500), part[1].split(500), strict=True))
 
 
@@ -72,9 +71,8 @@ def outputs(model: Any, part: str) -> Outputs:
     return outputs_of(model, batches(images(part)))
 
 
-class Passing(Dataset[Images]):
-    """The training images in an order of the seed's; an epoch is the next ``length`` of them, so that a short training
-    need not see an image twice."""
+class ShortEpochs(Dataset[Images]):
+    """Training images in an order drawn by the seed; each epoch is the next `length` of them."""
 
     def __init__(self, source: Images, length: int, seed: int) -> None:
         self.source, self.length = source, length
@@ -92,27 +90,27 @@ class Passing(Dataset[Images]):
 def train(
     model: Any, targets: Tensor, epochs: int, length: int, lr: float, seed: int, mix_lr_scale: float = 10.0
 ) -> tuple[Any, list[float]]:
-    """A trained copy, and its top-1 on the ``curve`` images after every epoch of ``length`` images."""
-    source = Passing((images("train")[0], targets), length, seed)
+    """A trained copy, and its top-1 on the `curve` images after every epoch of `length` images."""
+    source = ShortEpochs((images("train")[0], targets), length, seed)
     loader = TrainLoader(source, BATCH, sampler=Shuffle(length, seed), drop_last=True)  # type: ignore[arg-type]
     curve: list[float] = []
-    wanted = images("curve")[1]
+    labels = images("curve")[1]
 
-    def look(model: Any, row: dict[str, Any]) -> None:
+    def add_to_curve(model: Any, row: dict[str, Any]) -> None:
         logits = outputs(model, "curve").logits
         assert logits is not None
-        curve.append(round(100 * (logits.argmax(1) == wanted).float().mean().item(), 2))
+        curve.append(round(100 * (logits.argmax(1) == labels).float().mean().item(), 2))
 
     section = FinetuneSection(epochs=epochs, lr=lr, distill=False)
     tuned, _ = slimvit.finetune(
-        model, loader, section, options=TrainOptions(seed=seed, mix_lr_scale=mix_lr_scale, after_epoch=look)
+        model, loader, section, options=TrainOptions(seed=seed, mix_lr_scale=mix_lr_scale, after_epoch=add_to_curve)
     )
     return tuned, curve
 
 
 @cache
 def pretrained() -> Any:
-    """The network that all cuts start from: trained once, then kept."""
+    """The network that all cuts start from, trained once and cached."""
     model = build(seed=0)
     if not PRETRAINED.exists():
         tuned, curve = train(model, images("train")[1], 11, len(images("train")[0]), 1e-3, seed=0)
@@ -125,8 +123,10 @@ def pretrained() -> Any:
 
 @cache
 def soft_targets() -> Tensor:
-    """[57,500, 10]: half the label, half what the pretrained network says. As targets of the cross-entropy they are
-    self-distillation at temperature 1, for the price of one pass."""
+    """[57,500, 10]: the mean of label and pretrained network's probabilities.
+
+    As targets of the cross-entropy they are self-distillation at temperature 1.
+    """
     if not TAUGHT.exists():
         logits = outputs(pretrained(), "train").logits
         assert logits is not None

@@ -1,4 +1,4 @@
-"""Does the time fall as the MACs do? DeiT-S and Swin-T beside themselves with half their heads, in one run.
+"""Speed-up against saved MACs: DeiT-S and Swin-T with all and with half of their heads, timed in one run.
 
     python benchmarks/speed_follows_macs.py --threads 1                       # both at 224; some minutes on one core
     python benchmarks/speed_follows_macs.py --threads 1 --batch 32 --keep-memory
@@ -9,10 +9,11 @@ blocks differ in width. Weights are random, which does not change the time. Roun
 round is reversed, so that other work slows all models alike.
 
 A row holds the median over rounds of the speed-up (plain time over cut time in the same round). It also holds the share
-of the promised gain, (speed-up - 1) / (promised - 1), where the MACs give the promise. Both have 95 % intervals
-(bootstrap of the median). The bar of 0.8 is for the lower end of the share. Further columns are the time of both models
-by kind of operator (torch's profiler, uncompiled), the speed-up if only matrix products shrink with the MACs, and the
-share of time that the system spends on memory allocation.
+of the promised gain, (speed-up - 1) / (promised - 1), where `promised` is the ratio of MACs. Both have 95 % intervals
+(bootstrap of the median). The bar of 0.8 is for the lower end of the share.
+
+Further columns: the time of both models by kind of operator (torch's profiler, uncompiled); `allowed`, the speed-up if
+only matrix products shrink with the MACs; `system`, the share of time spent on memory allocation.
 
 Without --batch the batch size is the one that `slimvit bench` finds. --keep-memory keeps freed memory, as the commands
 of slimvit do. On a busy machine give --threads 1, since two threads wait for each other.
@@ -49,7 +50,7 @@ HERE = Path(__file__).parent
 ROWS = HERE / "results" / "speed_follows_macs.jsonl"
 MODELS = {"DeiT-S": "deit_small_patch16_224", "Swin-T": "swin_tiny_patch4_window7_224"}
 CUTS = {"uniform": "uniform", "random": "global"}
-"""Name of the cut -> scope of its plan; scores are drawn by chance in both."""
+"""Name of the cut -> scope of its plan; scores are random in both."""
 SIZE = (3, 224, 224)
 BAR = 0.8
 
@@ -69,13 +70,13 @@ def build(name: str, cut: str | None) -> nn.Module:
 def compared(
     name: str, batch: int | None, pairs: int, device: str, dtype: torch.dtype, compiled: bool
 ) -> list[dict[str, Any]]:
-    """A row a cut; plain and both cuts are timed in the same rounds."""
+    """One row per cut; the plain model and both cuts are timed in the same rounds."""
     models = {arm: build(name, arm).to(device, dtype) for arm in (None, *CUTS)}
     arms = {arm or "plain": model for arm, model in models.items()}
     with torch.inference_mode(), compiling() if compiled else nullcontext():
-        contest = InterleavedTimer(arms, dict.fromkeys(arms, SIZE), compiled)
-        batch = batch or find_batch_size(contest.calls).best
-        calls = contest.calls(batch)
+        timer = InterleavedTimer(arms, dict.fromkeys(arms, SIZE), compiled)
+        batch = batch or find_batch_size(timer.calls).best
+        calls = timer.calls(batch)
         system, started = system_seconds(), time.perf_counter()
         times = {arm: by_round(turns) for arm, turns in interleaved(calls, range(pairs)).items()}
         system = (system_seconds() - system) / (time.perf_counter() - started)
@@ -93,18 +94,18 @@ def compared(
 
 
 def system_seconds() -> float:
-    """Processor time that the system spent for this process: on a CPU, mostly on giving it memory."""
+    """CPU seconds that the system spent for this process, mostly on memory allocation."""
     return os.times().system
 
 
 def milliseconds(model: nn.Module, batch: int, seconds: list[float]) -> dict[str, float]:
-    """The median time of a pass, shared out to the kinds of operators as the profiler sees them."""
+    """The median time of a pass by kind of operator, in the profiler's proportions."""
     middle = 1000 * float(np.median(seconds))
     return {kind: middle * share for kind, share in time_shares(model, images_for(model, SIZE, batch)).items()}
 
 
 def render() -> str:
-    """All rows as Markdown: one table of speed-ups, one of where the time goes."""
+    """All rows as Markdown: a table of speed-ups, and a table of time by kind of operator."""
     lines = ["# Does the time fall as the MACs do?", ""]
     for versions, group in pd.DataFrame(map(json.loads, ROWS.read_text().splitlines())).groupby("versions", sort=False):
         rows = group.to_dict("records")
@@ -118,17 +119,17 @@ def speedups(rows: list[dict[str, Any]]) -> list[str]:
              f"| allowed by Amdahl | speed-up (95 %) | share of the gain (95 %) | bar {BAR} |",
              "|" + " --- |" * 13]  # fmt: skip
     for r in rows:
-        told = ["{middle:.3f} ({low:.3f}-{high:.3f})".format(**r[key]) for key in ("speedup", "share")]
+        ratios = ["{middle:.3f} ({low:.3f}-{high:.3f})".format(**r[key]) for key in ("speedup", "share")]
         met = "met" if r["share"]["low"] >= BAR else "missed"
         cells = [r["model"], r["cut"], r["batch"], r["memory"], r["dtype"], "yes" if r["compiled"] else "no"]
         cells += [r["pairs"], "-" if pd.isna(r["system"]) else f"{r['system']:.1%}"]
-        cells += [f"{r['promised']:.3f}", f"{r['allowed']:.3f}", *told, met]
+        cells += [f"{r['promised']:.3f}", f"{r['allowed']:.3f}", *ratios, met]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines
 
 
 def profiles(rows: list[dict[str, Any]]) -> list[str]:
-    """Plain -> cut, a column a kind; of compiled models nothing is known by kind."""
+    """Milliseconds plain -> cut, one column per kind of operator; compiled models are left out."""
     eager = [r for r in rows if not r["compiled"]]
     kinds = list(dict.fromkeys(kind for r in eager for kind in (*r["plain_ms"], *r["cut_ms"])))
     lines = ["| " + " | ".join(("model", "cut", "batch", "memory", *kinds)) + " |", "|" + " --- |" * (4 + len(kinds))]

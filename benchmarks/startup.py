@@ -1,4 +1,4 @@
-"""How long the command line takes to answer: median of whole processes, beside an empty Python.
+"""Start-up time of the command line: median over whole processes, compared with an empty Python.
 
 python benchmarks/startup.py
 """
@@ -32,8 +32,8 @@ def main() -> None:
     for _ in range(RUNS + 1):  # the first round warms the disk
         for name, arguments in COMMANDS.items():
             times[name].append(seconds(arguments))
-    for name, found in times.items():
-        counted = found[1:]
+    for name, every in times.items():
+        counted = every[1:]
         lines.append(f"| {name} | {statistics.median(counted):.2f} ({min(counted):.2f}-{max(counted):.2f}) |")
     text = "\n".join(lines) + "\n"
     (Path(__file__).parent / "results" / "startup.md").write_text(text)

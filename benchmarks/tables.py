@@ -1,7 +1,7 @@
-"""The tables of the documentation, from benchmarks/results/. No torch.
+"""Tables of the documentation from benchmarks/results/. No torch.
 
-    python benchmarks/tables.py          # every table on stdout
-    make reference                       # every table into the page that shows it
+    python benchmarks/tables.py          # print every table
+    make reference                       # write every table into its page
 
 A table is a function without arguments; a page calls it between `[[[cog tables.NAME()` and `[[[end]]]`.
 """
@@ -38,23 +38,23 @@ def show(head: Iterable[str], lines: Iterable[Iterable[Any]]) -> None:
 
 
 def spread(values: pd.Series, digits: int) -> str:
-    """The mean over seeds, and the sample standard deviation where there are two seeds or more."""
+    """The mean over seeds, with the sample standard deviation for two seeds or more."""
     mean = f"{values.mean():.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std():.{digits}f}"
 
 
 def recorded(name: str, first: int = 0, last: int | None = None, drop: Iterable[str] = ()) -> None:
-    """Print tables of results/NAME.md, which a script wrote, without the columns in `drop`."""
+    """Print the tables of results/NAME.md from `first` to `last`, without the columns in `drop`."""
     text = (RESULTS / f"{name}.md").read_text()
-    found = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
-    for block in found[first:last]:
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    for block in blocks[first:last]:
         head, _, *lines = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in block)
         kept = [i for i, column in enumerate(head) if column not in drop]
         show([head[i] for i in kept], [[line[i] for i in kept if i < len(line)] for line in lines])
 
 
 def budgets() -> None:
-    """DINOv2 to a share of its FLOPs without training: slimvit and, at half, its peers."""
+    """DINOv2 pruned to a share of its FLOPs without training: slimvit and, at half, its peers."""
     free = rows("budget").query("epochs == 0")
     lines = []
     for target, group in sorted(free.groupby("target"), reverse=True):
@@ -67,11 +67,11 @@ def budgets() -> None:
 
 
 def _peers(base: str, refit: bool, epochs: int, column: str, digits: int) -> None:
-    found = rows("peers").query("base == @base and refit == @refit and epochs == @epochs")
-    ratios = sorted(found["ratio"].unique())
+    runs = rows("peers").query("base == @base and refit == @refit and epochs == @epochs")
+    ratios = sorted(runs["ratio"].unique())
     lines = []
     for method in METHODS:
-        mine = found[found["method"] == method]
+        mine = runs[runs["method"] == method]
         lines.append([method, *(spread(mine.loc[mine["ratio"] == r, column], digits) for r in ratios)])
     show(["heads chosen by", *(f"{r:.0%} of the heads removed" for r in ratios)], lines)
 
@@ -109,10 +109,10 @@ def trained_refit() -> None:
 
 
 def calibration() -> None:
-    """DINOv2, heads chosen by `residual` on three calibration sets, and at random, the same refit."""
-    found = rows("training_free").query("data == 'fashion' and target == 'stream' and test == 5000")
+    """DINOv2 with heads chosen by `residual` on three calibration sets, or at random, with the same refit."""
+    runs = rows("training_free").query("data == 'fashion' and target == 'stream' and test == 5000")
     lines = []
-    for (removed, criterion), mine in found.groupby(["removed", "criterion"], sort=False):
+    for (removed, criterion), mine in runs.groupby(["removed", "criterion"], sort=False):
         figures = [spread(mine[k], d) for k, d in (("top1", 1), ("kept", 1), ("agreement", 1), ("feature_error", 2))]
         lines.append([removed.replace("/", " of "), f"`{criterion}`", len(mine), *figures])
     head = ["heads removed", "criterion", "seeds", "top-1", "above chance kept (%)", "agreement (%)", "feature error"]
@@ -120,26 +120,26 @@ def calibration() -> None:
 
 
 def dense_pretrained() -> None:
-    """What mixes add to a cut and refitted network, both arms fine-tuned alike; paired over seeds."""
+    """Gain of dense attention over plain fine-tuning of a cut and refitted network, paired by seed."""
     every = _dense()
     lines = []
     for cut in ("half", "two thirds", "one a block"):
         arms = {arm: mine.set_index("seed")["top1"] for arm, mine in every[every["cut"] == cut].groupby("arm")}
         added = [arms[mix] - arms["none"] if len(arms[mix]) > 1 else [] for mix in ("layer", "head")]
-        told = [dense_report.interval(a.to_numpy(), 2) if len(a) else "the same network" for a in added]
-        lines.append(["all but one a block" if cut == "one a block" else cut, *told])
+        gains = [dense_report.interval(a.to_numpy(), 2) if len(a) else "the same network" for a in added]
+        lines.append(["all but one a block" if cut == "one a block" else cut, *gains])
     show(["heads cut", "`layer` adds to top-1", "`head` adds to top-1"], lines)
 
 
 def dense_scratch() -> None:
-    """Two heads with and without mixes, and three heads, each trained from scratch."""
+    """Networks trained from scratch: three heads, and two heads with and without dense attention."""
     every = _dense().query("cut == 'scratch'")
     lines = [[arm, spread(mine["top1"], 2)] for arm, mine in every.groupby("arm", sort=False)]
     show(["network", "top-1"], lines)
 
 
 def _dense() -> pd.DataFrame:
-    """The rows at the learning rate that was best for their arm, without the seed that chose it."""
+    """The rows at the best learning rate of their arm, without the tuning seed."""
     every = rows("dense_ablation")
     records = every.to_dict("records")
     best = [dense_report.best_rate(records, r["cut"], r["arm"]) in (None, r["lr"]) for r in records]

@@ -1,12 +1,12 @@
-"""Training speed: slimvit's loop and one written as timm's train.py does it, from timm's own pieces, in one run.
+"""Training speed of slimvit's loop and of a loop after timm's train.py, timed in one run.
 
     python benchmarks/train_throughput.py --threads 1      # DeiT-T at 112 px on a CPU
     python benchmarks/train_throughput.py --model deit_small_patch16_224 --size 224 --batch 256 --workers 12 --bf16
 
 Both train the same network on the same JPEG files with RandAugment, random erasing, mixup, cutmix and a clipped
-gradient norm. A round is an epoch of each, in alternating order; the result is the median over rounds of slimvit's
-images per second over the other's in the same round, with its 95 % interval (bootstrap of the median). Peak memory is
-that of processes that run one of them alone. On a GPU the share of time in which no kernel runs is printed as well.
+gradient norm. A round is one epoch of each, in alternating order. The result is the median over rounds of the ratio of
+images per second, slimvit to timm, with its 95 % interval (bootstrap of the median). Peak memory is measured in
+processes that run one loop alone. On a GPU, the share of time without a running kernel is printed too.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from slimvit.utils.distributed import open_engine
 HERE = Path(__file__).parent
 CLASSES = 10
 AUGMENT = "rand-m5-mstd0.5-inc1"
-"""At m9 timm's own loader stops with a newer Pillow: posterize is asked for 0 bits."""
+"""m9 fails in timm's loader with a newer Pillow: posterize gets 0 bits."""
 SECTION = TrainSection(
     epochs=1, lr=1e-4, crop_scale=0.08, auto_augment=AUGMENT, random_erasing=0.25, mixup=0.8, cutmix=1.0
 )
 
 
 def make_images(root: Path, count: int) -> None:
-    """JPEG files of about the size of ImageNet's, whose content does not matter."""
+    """Write random JPEG files of about the size of ImageNet's."""
     rng = np.random.default_rng(0)
     for i in range(count + CLASSES):
         path = root / ("train" if i < count else "val") / f"class{i % CLASSES}" / f"{i}.jpg"
@@ -76,7 +76,7 @@ class Ours:
         self.precision = "bf16" if args.bf16 else "fp32"
 
     def epoch(self) -> float:
-        """Seconds; the copy of the model and of the optimizer before the epoch are not part of them."""
+        """Seconds of one epoch, without the copy of the model and the new optimizer before it."""
         _, history = train(
             self.model,
             self.loader,
@@ -92,7 +92,7 @@ def _labels(model: Any, images: torch.Tensor, targets: torch.Tensor) -> torch.Te
 
 
 class Timms:
-    """timm's way: its reader, loader, mixup, loss, optimizer, schedule and clipping, in the order of its train.py."""
+    """A loop of timm's reader, loader, mixup, loss, optimizer, schedule and clipping, in the order of its train.py."""
 
     def __init__(self, root: Path, args: argparse.Namespace) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,13 +1,13 @@
-"""What pruning costs without any training afterwards: choosing and repairing told apart.
+"""Accuracy after pruning without training, by criterion, refit and calibration images.
 
     python benchmarks/training_free.py main            # the default, three budgets, three calibration seeds
     python benchmarks/training_free.py random criteria targets knobs textile digits
     python benchmarks/training_free.py --render        # results/training_free.md from all rows so far
 
-DINOv2 ViT-S/14 at 112 px with a linear classifier on its frozen features. Every row: heads removed from 72 (or 36),
-top-1, its share above chance, agreement with the uncut network, feature error. Rows are appended to
-results/training_free.jsonl as they come; a row that is there already is not measured again.
-Files: .cache/real/{dinov2,fashion,textile} (a real pretrained ViT-S, Fashion-MNIST, photographs of textile).
+DINOv2 ViT-S/14 at 112 px with a linear classifier on frozen features. A row holds the removed heads of 72 (or 36),
+top-1, its share above chance, agreement with the uncut network and feature error. Rows are appended to
+results/training_free.jsonl; existing rows are not measured again. Model and data are read from
+.cache/real/{dinov2,fashion,textile}: a pretrained ViT-S, Fashion-MNIST, textile photographs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULT = {
 
 
 def parts() -> dict[str, list[dict[str, Any]]]:
-    """The rows of each part, as differences from DEFAULT. The side tables use fewer images."""
+    """The rows of each part, as differences from DEFAULT; all but `main` and `random` may use fewer images."""
     third, half, two_thirds = 1 / 3, 0.5, 2 / 3
     criteria = ("residual", "fisher", "taylor", "magnitude", "tp-magnitude", "tp-taylor")
     small: dict[str, Any] = {"test": 1_000, "images": 256}
@@ -72,13 +72,13 @@ def of(name: str) -> tuple[Any, Any, Outputs]:
 
 
 def calibration(data: str, images: int, seed: int) -> Any:
-    model, found, _ = of(data)
-    return loader(model, draw(found.train, images, seed))
+    model, source, _ = of(data)
+    return loader(model, draw(source.train, images, seed))
 
 
 @cache
 def scored(data: str, images: int, seed: int, criterion: str) -> Scores:
-    """What all budgets share."""
+    """The scores of the uncut network, which all budgets share."""
     return slimvit.score_parts(of(data)[0], calibration(data, images, seed), criterion, seed)
 
 
@@ -94,12 +94,12 @@ def measure(row: dict[str, Any]) -> dict[str, Any]:
     if row["target"] != "none":
         slim = slimvit.refit(slim, model, calibration(*drawn), row["target"], row["ridge"])
     val = test_images(data)
-    got = compare(outputs_of(slim, loader(slim, torch.utils.data.Subset(val, range(n)))), original)
+    accuracy = compare(outputs_of(slim, loader(slim, torch.utils.data.Subset(val, range(n)))), original)
     full, chance = compare(original, original).top1, 100 / model.num_classes
     return {
-        "removed": f"{plan.removed_heads}/{plan_of(model).heads}", "original": full, "top1": got.top1,
-        "kept": 100 * (got.top1 - chance) / (full - chance), "agreement": got.agreement,
-        "feature_error": got.feature_error, "test": n, "macs": count_macs(slim).total,
+        "removed": f"{plan.removed_heads}/{plan_of(model).heads}", "original": full, "top1": accuracy.top1,
+        "kept": 100 * (accuracy.top1 - chance) / (full - chance), "agreement": accuracy.agreement,
+        "feature_error": accuracy.feature_error, "test": n, "macs": count_macs(slim).total,
         "original_macs": count_macs(model).total,
     }  # fmt: skip
 
@@ -108,14 +108,14 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[k] for k in DEFAULT if k != "test") + (row["test"],)
 
 
-def told() -> dict[tuple[Any, ...], dict[str, Any]]:
-    """What is in the file; of rows of the same key, the last."""
+def read_rows() -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The rows of the file by key; the last among rows of the same key."""
     return {key(row): row for row in map(json.loads, ROWS.read_text().splitlines())}
 
 
 def render() -> str:
     """All rows as one Markdown table, seeds averaged (spread as the standard deviation)."""
-    rows = pd.DataFrame(told().values())
+    rows = pd.DataFrame(read_rows().values())
     versions = rows.pop("versions").iloc[-1]
     by = ["data", "removed", "scope", "criterion", "target", "ridge", "images", "test"]
     grouped = rows.groupby(by, sort=False)
@@ -144,7 +144,7 @@ def main() -> None:
     args = parser.parse_args()
     ROWS.parent.mkdir(exist_ok=True)
     ROWS.touch()
-    done = set(told())
+    done = set(read_rows())
     versions = f"CPU ({platform.processor() or platform.machine()}), torch {torch.__version__}, timm {timm.__version__}"
     for part in args.parts:
         for change in parts()[part]:

@@ -159,7 +159,8 @@ def test_a_criterion(tmp_path: Path) -> None:
     add("criterion")
     state = prune_digits(tmp_path, target_macs=0.6, parts=["heads", "mlp"], criterion="wanda")
     assert state.stages[-1].macs <= 0.6 * state.stages[0].macs
-    assert state.scores is not None and min(score for row in state.scores for score in row if score is not None) > 0
+    assert state.scores is not None and state.scores.keys() == {"heads", "mlp"}
+    assert min(score for rows in state.scores.values() for row in rows for score in row if score is not None) > 0
 
 
 @pytest.mark.usefixtures("pruning_unregistered")

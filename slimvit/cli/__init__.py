@@ -24,7 +24,7 @@ COMMANDS = {
     "recipes": "List, show, copy and check the recipes and sweeps of the package.",
     "models": "List the models that slimvit can prune.",
 }
-"""Name -> one line for the overview. Command `x` is the function `x_command` in the module `x`."""
+"""Name -> its line in the help. Command `x` is the function `x_command` in module `x`."""
 
 
 class _UserError(click.ClickException):

@@ -1,4 +1,4 @@
-"""slimvit bench: the speed of models on this machine."""
+"""slimvit bench: time models on this machine."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from slimvit.config.choices import DEVICES, PRECISIONS
 
 
 def parse_precisions(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """`--precision fp32,bf16`, or the option twice."""
-    found = dict.fromkeys(word for value in values for word in value.split(","))
-    if wrong := [word for word in found if word not in PRECISIONS]:
+    """Parse `--precision fp32,bf16`, or the repeated option."""
+    words = dict.fromkeys(word for value in values for word in value.split(","))
+    if wrong := [word for word in words if word not in PRECISIONS]:
         raise click.BadParameter(f"{wrong[0]!r} is not one of {', '.join(PRECISIONS)}", ctx, param)
-    return tuple(found)
+    return tuple(words)
 
 
 def parse_batches(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """`32` or `1,8,32`."""
-    found = options.parse_numbers(ctx, param, value)
-    listed = [] if found is None else [found] if isinstance(found, int) else found
-    if any(n < 1 for n in listed):
+    """Parse `32` or `1,8,32`."""
+    numbers = options.parse_numbers(ctx, param, value)
+    sizes = [] if numbers is None else [numbers] if isinstance(numbers, int) else numbers
+    if any(n < 1 for n in sizes):
         raise click.BadParameter(f"{value!r}: a batch has 1 image or more", ctx, param)
-    return tuple(dict.fromkeys(listed))
+    return tuple(dict.fromkeys(sizes))
 
 
 machine_options = options.group(
@@ -71,9 +71,9 @@ def bench_command(
 ) -> None:
     """Time models side by side on this machine, each pruned model beside its original.
 
-    A model is a timm name, an embedded model, a run folder, hf-hub:user/name or an .onnx file (which ONNX Runtime runs
-    on the CPU). Latency is timed with one image, throughput with the batch size that fills the machine. The models are
-    timed in turns. Weights have no influence on speed, so timm's are not downloaded.
+    A model is a timm name, an embedded model, a run folder, hf-hub:user/name or an .onnx file (run by ONNX Runtime on
+    the CPU). Latency is timed with one image, throughput with the batch size that fills the machine. The models take
+    turns. timm's weights are not downloaded: they have no influence on speed.
 
     \b
     Example:

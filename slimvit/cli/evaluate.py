@@ -19,9 +19,10 @@ from slimvit.utils.allocator import keep_freed_memory
 @options.machine_options
 @options.json_option
 def evaluate_command(model: str, as_json: bool, **given: Any) -> None:
-    """Measure MODEL on the validation images: a timm name, an embedded model, a run folder or hf-hub:user/name.
+    """Measure the accuracy, size and cost of MODEL on validation images.
 
-    A run folder is measured on the data of its run unless --data names another. Every other model needs --data.
+    MODEL is a timm name, an embedded model, a run folder or hf-hub:user/name. A run folder is measured on the data of
+    its run unless --data names other data; every other model needs --data.
 
     \b
     Example:

@@ -39,13 +39,13 @@ from slimvit.config.choices import EXPORT_FORMATS
 def export_command(
     model: str, form: str, out: Path, dynamic_batch: bool, batch: int | None, fp16: bool, as_json: bool, **given: Any
 ) -> None:
-    """Export the model of RUN for use without slimvit: a run folder, an embedded model or hf-hub:user/name.
+    """Export the model of RUN for use without slimvit. RUN is a run folder, an embedded model or hf-hub:user/name.
 
-    The exported file is read back and checked on validation images of the run's data (256, or --eval-images): logits
+    The exported file is read back and checked on 256 validation images of the run's data (or --eval-images). Logits
     may differ by 1e-4 of the largest logit, with --fp16 by 2e-2.
 
-    An ONNX file takes normalised `images`, returns `logits`, and carries class names and preprocessing as metadata
-    (pip install 'slimvit[onnx]'). A timm folder needs blocks that are all alike, without dense attention.
+    An ONNX file takes normalised `images`, returns `logits`, and holds class names and preprocessing as metadata
+    (pip install 'slimvit[onnx]'). A timm folder needs blocks of equal size without dense attention.
 
     \b
     Example:
@@ -71,14 +71,14 @@ def export_command(
     click.echo(json.dumps(figures, indent=1) if as_json else "\n".join(_lines(figures)))
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
-    batch = {None: "any number of images", 1: "one image"}.get(found["batch"], f"{found['batch']} images")
-    *others, last = map(str, found["batches"])
+def _lines(figures: dict[str, Any]) -> list[str]:
+    batch = {None: "any number of images", 1: "one image"}.get(figures["batch"], f"{figures['batch']} images")
+    *others, last = map(str, figures["batches"])
     sizes = f"{', '.join(others)} and {last}" if others else last
-    size = f"{found['bytes'] / 2**20:.2f} MiB"
+    size = f"{figures['bytes'] / 2**20:.2f} MiB"
     return [
-        f"{found['file']}: {found['format']}, {found['precision']}, {batch} at a time, {size}",
-        f"checked on {found['images']} images of {found['data']} in batches of {sizes}",
-        f"largest difference of a logit: {found['difference']:.1e} of the largest logit",
-        f"same best class: {found['agreement']:.2f} %",
+        f"{figures['file']}: {figures['format']}, {figures['precision']}, {batch} at a time, {size}",
+        f"checked on {figures['images']} images of {figures['data']} in batches of {sizes}",
+        f"largest difference of a logit: {figures['difference']:.1e} of the largest logit",
+        f"same best class: {figures['agreement']:.2f} %",
     ]

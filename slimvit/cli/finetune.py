@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @options.out_options
 @options.resume_option
 def finetune_command(folder: str, recipe: str | None, epochs: int | None, **given: Any) -> None:
-    """Fine-tune the pruned model of the folder RUN, on the data of its run unless --data names other data.
+    """Fine-tune the pruned model of the run folder RUN, on the data of its run unless --data names other data.
 
     The unpruned model is the teacher: RUN/original if the run trained its classifier, otherwise the model that the
     run started from.
@@ -52,32 +52,33 @@ def finetune_command(folder: str, recipe: str | None, epochs: int | None, **give
 
     if recipe is None and epochs is None:
         raise click.UsageError("Missing option '--epochs' (or '--recipe', whose finetune: section names them)")
-    folder, made_by = pinned_name(folder), recipe_of(folder)
+    folder, run_recipe = pinned_name(folder), recipe_of(folder)
     if is_hub_name(folder):
         shared.need_data(given)
-    elif made_by is None:
+    elif run_recipe is None:
         raise StoreError(f"{folder}: no folder of an earlier run; make one with slimvit prune --out")
     tree = shared.sections(folder, given)
-    tree["data"] = shared.data_of(made_by, tree.get("data", {}))
+    tree["data"] = shared.data_of(run_recipe, tree.get("data", {}))
     training = {"epochs": epochs, "lr": given["lr"], "distill": given["distill"]}
     training |= options.NO_AUGMENTATION if given["no_augment"] else {}
-    written = {} if recipe is None else _written(recipe)
-    tree["finetune"] = written | shared.dropped_none(training)
+    section = {} if recipe is None else _finetune_section(recipe)
+    tree["finetune"] = section | shared.dropped_none(training)
     if tree["finetune"].get("teacher") is None:
-        tree["finetune"]["teacher"] = _teacher_on_hub(folder) if made_by is None else _teacher(Path(folder), made_by)
+        teacher = _teacher_on_hub(folder) if run_recipe is None else _teacher(Path(folder), run_recipe)
+        tree["finetune"]["teacher"] = teacher
     shared.run_and_show(Recipe.parse(tree, "command line" if recipe is None else f"{recipe} and command line"), given)
 
 
-def _written(recipe: str) -> dict[str, Any]:
-    """The finetune: section of a recipe: only the keys that stand in the file."""
+def _finetune_section(recipe: str) -> dict[str, Any]:
+    """The keys that the finetune: section of a recipe file sets."""
     from slimvit.config.recipe import Recipe
     from slimvit.config.shipped import recipe_path
     from slimvit.utils.errors import RecipeError
 
-    read = Recipe.read(recipe_path(recipe))
-    if not read.finetune.epochs:
+    section = Recipe.read(recipe_path(recipe)).finetune
+    if not section.epochs:
         raise RecipeError(f"{recipe}: its finetune: section trains nothing; name another recipe, or give --epochs")
-    return read.finetune.model_dump(mode="json", exclude_unset=True)
+    return section.model_dump(mode="json", exclude_unset=True)
 
 
 def _teacher_on_hub(name: str) -> dict[str, Any] | None:
@@ -88,13 +89,13 @@ def _teacher_on_hub(name: str) -> dict[str, Any] | None:
     return None if section is None else section.model_dump()
 
 
-def _teacher(folder: Path, made_by: Recipe) -> dict[str, Any] | None:
+def _teacher(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
     """The teacher of a run folder: `original/`, or the model or teacher of its recipe."""
     from slimvit.io.open import random_weights
     from slimvit.workflows.run_folder import ORIGINAL
 
     if (folder / ORIGINAL).is_dir():
         return {"name": str(folder / ORIGINAL)}
-    if not made_by.changes_the_model:
-        return None if made_by.finetune.teacher is None else made_by.finetune.teacher.model_dump()
-    return None if random_weights(made_by.model) else made_by.model.model_dump()
+    if not recipe.changes_the_model:
+        return None if recipe.finetune.teacher is None else recipe.finetune.teacher.model_dump()
+    return None if random_weights(recipe.model) else recipe.model.model_dump()

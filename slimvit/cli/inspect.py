@@ -1,4 +1,4 @@
-"""slimvit inspect: the parts of a model and what they cost."""
+"""slimvit inspect: the blocks of a model, their costs and scores."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ SCORING_IMAGES = 256
 def inspect_command(model: str, as_json: bool, **given: Any) -> None:
     """Show the blocks of MODEL with their kept heads and neurons, and parameters and MACs by part.
 
-    MODEL is a timm name (its weights are not downloaded), an embedded model, a run folder or hf-hub:user/name. With
-    --data, heads and neurons are scored on training images, which downloads the weights.
+    MODEL is a timm name, an embedded model, a run folder or hf-hub:user/name. With --data, heads and neurons are scored
+    on training images; without it, timm's weights are not downloaded.
 
     For a run or sweep folder, the last line is its status: complete, unfinished (with the command that continues it),
     being written (with the process that writes it), or left behind by a killed process.
@@ -47,24 +47,24 @@ def inspect_command(model: str, as_json: bool, **given: Any) -> None:
     from slimvit.io.status import folder_status, has_model
 
     recipe = _recipe(model, given)
-    stands = folder_status(Path(model))
-    if stands is not None and not has_model(Path(model)):
-        click.echo(json.dumps({"folder": stands.to_json()}, indent=1) if as_json else f"{model}: {stands.text}")
+    status = folder_status(Path(model))
+    if status is not None and not has_model(Path(model)):
+        click.echo(json.dumps({"folder": status.to_json()}, indent=1) if as_json else f"{model}: {status.text}")
         return
     from slimvit.report.run.model_table import inspection_text
     from slimvit.workflows.inspect import inspect_model, inspect_with_data
 
-    found = (
+    inspection = (
         inspect_model(recipe.model) if given["data"] is None else inspect_with_data(recipe, shared.run_options(given))
     )
     if as_json:
-        click.echo(json.dumps({"folder": stands and stands.to_json()} | found, indent=1))
+        click.echo(json.dumps({"folder": status and status.to_json()} | inspection, indent=1))
         return
-    click.echo(inspection_text(found) + (f"\n\n{model}: {stands.text}" if stands else ""))
+    click.echo(inspection_text(inspection) + (f"\n\n{model}: {status.text}" if status else ""))
 
 
 def _recipe(model: str, given: dict[str, Any]) -> Recipe:
-    """The options as a recipe, so that they are checked as in a run."""
+    """The options as a recipe, which validates them."""
     from slimvit.config.recipe import Recipe
 
     tree = shared.sections(model, given)

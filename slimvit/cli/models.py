@@ -15,7 +15,7 @@ from slimvit.cli import options
     "Model",
     click.option("--embedded", is_flag=True, help="List the small pretrained models of the package."),
     click.option("--table", is_flag=True,
-                 help="List all timm models with attention: the prunable parts of each, or why there are none."),
+                 help="List all timm models with attention: the prunable parts of each, or the reason for none."),
 )  # fmt: skip
 @options.json_option
 def models_command(pattern: str, embedded: bool, table: bool, as_json: bool) -> None:
@@ -34,9 +34,9 @@ def models_command(pattern: str, embedded: bool, table: bool, as_json: bool) -> 
     if table:
         if embedded:
             raise click.UsageError("--table is about timm's models; leave --embedded out")
-        found = support(pattern)
-        click.echo(json.dumps([row.to_json() for row in found], indent=1) if as_json else coverage_table(found))
-        if not found:
+        coverage = support(pattern)
+        click.echo(json.dumps([row.to_json() for row in coverage], indent=1) if as_json else coverage_table(coverage))
+        if not coverage:
             raise ModelError(f"{pattern}: no timm model with attention matches; `slimvit models --table` shows all")
         return
     rows = embedded_models(pattern) if embedded else prunable_models(pattern)

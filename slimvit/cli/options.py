@@ -1,4 +1,4 @@
-"""The options that several commands share, and how help groups them."""
+"""Options that several commands share, and their groups in the help."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from slimvit.config.choices import ADAPT_MODES, DEVICES, PRECISIONS, TRACKERS, W
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 GROUPS = ("Model", "Data", "Budget", "Method", "Training", "Machine", "Output", "Other")
-"""The headings of a command's help, in this order; an option without a group stands under the last."""
+"""Headings of a command's help in order; options without a group are under the last."""
 NAME_WIDTH = 30
-"""Characters that an option's name takes at most before its text moves to the next line, as in click."""
+"""Characters of an option's name up to which its text is on the same line, as in click."""
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options under the headings `GROUPS`, in one column."""
+    """A command whose help groups its options under the headings `GROUPS`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options into the help, group by group."""
@@ -43,7 +43,7 @@ def command() -> Callable[[Callable[..., Any]], GroupedCommand]:
 
 
 def group(title: str, *options: Decorator) -> Decorator:
-    """Several options under one heading of `GROUPS`, as one decorator."""
+    """Return one decorator that adds options under a heading of `GROUPS`."""
 
     def apply(function: Any) -> Callable[..., Any]:
         for option in reversed(options):
@@ -55,7 +55,7 @@ def group(title: str, *options: Decorator) -> Decorator:
 
 
 def joined(*decorators: Decorator) -> Decorator:
-    """Several decorators as one; the first stands first in help."""
+    """Return one decorator for several; the first adds the first options of the help."""
 
     def apply(function: Callable[..., Any]) -> Callable[..., Any]:
         for decorator in reversed(decorators):
@@ -66,42 +66,42 @@ def joined(*decorators: Decorator) -> Decorator:
 
 
 def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """`KEY=VALUE` texts as a dict; a value is read as JSON if it is valid JSON, else as text."""
-    found: dict[str, Any] = {}
+    """Parse `KEY=VALUE` texts into a dict; a value is read as JSON if valid, otherwise as text."""
+    pairs: dict[str, Any] = {}
     for text in values:
         key, sign, value = text.partition("=")
         if not sign:
             raise click.BadParameter(f"{text!r} is not KEY=VALUE", ctx, param)
         try:
-            found[key] = json.loads(value)
+            pairs[key] = json.loads(value)
         except json.JSONDecodeError:
-            found[key] = value
-    return found
+            pairs[key] = value
+    return pairs
 
 
 def parse_fractions(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
-    """`macs=0.5` as a dict; None where nothing was given."""
+    """Parse `macs=0.5` into a dict; None if the option is not given."""
     return parse_pairs(ctx, param, values) or None
 
 
 def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[int] | None:
-    """`2` as a number, `2,4,8` as a list."""
+    """Parse `2` into a number, `2,4,8` into a list."""
     if value is None:
         return None
     try:
-        found = [int(part) for part in value.split(",")]
+        numbers = [int(part) for part in value.split(",")]
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither a number nor numbers with commas", ctx, param) from None
-    return found[0] if len(found) == 1 else found
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    """`heads,mlp` as a list."""
+    """Parse `heads,mlp` into a list."""
     return None if value is None else [word.strip() for word in value.split(",")]
 
 
 class Word(click.ParamType):
-    """One word of an open set: help and completion show the known ones, plugins may add others."""
+    """One word of an extensible set: help and completion show the registered words, to which plugins may add."""
 
     name = "word"
 
@@ -109,18 +109,18 @@ class Word(click.ParamType):
         self.words = words
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return the known words, as the help shows them."""
+        """Return the registered words as the help shows them."""
         return f"[{'|'.join(self.words)}]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the word; fail with the known words where it is none of them."""
+        """Return the word; fail with the registered words if it is none of them."""
         try:
             return self.words.check(value)
         except ValueError as error:
             self.fail(f"{value!r} is not one of {error}", param, ctx)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the known words that begin with the text typed so far."""
+        """Return the registered words that begin with the text typed so far."""
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
@@ -161,7 +161,7 @@ no_augment = group(
                  "would change."),
 )  # fmt: skip
 NO_AUGMENTATION = {"crop_scale": 1.0, "hflip": 0.0}
-"""The training section of --no-augment."""
+"""Keys of a training section that --no-augment sets."""
 
 machine_options = group(
     "Machine",
@@ -181,7 +181,7 @@ training_machine = group(
                  help="Save the training state after every epoch, and every MIN minutes within one."),
     click.option("--log-with", type=click.Choice(TRACKERS), help="Log every epoch to this tracker too."),
 )  # fmt: skip
-"""How a training is carried out."""
+"""Options of a training that are not part of the recipe."""
 
 resume_option = group(
     "Output", click.option("--resume", is_flag=True, help="Continue the interrupted training in --out, if any.")

@@ -1,4 +1,4 @@
-"""slimvit predict: the classes of image files."""
+"""slimvit predict: classify image files."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def predict_command(
     from slimvit.utils.device import resolve_device
     from slimvit.workflows.predict import class_names, image_files, predict
 
-    files, where = image_files(images), resolve_device(device)
+    files, torch_device = image_files(images), resolve_device(device)
     answers: dict[str, Answers] = {}
     for name in dict.fromkeys(filter(None, (model, compare))):
-        opened: Any = open_model(ModelSection(name=name)).to(where)
+        opened: Any = open_model(ModelSection(name=name)).to(torch_device)
         if class_names(opened) is None:
             click.echo(f"{name}: has no class names, so classes are shown by number", err=True)
         answers[name] = predict(opened, files, top)
     if as_json:
-        click.echo(json.dumps({name: vars(found) for name, found in answers.items()}, indent=1))
+        click.echo(json.dumps({name: vars(answer) for name, answer in answers.items()}, indent=1))
     else:
         _show(answers, files)
     unreadable = answers[model].unreadable
@@ -68,11 +68,14 @@ def predict_command(
 def _show(answers: dict[str, Answers], files: list[str]) -> None:
     from slimvit.report.text import print_cells
 
-    readable = [f for f in files if all(f in found.guesses for found in answers.values())]
-    told = {f: [", ".join(f"{c} {p:.1%}" for c, p in found.guesses[f]) for found in answers.values()] for f in readable}
-    if told:
-        print_cells(["image", *answers], [[file, *cells] for file, cells in told.items()], texts=1 + len(answers))
+    guesses = [answer.guesses for answer in answers.values()]
+    readable = [file for file in files if all(file in of_model for of_model in guesses)]
+    rows = [
+        [file, *(", ".join(f"{c} {p:.1%}" for c, p in of_model[file]) for of_model in guesses)] for file in readable
+    ]
+    if rows:
+        print_cells(["image", *answers], rows, texts=1 + len(answers))
     if len(answers) > 1 and readable:
-        first, second = ([found.guesses[f][0][0] for f in readable] for found in answers.values())
-        alike = sum(a == b for a, b in zip(first, second, strict=True))
-        click.echo(f"\nthe same first class for {alike} of {len(readable)} images")
+        first, second = ([of_model[file][0][0] for file in readable] for of_model in guesses)
+        agreeing = sum(a == b for a, b in zip(first, second, strict=True))
+        click.echo(f"\nthe same first class for {agreeing} of {len(readable)} images")

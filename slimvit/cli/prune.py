@@ -1,4 +1,4 @@
-"""slimvit prune: a model to a budget."""
+"""slimvit prune: prune a model to a budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ budget_options = options.group(
                  help="Final latency of a batch on this device as a fraction, 0-1."),
     click.option("--target", multiple=True, callback=options.parse_fractions, metavar="NAME=F",
                  help="Final cost as a fraction, for any kind of budget by its name: macs=0.5."),
-    click.option("--latency-batch", type=int, metavar="N", help="Images in that batch. [default: 1]"),
+    click.option("--latency-batch", type=int, metavar="N", help="Batch size of --target-latency. [default: 1]"),
     click.option("--ratio", type=float, metavar="R", help="Fraction of the heads to remove, 0-1."),
     click.option("--heads", callback=options.parse_numbers, metavar="N[,N...]",
                  help="Heads to keep in every block, or one number per stage."),
@@ -33,7 +33,7 @@ method_options = options.group(
                  help="Parts a target may remove: heads, mlp, branches. [default: heads; also mlp if heads alone "
                  "cannot meet the target]"),
     click.option("--scope", type=click.Choice(SCOPES),
-                 help="Prune every block alike (uniform) or wherever it costs least (global). [default: global]"),
+                 help="Prune every block alike (uniform), or where the loss rises least (global). [default: global]"),
     click.option("--min-heads", type=int, metavar="N",
                  help="Heads that every block keeps; 0 allows a block without attention. [default: 1]"),
     click.option("--neuron-group", type=int, metavar="N", help="Remove neurons in groups of N. [default: 8]"),

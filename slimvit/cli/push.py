@@ -1,4 +1,4 @@
-"""slimvit push: a run to the Hugging Face Hub."""
+"""slimvit push: upload a run to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -24,22 +24,21 @@ if TYPE_CHECKING:
     click.option("--revision", metavar="BRANCH", help="Branch to push to; created if missing. [default: main]"),
     click.option("--message", metavar="TEXT", help="Commit message."),
     click.option("--include", multiple=True, type=click.Choice(FOLDERS),
-                 help="Upload this model too: that of the best epoch, or the unpruned one. Repeatable."),
+                 help="Upload this model too: the one of the best epoch, or the unpruned one. Repeatable."),
     click.option("--license", metavar="ID", help="License of the model, by its id on the Hub, such as apache-2.0. "
                  "[default: none in the card]"),
     click.option("--base-model", metavar="USER/NAME",
                  help="Model that was pruned. [default: the one in the recipe]"),
     click.option("--keep-card", is_flag=True, help="Keep an existing README.md."),
     click.option("--force", is_flag=True, help="Replace an earlier push."),
-    click.option("--dry-run", is_flag=True, help="Print the files and the card; contact nobody."),
+    click.option("--dry-run", is_flag=True, help="Print the files and the card without contacting the Hub."),
 )  # fmt: skip
 @options.json_option
 def push_command(run: Path, dry_run: bool, as_json: bool, **given: Any) -> None:
-    """Upload the folder RUN to the model repository USER/NAME on the Hugging Face Hub, in one commit, with a model
-    card made from its report.
+    """Upload the run folder RUN to the model repository USER/NAME on the Hugging Face Hub, with a model card.
 
-    A missing repository is created; one with files of another program is left alone. Log in first: hf auth login, or
-    set HF_TOKEN. Afterwards every command and slimvit.load accept hf-hub:USER/NAME[@REVISION] as a model.
+    A missing repository is created; a repository with files of another program is refused. Log in first: hf auth login,
+    or set HF_TOKEN. Afterwards every command and slimvit.load accept hf-hub:USER/NAME[@REVISION] as a model.
 
     \b
     Example:
@@ -55,16 +54,17 @@ def push_command(run: Path, dry_run: bool, as_json: bool, **given: Any) -> None:
         return
     from slimvit.workflows.push.upload import upload
 
-    done = upload(contents, options)
-    click.echo(json.dumps(done, indent=1) if as_json else f"{done['url']}\nload it: slimvit.load({done['model']!r})")
+    pushed = upload(contents, options)
+    load = f"{pushed['url']}\nload it: slimvit.load({pushed['model']!r})"
+    click.echo(json.dumps(pushed, indent=1) if as_json else load)
 
 
 def _show_notes(contents: UploadContents, run: Path) -> None:
-    """Print on stderr which files stay behind and which local paths the recipe reveals."""
+    """Print on stderr the files that are not uploaded and the local paths that the recipe reveals."""
     if contents.left_out:
         click.echo(f"{run}: not uploaded: {', '.join(contents.left_out)}", err=True)
     if contents.places:
-        click.echo(f"{run}: its recipe, which is pushed, names places here: {', '.join(contents.places)}", err=True)
+        click.echo(f"{run}: the uploaded recipe names local paths: {', '.join(contents.places)}", err=True)
 
 
 def _show_contents(contents: UploadContents, as_json: bool) -> None:

@@ -30,10 +30,10 @@ def list_recipes() -> None:
     from slimvit.config.shipped import header, recipe_files, sweep_files
 
     files = {"slimvit run": recipe_files(), "slimvit sweep": sweep_files()}
-    width = max(map(len, [name for found in files.values() for name in found]), default=0)
-    for command, found in files.items():
+    width = max(map(len, [name for paths in files.values() for name in paths]), default=0)
+    for command, paths in files.items():
         click.echo(f"for {command}:")
-        for name, path in found.items():
+        for name, path in paths.items():
             lines = header(path)
             click.echo(f"  {name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
 

@@ -1,4 +1,4 @@
-"""slimvit report: a comparison of runs and sweeps."""
+"""slimvit report: compare runs and sweeps."""
 
 from __future__ import annotations
 
@@ -67,9 +67,7 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
     """Compare run folders and sweeps: the trade-off of accuracy and cost.
 
     Runs that differ only in the seed form one row with mean and standard deviation. A single run is shown stage by
-    stage.
-
-    hf-hub:user/name is a run on the Hugging Face Hub.
+    stage. A run may also be hf-hub:user/name.
 
     \b
     Examples:
@@ -78,8 +76,8 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
     """  # fmt: skip
     from slimvit.io.sweep_folder import is_sweep_folder
 
-    asked = given["out"] or given["as_json"] or given["picks"] or references
-    if len(places) == 1 and not asked and not is_sweep_folder(places[0]):
+    compares = given["out"] or given["as_json"] or given["picks"] or references
+    if len(places) == 1 and not compares and not is_sweep_folder(places[0]):
         from slimvit.report.compare.collect import run_folder
         from slimvit.report.record import Report
         from slimvit.report.run.table import report_markdown
@@ -96,7 +94,7 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
 
 
 def show_comparison(comparison: Comparison, as_json: bool) -> None:
-    """The result on stdout, what must be known before reading it on stderr."""
+    """Print the comparison on stdout and its notes on stderr."""
     for note in comparison.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:

@@ -1,4 +1,4 @@
-"""slimvit run: a recipe as it is written."""
+"""slimvit run: carry out a recipe."""
 
 from __future__ import annotations
 
@@ -38,11 +38,10 @@ def run_command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
 
     if ends_with_stdin:
         threading.Thread(target=_follow_stdin, daemon=True).start()
-    read = Recipe.read(_file(recipe, given))
-    over = shared.sections(None, given)
-    tree = read.model_dump(mode="json")
-    tree["data"].update(over.get("data", {}))
-    tree["seed"] = over.get("seed", tree["seed"])
+    tree = Recipe.read(_file(recipe, given)).model_dump(mode="json")
+    overrides = shared.sections(None, given)
+    tree["data"].update(overrides.get("data", {}))
+    tree["seed"] = overrides.get("seed", tree["seed"])
     shared.run_and_show(Recipe.parse(tree, recipe), given)
 
 
@@ -64,7 +63,7 @@ def _file(recipe: str, given: dict[str, Any]) -> Path:
     if not (given["resume"] and folder.is_dir()):
         return recipe_path(recipe)
     from slimvit.utils.errors import StoreError
-    from slimvit.workflows.resume import recipe_in  # brings torch, which a wrong recipe's name need not wait for
+    from slimvit.workflows.resume import recipe_in  # imports torch, which the error of a wrong name must not wait for
 
     given["out"] = given["out"] or folder
     path = recipe_in(folder) or folder / "recipe.yaml"

@@ -1,4 +1,4 @@
-"""From a command's options to a recipe, and from a recipe to a printed report."""
+"""Convert options to a recipe, run it and print its report."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def sections(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's model, data and adapt sections as plain data; only the options that were given."""
-    found = {
+    """The model, data and adapt sections of a recipe and its seed, with the given options alone."""
+    tree = {
         "model": {
             "name": model,
             "weights": given.get("weights"),
@@ -41,27 +41,27 @@ def sections(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
         | (NO_AUGMENTATION if given.get("no_augment") else {}),
         "seed": given.get("seed"),
     }
-    return dropped_none(found)
+    return dropped_none(tree)
 
 
 def dropped_none(tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree without entries that are None and sections that become empty."""
+    """The tree without None values and without empty sections."""
     kept = {k: dropped_none(v) if isinstance(v, dict) else v for k, v in tree.items() if v is not None}
     return {k: v for k, v in kept.items() if v != {}}
 
 
 def run_options(given: dict[str, Any]) -> Options:
-    """The options that say how a run is carried out."""
+    """The `Options` among the options of a command."""
     from slimvit.config.options import Options
 
     return Options(**{name: given[name] for name in Options.__dataclass_fields__ if name in given})
 
 
-def data_of(made_by: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The data section of an earlier run, updated by `given`; another data set takes over nothing of that section."""
-    if made_by is None or given.get("name") not in (None, made_by.data.name):
+def data_of(recipe: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The data section of an earlier run's recipe, updated by `given`; `given` alone if it names other data."""
+    if recipe is None or given.get("name") not in (None, recipe.data.name):
         return given
-    return made_by.data.model_dump() | given
+    return recipe.data.model_dump() | given
 
 
 def need_data(given: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def need_data(given: dict[str, Any]) -> None:
 
 def run_and_show(recipe: Recipe, given: dict[str, Any]) -> None:
     """Run a recipe and print its report on stdout."""
-    if not recipe.prune.asks_for("latency"):  # whose latency is measured with the allocator that other programs have
+    if not recipe.prune.asks_for("latency"):  # latency is measured with the default settings of malloc
         keep_freed_memory()
     from slimvit.io.load import pinned
     from slimvit.utils.lock import clean_up

@@ -85,6 +85,6 @@ def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given:
         click.echo(f"\nreport: {out / 'report'} (tradeoff.html and more)")
     failed = [entry for entry in contents.points if entry.error]
     for entry in failed:
-        click.echo(f"failed: {entry.id}: {entry.error} (all of it: {out / 'failed' / entry.id}.txt)", err=True)
+        click.echo(f"failed: {entry.id}: {entry.error} (log: {out / 'failed' / entry.id}.txt)", err=True)
     if failed:
         raise click.exceptions.Exit(1)

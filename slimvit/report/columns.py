@@ -1,4 +1,4 @@
-"""The columns of every table: heading, format and legend of each figure, and the registry of accuracy figures."""
+"""Columns of tables: key, heading, format and legend of every figure, and the registry of accuracy figures."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ if TYPE_CHECKING:
     from slimvit.measure.accuracy import Outputs
 
 NOT_MEASURED = "-"
-"""In every table for people; null in JSON, an empty field in CSV."""
+"""Cell of a missing figure in text tables; null in JSON, an empty field in CSV."""
 
 Figures = dict[str, float | None]
-"""Figures by key, in the units of report.json; None where not measured."""
+"""Figures by key, in the units of report.json; None for one that was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """How one figure is shown."""
+    """The column of one figure."""
 
     key: str
     """The figure's name in `Figures`, report.json and CSV."""
     header: str
     format: str
-    """A format specification, such as `.1f`."""
+    """Format specification, such as `.1f`."""
     unit: float = 1
-    """The figure is divided by it."""
+    """Divisor of the figure."""
     legend: str = ""
-    """Line below a written table; `{reference}` stands for the name of the original model."""
+    """Line of the legend; `{reference}` stands for the name of the original model."""
     in_terminal: bool = True
+    """Whether terminal tables have room for it."""
     fixed: bool = False
-    """Whether plan or recipe set it: its spread over seeds is shown only where some row has one."""
+    """Whether plan or recipe determine the figure; a spread of 0 over seeds is not shown then."""
 
     def text(self, value: float | None) -> str:
         """Return the figure as shown in tables."""
@@ -48,16 +49,16 @@ class Metric(Column):
     """An accuracy figure of `slimvit.measure.accuracy`."""
 
     axis: str = ""
-    """Its label in pictures; the heading where empty."""
+    """Axis label in pictures; empty takes the heading."""
     higher_is_better: bool = True
     against_original: bool = False
-    """Whether it compares a model with its original, which says nothing where that has random weights."""
+    """Whether it compares a model with its original; meaningless for an original with random weights."""
     only_without_top1: bool = False
-    """Whether tables leave it out where top-1 is measured, so that they stay narrow."""
+    """Whether tables leave it out if top-1 was measured, to stay narrow."""
 
     @property
     def label(self) -> str:
-        """Its label in pictures."""
+        """Axis label in pictures."""
         return self.axis or self.header
 
 
@@ -99,7 +100,7 @@ METRICS: dict[str, Metric] = {
         ),
     )
 }
-"""By key, in the order of tables."""
+"""Accuracy figures by key, in the order of tables."""
 
 
 def register_metric(
@@ -108,10 +109,9 @@ def register_metric(
     """Add an accuracy figure to every measurement, table, picture and file.
 
     Args:
-        metric: Its key, heading, format and legend.
-        function: Computes it from the outputs of a model and those of its original for the same images (None where
-            there is nothing to compare with); returns None where it cannot be measured. Not needed for a figure that
-            `slimvit.measure.accuracy` measures itself.
+        metric: Key, heading, format and legend of the figure.
+        function: (outputs of a model, outputs of its original for the same images or None) -> the figure, or None if it
+            cannot be measured. Not needed for a figure that `slimvit.measure.accuracy` computes.
     """
     if function is not None:
         from slimvit.measure.accuracy import FIGURES
@@ -153,13 +153,13 @@ def size_and_accuracy(parts: Sequence[Part]) -> list[Column]:
 
 
 def parts_shown(is_cut: Callable[[Part], bool]) -> list[Part]:
-    """Return the parts that a table speaks of: the first one, and those of which something was removed."""
+    """Return the parts with a column in a table: the first part, and every other part that was cut."""
     first, *others = PARTS.values()
     return [first, *filter(is_cut, others)]
 
 
 def parts_of_stages(stages: Sequence[Stage]) -> list[Part]:
-    """Return the parts that a table of stages speaks of."""
+    """Return the parts with a column in a table of stages."""
     return parts_shown(lambda part: _is_cut(part.units, stages))
 
 
@@ -178,7 +178,7 @@ def figures_of(stage: Stage, reference: Stage) -> Figures:
 
 
 def difference(after: float | None, before: float | None) -> float | None:
-    """Return `after - before`, or None where one is not measured."""
+    """Return `after - before`, or None if one was not measured."""
     return None if after is None or before is None else after - before
 
 

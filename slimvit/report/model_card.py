@@ -1,6 +1,6 @@
-"""The model card of a pruned model on the Hugging Face Hub: README.md with metadata in front.
+"""The model card of a pruned model on the Hugging Face Hub: README.md with YAML metadata.
 
-Names come out of files and may hold anything: metadata is written by a YAML library, and names in the text are escaped.
+Names in files are untrusted: the YAML library writes the metadata, and names in the text are escaped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from slimvit.report.text import in_markdown, markdown_table, printable
 
 TAGS = ("slimvit", "timm", "pruning", "vision-transformer")
 CLASSES = 20
-"""Number of classes that are named, at most."""
+"""Classes that the card names at most."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,14 @@ class CardFacts:
     license: str | None = None
     base_model: str | None = None
     dataset: str | None = None
-    """On the Hub."""
+    """Repository of the data set on the Hub."""
     report: Report | None = None
-    """None for a model without one."""
     before: Stage | None = None
+    """The original."""
     after: Stage | None = None
+    """The final model."""
     recipe: str | None = None
-    """As YAML."""
+    """The recipe as YAML."""
     trained: bool = False
     """Whether it was trained after the cut."""
 
@@ -61,8 +62,8 @@ def card(facts: CardFacts) -> str:
 
 
 def metadata(facts: CardFacts) -> dict[str, Any]:
-    """Return the metadata that the Hub reads, without unknown facts."""
-    known = {
+    """Return the metadata that the Hub reads; unknown facts are left out."""
+    facts_by_key = {
         "library_name": "slimvit",
         "license": facts.license,
         "base_model": facts.base_model,
@@ -70,7 +71,7 @@ def metadata(facts: CardFacts) -> dict[str, Any]:
         "datasets": None if facts.dataset is None else [facts.dataset],
         "tags": [*TAGS, *(["dense-attention"] if facts.dense else [])],
     }
-    return {k: v for k, v in known.items() if v is not None}
+    return {k: v for k, v in facts_by_key.items() if v is not None}
 
 
 def _front(facts: CardFacts) -> str:
@@ -93,7 +94,7 @@ def _about(facts: CardFacts) -> str:
 
 
 def _figures(facts: CardFacts) -> list[str]:
-    """The table before and after with its legend, and links to the run's files."""
+    """The table of figures before and after, its legend, and links to the files of the run."""
     if facts.report is None or facts.before is None or facts.after is None:
         return []
     columns = _columns(facts.before, facts.after)
@@ -109,11 +110,11 @@ def _figures(facts: CardFacts) -> list[str]:
 
 
 def _columns(before: Stage, after: Stage) -> list[Column]:
-    """Size and accuracy, without comparisons with the original."""
+    """The measured columns of size and accuracy, without those that compare with the original."""
     stages = (before, after)
     columns = size_and_accuracy(parts_of_stages(stages))
-    alone = [c for c in columns if c.key not in METRICS or not METRICS[c.key].against_original]
-    return [c for c in alone if any(stage.figure(c.key) is not None for stage in stages)]
+    absolute = [c for c in columns if c.key not in METRICS or not METRICS[c.key].against_original]
+    return [c for c in absolute if any(stage.figure(c.key) is not None for stage in stages)]
 
 
 def _measured_on(report: Report) -> str:
@@ -170,9 +171,9 @@ def _made(facts: CardFacts) -> list[str]:
 def _limits(facts: CardFacts) -> list[str]:
     limits = ["It needs slimvit to load; `slimvit export` writes it for use without."]
     if facts.report is None:
-        limits.append("Nobody measured it: there is no report beside it.")
+        limits.append("It was not measured: the folder holds no report.")
     else:
-        limits.append(f"The figures hold for {_measured_on(facts.report)}; nothing was measured on others.")
+        limits.append(f"It was measured on {_measured_on(facts.report)} only.")
         limits += [] if facts.trained else ["It was not trained after the cut, only repaired in closed form."]
         limits += [_plain(note) for note in facts.report.notes]
     if facts.num_classes and not facts.class_names:

@@ -1,4 +1,4 @@
-"""The look of every picture, its labels and its file. Matplotlib's global state stays untouched."""
+"""Colours, axes, labels and files of all pictures, without Matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slimvit.utils.errors import StoreError
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 BLUE, ORANGE, RED = "#2f6db5", "#e08a2e", "#c0392b"
 PALE, EDGE = "#eef1f4", "#cbd2d9"
-"""Fill and outline of what is empty."""
+"""Fill and outline of empty shapes."""
 SERIES = (BLUE, ORANGE, "#3a9a6e", "#b5485d", "#7a5fb0", "#8c6d46")
 LINE, CHARACTER = 12.0, 5.0
 """Height of a line and width of a character of a label, points."""
@@ -41,26 +41,27 @@ def plain_axes(fig: Figure, place: tuple[int, int, int] = (1, 1, 1)) -> Axes:
 
 
 def short(name: str, longest: int) -> str:
-    """Return the end of a name, which tells the points of a sweep apart, safe for Matplotlib.
+    """Return a name for a picture, shortened at its start: the end tells the points of a sweep apart.
 
-    Matplotlib reads dollars as formulas, and drops a label that begins with an underscore from a legend.
+    It is escaped for Matplotlib, which reads dollar signs as formulas and leaves a label with a leading underscore out
+    of the legend.
 
     Args:
         name: Any text.
-        longest: Number of characters at most.
+        longest: Characters at most.
     """
     text = name if len(name) <= longest else "…" + name[1 - longest :]
     return (" " * text.startswith("_") + text).replace("$", r"\$")
 
 
 def spread_labels(fig: Figure, axes: Axes, labels: Sequence[tuple[float, float, str]], **style: Any) -> None:
-    """Write labels beside their points, moved up until none covers another; a moved label gets a thin line.
+    """Write labels beside their points without overlap; a label that is moved up gets a thin line to its point.
 
-    A label stands on the right of its point, or on the left in the right half of the axes.
+    A label is on the right of its point, or on the left in the right half of the axes.
 
     Args:
         fig: The figure.
-        axes: Its axes, with final limits.
+        axes: Axes with their final limits.
         labels: (x, y, text) of each point.
         **style: Text properties.
     """
@@ -88,7 +89,7 @@ def spread_labels(fig: Figure, axes: Axes, labels: Sequence[tuple[float, float, 
 
 
 def _free_height(wanted: float, start: float, end: float, taken: list[tuple[float, float, float]]) -> float:
-    """The lowest height from `wanted` up at which [start, end] touches no label (start, end, height)."""
+    """The lowest free height from `wanted` up for a label from `start` to `end`; `taken` holds the other labels."""
     beside = sorted(height for s, e, height in taken if s < end and start < e)
     height = wanted
     for other in beside:
@@ -101,7 +102,7 @@ def save_figure(fig: Figure, path: Path) -> None:
     """Save a figure by the file's suffix; the same figure gives the same bytes.
 
     Raises:
-        StoreError: For a suffix other than .svg and .png.
+        StoreError: The suffix is neither .svg nor .png.
     """
     if path.suffix not in (".svg", ".png"):
         raise StoreError(f"{path}: a picture is saved as .svg or .png, not as {path.suffix or 'a file without suffix'}")

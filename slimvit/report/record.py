@@ -1,4 +1,4 @@
-"""report.json: the figures of a run after each of its stages. A figure that was not measured is null, never 0."""
+"""report.json: the figures of a run after each of its stages. A figure that was not measured is null, not 0."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FORMAT_VERSION = 3
 READS = (1, 2, 3)
 
 STAGES = ("original", "pruned", "refit", "dense", "finetuned")
-"""In the order of a run, which leaves out the stages that were not asked for."""
+"""All stages in the order of a run; a run has those that its recipe asks for."""
 
 
 class Record(BaseModel):
-    """Base of everything that is read from JSON: immutable, strict about unknown keys and NaN."""
+    """Base of the records that are read from JSON: immutable, no unknown keys, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -31,8 +31,8 @@ class Record(BaseModel):
 class Stage(Record):
     """The model after one stage of a run.
 
-    In JSON the units of a part stand under the part's word for them (`heads`, `neurons`), and every accuracy figure
-    stands under its own key (`top1`, `agreement`, ...) beside the other fields.
+    In JSON, units are keyed by the word of their part (`heads`, `neurons`), and accuracy figures by their own key
+    (`top1`, `agreement`, ...), beside the other fields.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -48,7 +48,7 @@ class Stage(Record):
     macs: int | None = None
     """Multiply-accumulates of one image, norms included."""
     macs_by_part: dict[str, int] | None = None
-    """The same by part of the network (qkv, attention, proj, mlp, norm, ...)."""
+    """MACs by part of the network (qkv, attention, proj, mlp, norm, ...)."""
     seconds: float | None = None
     """Duration of the stage."""
     latency_ms: float | None = None
@@ -61,7 +61,7 @@ class Stage(Record):
         return self.__pydantic_extra__
 
     def figure(self, key: str) -> float | None:
-        """Return a number of the stage, or None where it was not measured.
+        """Return a number of the stage, or None if it was not measured.
 
         Args:
             key: A field's name, the key of an accuracy figure, or a part's word for its units.
@@ -69,7 +69,7 @@ class Stage(Record):
         return self.figures().get(key)
 
     def figures(self) -> dict[str, float | None]:
-        """Return every number of the stage by key, with units under their part's word."""
+        """Return every number of the stage by key; units are keyed by the word of their part."""
         sizes = {PARTS[name].units: count for name, count in self.units.items() if name in PARTS}
         costs = {key: getattr(self, key) for key in ("params", "macs", "seconds", "latency_ms", "throughput")}
         return sizes | costs | self.accuracy
@@ -108,15 +108,16 @@ class Report(Record):
     """[channels, height, width] of an image."""
     calibration_images: int | None = None
     ratio_asked: float | None = None
-    """Fraction of the heads to remove, 0-1; so is ratio_reached."""
+    """Fraction of the heads to remove, 0-1."""
     ratio_reached: float | None = None
+    """Fraction of the heads that was removed, 0-1."""
     notes: list[str] = Field(default_factory=list)
     """Remarks to read before the figures, such as MAC counters that disagree."""
     stages: list[Stage] = Field(min_length=1)
 
     @property
     def reference(self) -> Stage:
-        """The original model, which changes are measured against."""
+        """The original model, the reference of all changes."""
         return self.stages[0]
 
     @property
@@ -133,7 +134,7 @@ class Report(Record):
         """Read the content of report.json.
 
         Raises:
-            StoreError: For another format or wrong fields, all of which are named in one line.
+            StoreError: The format is another one, or fields are wrong; one line names them all.
         """
         if isinstance(data, dict) and data.get("format_version") not in READS:
             reads = f"{READS[0]} to {READS[-1]}"
@@ -151,7 +152,7 @@ class Report(Record):
         """Read report.json.
 
         Raises:
-            StoreError: If the file is missing, not JSON, or not a report.
+            StoreError: The file is missing, not JSON, or not a report.
         """
         try:
             data = read_json(path)
@@ -167,7 +168,7 @@ class Report(Record):
 
 
 def units_of(plan: SlimPlan) -> dict[str, tuple[int, int]]:
-    """Return (units of the original, units kept) of a plan by part, for the parts that could be cut."""
+    """Return (units of the original, units kept) of a plan by part; parts without units are left out."""
     counts = {}
     for name, part in PARTS.items():
         if total := sum(getattr(block, part.units) for block in plan.blocks):

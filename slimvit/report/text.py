@@ -16,9 +16,9 @@ LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textascii
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"}
 
 NAMED = 3
-"""Number of names that a longer list shows."""
+"""Names that `listed` shows at most."""
 SPLIT = {"agreement": "agree-\nment"}
-"""Headings that a terminal shows in two lines; others break at spaces."""
+"""Headings hyphenated for the terminal; others break at spaces."""
 
 
 def listed(names: Sequence[str]) -> str:
@@ -28,12 +28,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def in_markdown(text: str) -> str:
-    """Return the text on one line with Markdown's signs escaped; an underscore inside a word needs no escape."""
+    """Return the text on one line, escaped for Markdown; an underscore inside a word needs no escape."""
     return _replaced(text, MARKDOWN)
 
 
 def in_latex(text: str) -> str:
-    """Return the text on one line with LaTeX's signs escaped and a leading minus as a minus sign."""
+    """Return the text on one line, escaped for LaTeX, with the hyphen of a negative number as a minus sign."""
     return re.sub(r"^-(?=\d)", "$-$", _replaced(text, LATEX))
 
 
@@ -46,7 +46,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: 
 
     Args:
         header: Headings.
-        rows: Cells, escaped here.
+        rows: Cells, which are escaped.
         texts: Number of columns aligned left; the rest is aligned right.
     """
     lines = [list(header), *([in_markdown(cell) for cell in row] for row in rows)]
@@ -60,17 +60,17 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: 
 
 
 def printable(text: str) -> str:
-    """Return the text with terminal control characters as question marks; names come out of files too."""
+    """Return the text with control characters as question marks, since names in files are untrusted."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 def print_cells(
     header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, file: TextIO | None = None, gap: int = 2
 ) -> None:
-    """Print a table that is never cut, plain ASCII in a file or a pipe.
+    """Print a table without truncation, plain ASCII in a file or a pipe.
 
     Args:
-        header: Headings; a line break in one starts a second line.
+        header: Headings, with line breaks.
         rows: Cells.
         texts: Number of columns aligned left; the rest is aligned right.
         file: Default: stdout.

@@ -1,4 +1,4 @@
-"""timings.json in a run folder: times of its model and speed-ups against its original, by machine and setting."""
+"""timings.json of a run folder: latency, throughput and speed-up of its model, by machine and setting."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FILE = "timings.json"
 
 
 class Timing(Record):
-    """One model under one setting of one machine; null where not measured."""
+    """Timing of one model in one setting; null for a figure that was not measured."""
 
     device: str
-    """The machine in words, with the number of threads for a CPU."""
+    """Name of the device, with the number of threads for a CPU."""
     precision: str
     """`fp32` or `bf16`; for an ONNX file, the precision of the file."""
     compiled: bool
@@ -30,21 +30,21 @@ class Timing(Record):
     throughput: float | None = None
     """Images/s at the batch size that fills the machine."""
     batch: int | None = None
-    """That batch size."""
+    """Batch size of the throughput."""
     peak_memory_gib: float | None = None
-    """Of a forward pass at that batch size, weights included."""
+    """Peak memory of a forward pass of `batch` images, weights included."""
     latency_speedup: float | None = None
     """Time of the original over time of the model in the same rounds, at one image."""
     throughput_speedup: float | None = None
-    """The same at that batch size."""
+    """Time of the original over time of the model in the same rounds, at `batch` images."""
     latency_interval: list[float] | None = None
-    """Ends of the 95 % interval of the speed-up at one image."""
+    """Ends of the 95 % interval of `latency_speedup`."""
     throughput_interval: list[float] | None = None
-    """The same at that batch size."""
+    """Ends of the 95 % interval of `throughput_speedup`."""
     macs_speedup: float | None = None
-    """The speed-up if time followed the MACs."""
+    """Speed-up if time were proportional to MACs."""
     remark: str | None = None
-    """Why the time does not follow the MACs, where that is so."""
+    """Explanation of a measured speed-up below `macs_speedup`."""
     input_size: list[int] | None = None
     """[channels, height, width] of an image."""
     rounds: int
@@ -55,10 +55,10 @@ def write_timings(folder: Path, timings: Sequence[Timing]) -> None:
     """Add timings to a run folder, replacing earlier ones of the same setting.
 
     Raises:
-        StoreError: If the file cannot be written, or the one there is damaged.
+        StoreError: The file cannot be written, or the existing one is damaged.
     """
-    mine = {setting_of(t) for t in timings}
-    kept = [t for t in read_timings(folder) if setting_of(t) not in mine]
+    replaced = {setting_of(t) for t in timings}
+    kept = [t for t in read_timings(folder) if setting_of(t) not in replaced]
     rows = [t.model_dump(mode="json") for t in [*kept, *timings]]
     text = json.dumps({"format_version": FORMAT_VERSION, "timings": rows}, indent=1, allow_nan=False) + "\n"
     partial = folder / f".{FILE}.partial"
@@ -71,10 +71,10 @@ def write_timings(folder: Path, timings: Sequence[Timing]) -> None:
 
 
 def read_timings(folder: Path) -> list[Timing]:
-    """Return all timings of a run folder; an empty list where there are none.
+    """Return all timings of a run folder; an empty list for a folder without timings.json.
 
     Raises:
-        StoreError: For a damaged file or another format.
+        StoreError: The file is damaged or of another format.
     """
     path = folder / FILE
     if not path.is_file():
@@ -82,7 +82,7 @@ def read_timings(folder: Path) -> list[Timing]:
     try:
         data = read_json(path)
         if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
-            raise StoreError(f"{path}: is no timings of format {FORMAT_VERSION}; delete it and time again")
+            raise StoreError(f"{path}: holds no timings of format {FORMAT_VERSION}; delete it and time again")
         return [Timing.model_validate(row, strict=True) for row in data["timings"]]
     except (Unreadable, KeyError, TypeError, ValidationError) as error:
         raise StoreError(f"{path}: damaged: {' '.join(str(error).split())}; delete it and time again") from None

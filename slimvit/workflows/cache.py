@@ -1,6 +1,6 @@
-"""Results that several runs share: the first run computes them, the others read them from the cache folder.
+"""Cache of results that several runs share: outputs of the original, scores, adapted models.
 
-The name of an entry is a hash of everything it depends on. An entry appears whole or not at all.
+An entry is named by a hash of everything it depends on, and written atomically.
 """
 
 from __future__ import annotations
@@ -31,59 +31,66 @@ from slimvit.workflows.state import RunContext
 
 HISTORY = "history.json"
 NEW = ".new-"
-"""Prefix of the folders in which entries are written before they take their place."""
+"""Prefix of the temporary folders that entries are written in."""
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:
     """Names of a run's cache entries, by kind: `original`, `scores`, `adapted`.
 
-    The seed enters a name only where the entry depends on it, so that seeds share what they can.
+    The seed is part of the hash only where the entry depends on it.
     """
     trained = recipe.adapt.epochs > 0
-    start: dict[str, Any] = {"model": recipe.model.model_dump(), "data": recipe.data.model_dump()}
+    base: dict[str, Any] = {"model": recipe.model.model_dump(), "data": recipe.data.model_dump()}
     if trained:
-        start |= {"adapt": recipe.adapt.model_dump()}
+        base |= {"adapt": recipe.adapt.model_dump()}
     if trained or random_weights(recipe.model):
-        start |= {"seed": recipe.seed}
-    keys = {"adapted": fingerprint(start)} if trained else {}
-    keys["original"] = fingerprint(start)
+        base |= {"seed": recipe.seed}
+    keys = {"adapted": fingerprint(base)} if trained else {}
+    keys["original"] = fingerprint(base)
     if recipe.prune.wanted and recipe.prune.plan is None:
         section = recipe.prune
-        draws = {"criterion": section.criterion, "images": section.calibration_images, "seed": recipe.seed}
-        keys["scores"] = fingerprint(start | {"scores": draws})
+        scoring = {"criterion": section.criterion, "images": section.calibration_images, "seed": recipe.seed}
+        keys["scores"] = fingerprint(base | {"scores": scoring})
     return {kind: f"{kind}-{key}" for kind, key in keys.items()}
 
 
 def original_outputs(context: RunContext, original: nn.Module) -> Outputs:
     """The original's outputs for the validation images."""
-    path = _place(context, "original", ".safetensors")
+    path = _entry_path(context, "original", ".safetensors")
     if path is None or not path.exists():
         outputs = context.outputs(original, context.data.val)
-        _put(context, path, lambda partial: save_file(_tensors(outputs), partial))
+        _write_entry(context, path, lambda partial: save_file(_tensors(outputs), partial))
         return outputs
     stored = load_file(path)
     return Outputs(stored.get("logits"), stored["features"], stored.get("labels"))
 
 
-def scores(context: RunContext, parts: tuple[str, ...], plan: SlimPlan, make: Callable[[], Scores]) -> Scores:
-    """The scores of the `parts` of a network whose heads and neurons are those of `plan`."""
-    path = _place(context, "scores", f"-{'-'.join(parts)}.json")
+def scores(context: RunContext, parts: tuple[str, ...], plan: SlimPlan, compute: Callable[[], Scores]) -> Scores:
+    """The scores of the original.
+
+    Args:
+        context: The run.
+        parts: The parts that are scored.
+        plan: The plan of the original.
+        compute: Computes the scores that the cache does not hold.
+    """
+    path = _entry_path(context, "scores", f"-{'-'.join(parts)}.json")
     if path is not None and path.exists():
         return read_scores(path, plan)
-    made = make()
-    _put(context, path, lambda partial: write_scores(made, partial))
-    return made
+    computed = compute()
+    _write_entry(context, path, lambda partial: write_scores(computed, partial))
+    return computed
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """A model trained for the data's classes.
+    """A model trained for the classes of the data.
 
     Attributes:
-        model: The network with a classifier for them.
+        model: The trained network.
         notes: Remarks for the report.
-        histories: A row an epoch, by training.
-        seconds: Time that it took in this run.
+        histories: One row per epoch, by training.
+        seconds: Seconds of the training; 0 for a model from the cache.
     """
 
     model: TimmModule
@@ -92,43 +99,49 @@ class Adapted:
     seconds: float = 0.0
 
 
-def adapted(context: RunContext, make: Callable[[], Adapted], anew: bool) -> Adapted:
-    """The model trained for the data's classes; `anew` makes it even where another run has left it."""
-    folder = _place(context, "adapted", "")
-    if folder is None or not folder.exists() or anew:
-        made = make()
-        _put(context, folder, lambda partial: _write_adapted(context, made, partial))
-        return made
-    kept = json.loads((folder / HISTORY).read_text())
-    return Adapted(saved_model.load_folder(folder).to(context.device), kept["notes"], kept["histories"])
+def adapted(context: RunContext, compute: Callable[[], Adapted], recompute: bool) -> Adapted:
+    """The model trained for the classes of the data.
+
+    Args:
+        context: The run.
+        compute: Trains a model that the cache does not hold.
+        recompute: Train it even if the cache holds it.
+    """
+    folder = _entry_path(context, "adapted", "")
+    if folder is None or not folder.exists() or recompute:
+        computed = compute()
+        _write_entry(context, folder, lambda partial: _write_adapted(context, computed, partial))
+        return computed
+    record = json.loads((folder / HISTORY).read_text())
+    return Adapted(saved_model.load_folder(folder).to(context.device), record["notes"], record["histories"])
 
 
-def _write_adapted(context: RunContext, made: Adapted, partial: Path) -> None:
+def _write_adapted(context: RunContext, adapted: Adapted, partial: Path) -> None:
     partial.mkdir()
-    saved_model.write_model(made.model, partial, context.data.class_names)
-    (partial / HISTORY).write_text(json.dumps({"notes": made.notes, "histories": made.histories}))
+    saved_model.write_model(adapted.model, partial, context.data.class_names)
+    (partial / HISTORY).write_text(json.dumps({"notes": adapted.notes, "histories": adapted.histories}))
 
 
 def _tensors(outputs: Outputs) -> dict[str, Any]:
     return {name: tensor.contiguous() for name, tensor in vars(outputs).items() if tensor is not None}
 
 
-def _place(context: RunContext, what: str, suffix: str) -> Path | None:
-    """Where the entry lies or would lie; None for a run that shares nothing, or has no such entry."""
-    cache = context.options.cache if context.engine.processes == 1 else None  # all processes must take the same way
-    name = None if cache is None else keys_of(context.recipe).get(what)
+def _entry_path(context: RunContext, kind: str, suffix: str) -> Path | None:
+    """Path of a cache entry; None for a run without a cache or without this kind of entry."""
+    cache = context.options.cache if context.engine.processes == 1 else None  # processes might see different caches
+    name = None if cache is None else keys_of(context.recipe).get(kind)
     return None if cache is None or name is None else cache / f"{name}{suffix}"
 
 
-def _put(context: RunContext, place: Path | None, write: Callable[[Path], Any]) -> None:
-    if place is None or not context.engine.is_main:
+def _write_entry(context: RunContext, path: Path | None, write: Callable[[Path], Any]) -> None:
+    if path is None or not context.engine.is_main:
         return
-    with disk_errors(place), saved_model.safetensors_errors():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=NEW, dir=place.parent))
+    with disk_errors(path), saved_model.safetensors_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=NEW, dir=path.parent))
         try:
-            write(aside / place.name)
-            if not place.exists():  # another run may have been faster
-                os.replace(aside / place.name, place)
+            write(temporary / path.name)
+            if not path.exists():  # another run may have been faster
+                os.replace(temporary / path.name, path)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The comparison of runs and sweeps: collect, compare, write."""
+"""Compare runs and sweeps: `slimvit report`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def report(
         force: Replace an earlier report folder.
 
     Raises:
-        StoreError: A place is no run, or `out` is in use or holds runs of the comparison.
-        PickError: A bound cannot be read.
+        StoreError: A place is no run, or `out` exists or holds runs of the comparison.
+        PickError: A bound is malformed.
 
     Example:
         >>> slimvit.report("runs/a", "runs/b", pick=["macs <= 0.6"], out="runs/tradeoff")
@@ -51,8 +51,8 @@ def report(
 
 
 def _check_apart(collected: CollectedRuns, out: Path | None) -> None:
-    """Raise `StoreError` where --force would replace a run of the comparison by the report."""
+    """Raise `StoreError` if the report would replace a run that it compares."""
     if out is not None and any(
         out.resolve() in (f, *f.parents) for f in (m.folder.resolve() for m in collected.measurements)
     ):
-        raise StoreError(f"{out}: holds runs that the report is on; name another folder for --out")
+        raise StoreError(f"{out}: holds runs that the report compares; name another folder for --out")

@@ -1,4 +1,4 @@
-"""A dry run: the plan, its savings and the time that the whole run would take, without cutting anything."""
+"""A dry run: the plan, its savings and an estimate of the run time, without cutting."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import RecipeError
 from slimvit.utils.progress import log
 from slimvit.workflows import run_folder
-from slimvit.workflows.run import A_BUDGET, DEFAULTS, adapt, make_plan
+from slimvit.workflows.pruning import make_plan
+from slimvit.workflows.run import A_BUDGET, DEFAULTS, adapt
 from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
 
 SCORE_PASSES = 2.3
-"""Forward passes over the calibration images that scoring costs (measured: benchmarks/cost.py)."""
+"""Time of scoring, in forward passes over the calibration images (measured by benchmarks/cost.py)."""
 REFIT_PASSES = 5.0
-"""Forward passes over the calibration images that a refit costs (measured: benchmarks/cost.py)."""
+"""Time of a refit, in forward passes over the calibration images (measured by benchmarks/cost.py)."""
 TRAIN_PASSES = 3.0
-"""A training step in forward passes; distillation adds one."""
+"""Time of a training step, in forward passes over its batch; distillation adds one."""
 
 
 def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[RunState, SlimPlan]:
-    """Do everything up to the plan, and cut nothing.
+    """Carry out a recipe up to its plan, without cutting.
 
     Args:
         recipe: The run to plan; it needs a budget.
@@ -55,7 +56,7 @@ def dry_run(recipe: Recipe, options: Options = DEFAULTS) -> tuple[RunState, Slim
 
 
 def announce(state: RunState) -> None:
-    """Log what the scoring pass is about to take, where the plan needs one."""
+    """Log the expected time of scoring, if the plan needs scores."""
     section, train = state.recipe.prune, state.context.data.train
     if section.plan is not None or not criterion_of(section.criterion).needs_images:
         return
@@ -65,18 +66,18 @@ def announce(state: RunState) -> None:
 
 
 def estimate(state: RunState, plan: SlimPlan) -> dict[str, Any]:
-    """The plan, its units, parameters and MACs before and after, and the seconds of each stage of the run."""
+    """The plan, the units, parameters and MACs before and after it, and the estimated seconds of each stage."""
     before, after = plan_of(state.model), prune_model(state.model, plan)
     figures = {part.units: [before.kept_of(name), plan.kept_of(name)] for name, part in PARTS.items()}
     figures |= {
         "params": [count_params(state.model), count_params(after)],
         "macs": [count_macs(state.model).total, count_macs(after).total],
     }
-    return {"plan": plan.to_json(), **figures, **_promised(state, plan), "seconds": _seconds(state)}
+    return {"plan": plan.to_json(), **figures, **_budget_figure(state, plan), "seconds": _seconds(state)}
 
 
-def _promised(state: RunState, plan: SlimPlan) -> dict[str, Any]:
-    """The figure of the budget, where it is none of those that a dry run shows anyway."""
+def _budget_figure(state: RunState, plan: SlimPlan) -> dict[str, Any]:
+    """The cost that the budget counts before and after, unless it is parameters or MACs."""
     target = state.target
     if target is None:
         return {}
@@ -85,7 +86,7 @@ def _promised(state: RunState, plan: SlimPlan) -> dict[str, Any]:
 
 
 def _seconds(state: RunState) -> dict[str, float]:
-    """Seconds of each stage: measured for adapting and scoring, estimated from the time of one batch for the rest."""
+    """Seconds of each stage: measured for adapting and scoring, estimated from one batch for the others."""
     recipe = state.recipe
     image = _seconds_an_image(state)
     refitting, epochs = recipe.refit.target != "none", recipe.finetune.epochs
@@ -105,7 +106,7 @@ def _seconds(state: RunState) -> dict[str, float]:
 
 @torch.inference_mode()
 def _seconds_an_image(state: RunState) -> float:
-    """Seconds of a forward pass, loading included."""
+    """Seconds of a forward pass per image, loading included."""
     context = state.context
     batches = iter(context.in_order(context.data.val))
     images = next(batches)[0].to(context.device)

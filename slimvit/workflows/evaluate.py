@@ -1,7 +1,9 @@
-"""Accuracy, size and cost of a model: a row of a run's report, and what `slimvit evaluate` answers."""
+"""Accuracy, size and cost of a model: rows of a run's report, and `slimvit evaluate`."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,36 @@ from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import family_or_reason, plan_of
 from slimvit.report.columns import METRICS
 from slimvit.report.record import Stage, units_of
+from slimvit.workflows import cache
 from slimvit.workflows.start import open_run
-from slimvit.workflows.state import RunContext
+from slimvit.workflows.state import RunContext, RunState
+
+
+def measure(
+    state: RunState, stage: str, model: TimmModule, started: float | None = None, outputs: Outputs | None = None
+) -> RunState:
+    """Add a row to the report: accuracy, size and cost of a model.
+
+    Args:
+        state: The run.
+        stage: Name of the row.
+        model: The network to measure.
+        started: Start of the stage, by `time.perf_counter`.
+        outputs: The network's outputs for the validation images, if already computed.
+    """
+    seconds, context = None if started is None else round(time.perf_counter() - started, 2), state.context
+    reference = state.reference or cache.original_outputs(context, state.original)
+    if outputs is None:
+        outputs = reference if state.reference is None else context.outputs(model, context.data.val)
+    row, notes = stage_row(context, stage, model, outputs, reference)
+    stages = [*state.stages, row.model_copy(update={"seconds": seconds})]
+    return replace(state, reference=reference, stages=stages, notes=state.notes + notes)
 
 
 def stage_row(
     context: RunContext, stage: str, model: TimmModule, outputs: Outputs, reference: Outputs
 ) -> tuple[Stage, list[str]]:
-    """The report's row of a stage, and notes on it.
+    """The row of a stage, and notes on it.
 
     Args:
         context: The run.
@@ -37,20 +61,20 @@ def stage_row(
     """
     macs = context.macs_of(model)
     row = model_figures(stage, model, macs, outputs, reference)
-    doubt = macs.disagreement()
-    return row, [] if doubt is None else [f"{stage}: {doubt}"]
+    disagreement = macs.disagreement()
+    return row, [] if disagreement is None else [f"{stage}: {disagreement}"]
 
 
 def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """Accuracy, size and cost of a recipe's model on its data; None where nothing was measured."""
+    """Accuracy, size and cost of a recipe's model on its data; None for a figure that was not measured."""
     with open_run(recipe, options) as state:
         context = state.context
         outputs = context.outputs(state.model, context.data.val)
         row, _ = stage_row(context, "original", state.model, outputs, outputs)
-    shown = [*(part.units for part in PARTS.values()), "params", "macs", *row.accuracy]
-    shown = [key for key in shown if key not in METRICS or not METRICS[key].against_original]
-    about = {"model": context.recipe.model.name, "data": recipe.data.name, "images": len(context.data.val)}
-    return about | {key: row.figure(key) for key in shown}
+    keys = [*(part.units for part in PARTS.values()), "params", "macs", *row.accuracy]
+    keys = [key for key in keys if key not in METRICS or not METRICS[key].against_original]
+    settings = {"model": context.recipe.model.name, "data": recipe.data.name, "images": len(context.data.val)}
+    return settings | {key: row.figure(key) for key in keys}
 
 
 def evaluate(
@@ -94,9 +118,9 @@ def evaluate(
 def model_figures(
     stage: str, model: nn.Module, macs: MacCount, outputs: Outputs, reference: Outputs | None = None
 ) -> Stage:
-    """Accuracy, size and cost of a model whose MACs and outputs are known."""
-    known = isinstance(family_or_reason(model), Family)
-    units = {part: kept for part, (_, kept) in units_of(plan_of(model)).items()} if known else {}
+    """Accuracy, size and cost of a model from its MACs and outputs."""
+    supported = isinstance(family_or_reason(model), Family)
+    units = {part: kept for part, (_, kept) in units_of(plan_of(model)).items()} if supported else {}
     return Stage(
         stage=stage,
         units=units,

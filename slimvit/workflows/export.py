@@ -1,4 +1,4 @@
-"""Export: write a saved model for use without slimvit, read it back, and compare both on real images."""
+"""Export a saved model for use without slimvit, read the file back, and compare both on validation images."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
 
 CHECK_IMAGES = 256
-"""Validation images that an exported file is checked on."""
+"""Validation images of the check of an exported file."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """The form of an export, and its place."""
+    """Format and place of an export."""
 
     format: str
     """A key of `slimvit.io.export.formats.FORMATS`."""
     out: Path
     batch: int | None = 1
-    """Images at a time; None takes any number, as does a format that knows no other way."""
+    """Fixed batch size; None accepts any. Ignored by a format that always accepts any."""
     half: bool = False
     """fp16 weights and arithmetic."""
     force: bool = False
@@ -91,8 +91,8 @@ def export(
                 str(Path(folder) / "model"), out, format, data=data, batch=batch, fp16=fp16, images=images,
                 workers=workers, force=force,
             )  # fmt: skip
-    made_by = run_folder.recipe_of(model)
-    section: dict[str, Any] = {} if made_by is None else made_by.data.model_dump()
+    run_recipe = run_folder.recipe_of(model)
+    section: dict[str, Any] = {} if run_recipe is None else run_recipe.data.model_dump()
     if data is not None:
         section = {"name": data}
     section["eval_images"] = min(images, section.get("eval_images") or images)
@@ -103,14 +103,14 @@ def export(
 
 
 def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
-    """Write the recipe's model, and compare it with the model on the validation images of the recipe's data.
+    """Export the model of a recipe, and compare its logits with the model's on the validation images.
 
     Returns:
-        What was written, and how far its logits lie from the model's.
+        The figures of `export`.
 
     Raises:
-        SlimvitError: The format cannot hold the model, a package is missing, the place is taken, or the logits differ
-            too much. No file is left then.
+        SlimvitError: The format cannot hold the model, a package is missing, `out` exists, or the logits differ too
+            much. No file is left then.
     """
     form = format_of(options.format)
     form.check_packages()
@@ -120,10 +120,10 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
             exported = _exported(state, options, form)
             form.check(exported)
             images = torch.cat([batch for batch, _ in state.context.in_order(state.context.data.val)])
-        with _place(options, form) as partial:
+        with _new_place(options, form) as partial:
             form.write(exported, partial)
-            found = _checked(exported, form.load(partial), images, options.out)
-            figures = _figures(state, options, exported, partial, found)
+            parity = _checked_parity(exported, form.load(partial), images, options.out)
+            figures = _figures(state, options, exported, partial, parity)
             if not form.suffix:
                 (partial / EXPORT).write_text(json.dumps(exported.label | {"checked": figures}, indent=1) + "\n")
     return figures
@@ -141,7 +141,7 @@ def _check_place(recipe: Recipe, options: ExportOptions, form: Format) -> None:
 
 
 @contextmanager
-def _place(options: ExportOptions, form: Format) -> Iterator[Path]:
+def _new_place(options: ExportOptions, form: Format) -> Iterator[Path]:
     with new_file(options.out) if form.suffix else new_folder(options.out, options.force) as partial:
         yield partial
 
@@ -157,19 +157,20 @@ def _exported(state: RunState, options: ExportOptions, form: Format) -> Exported
     return exported_model(model, names, None if form.any_batch else options.batch, options.half)
 
 
-def _checked(exported: ExportedModel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:
-    found = output_parity(exported.model, call, images, exported.batch)
+def _checked_parity(exported: ExportedModel, call: Callable[[Tensor], Tensor], images: Tensor, out: Path) -> Parity:
+    """The parity of the exported file; raises `ModelError` where its logits differ too much."""
+    parity = output_parity(exported.model, call, images, exported.batch)
     bound = BOUNDS[exported.label["precision"]]
-    if not found.holds(bound):
+    if not parity.holds(bound):
         raise ModelError(
-            f"{out}: not written, for the file does not compute what the model does: a logit is {found.difference:.1e} "
-            f"of the largest off, {bound:.0e} is allowed ({found.agreement:.1f} % of {found.images} images agree)"
+            f"{out}: not written, because its logits differ from the model's by {parity.difference:.1e} of the largest "
+            f"logit ({bound:.0e} is allowed; {parity.agreement:.1f} % of {parity.images} images agree)"
         )
-    return found
+    return parity
 
 
 def _figures(
-    state: RunState, options: ExportOptions, exported: ExportedModel, partial: Path, found: Parity
+    state: RunState, options: ExportOptions, exported: ExportedModel, partial: Path, parity: Parity
 ) -> dict[str, Any]:
     files = [partial] if partial.is_file() else list(partial.iterdir())
     written = {
@@ -180,4 +181,4 @@ def _figures(
         "bytes": sum(file.stat().st_size for file in files),
         "data": state.context.data.name,
     }
-    return written | asdict(found)
+    return written | asdict(parity)

@@ -1,5 +1,4 @@
-"""What a model is made of: blocks, heads and neurons by original id, parameters and MACs by part; what one head and one
-group of neurons cost; and with images how much each part matters."""
+"""The blocks of a model: kept heads and neurons by original id, parameters, MACs, and scores of the units."""
 
 from __future__ import annotations
 
@@ -27,17 +26,18 @@ from slimvit.utils.device import resolve_device
 from slimvit.utils.seeds import seeded
 
 CRITERION = "residual"
+"""The criterion of the scores."""
 
 
 def inspect_model(section: ModelSection) -> dict[str, Any]:
-    """Figures of the model of a section. Pretrained weights are not fetched: only shapes matter here."""
+    """Figures of the model of a section that follow from its shapes; timm's pretrained weights are not fetched."""
     section = pinned_section(section)
     shapes_only = section.weights is None and saved_folder(section.name) is None
     return block_rows(open_model(section.model_copy(update={"pretrained": False}) if shapes_only else section))
 
 
 def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
-    """The same, and how much the parts of every block matter to the recipe's calibration images."""
+    """The figures of `inspect_model`, and the scores of every block on the recipe's calibration images."""
     with seeded(recipe.seed):
         model: TimmModule = open_model(recipe.model).to(resolve_device(options.device))
     images = draw(open_data(recipe.data, recipe.seed).train, recipe.prune.calibration_images, recipe.seed)
@@ -45,22 +45,22 @@ def inspect_with_data(recipe: Recipe, options: Options) -> dict[str, Any]:
     parts = [name for name in PARTS if all(name in b.units for b in plan_of(model).blocks)]
     with worker_deaths(options.workers):
         scores = score_parts(model, loader, CRITERION, recipe.seed, parts)
-    found = block_rows(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
-    for i, (block, alone) in enumerate(zip(found["blocks"], scores.table(), strict=True)):
-        block["matters"] = {part: _prefixes(scores.of(part)[i]) if part in parts else None for part in PARTS}
+    inspection = block_rows(model) | {"scored": {"criterion": CRITERION, "images": len(images)}}
+    for i, (block, alone) in enumerate(zip(inspection["blocks"], scores.table(), strict=True)):
+        block["matters"] = {part: _importance(scores.of(part)[i]) if part in parts else None for part in PARTS}
         block["unit_scores"] = {everywhere()[0]: alone}
-    return found
+    return inspection
 
 
-def _prefixes(scores: PartScores) -> dict[str, float | None]:
-    """What the loss pays for all units of a part, and for the cheaper half of them; None where there is nothing."""
+def _importance(scores: PartScores) -> dict[str, float | None]:
+    """Rise of the loss without all units of a part and without the cheaper half; None for no units."""
     half = len(scores.costs) // 2
     counts = {"all": len(scores.costs), "half": half}
-    return {what: sum(scores.costs[:count]) if count else None for what, count in counts.items()}
+    return {share: sum(scores.costs[:count]) if count else None for share, count in counts.items()}
 
 
 def block_rows(model: TimmModule) -> dict[str, Any]:
-    """Everything that shapes alone tell."""
+    """The figures of a model and of its blocks that follow from shapes alone."""
     plan, macs = plan_of(model), count_macs(model)
     return {
         "model": model_name(model),
@@ -84,19 +84,19 @@ def block_rows(model: TimmModule) -> dict[str, Any]:
 
 
 def _block(plan: BlockPlan, view: AttentionBlock) -> dict[str, Any]:
-    found: dict[str, Any] = {"block": plan.name, "stage": plan.stage}
+    row: dict[str, Any] = {"block": plan.name, "stage": plan.stage}
     for name, part in PARTS.items():
         units = plan.of(name)
-        found |= {part.units: units.total, f"kept_{part.units}": part.written(units.kept)}
+        row |= {part.units: units.total, f"kept_{part.units}": part.written(units.kept)}
     costs = {n: _unit_costs(part, view) if plan.of(n).kept else None for n, part in PARTS.items()}
-    return found | {"params": count_params(view.block), "unit_costs": costs}
+    return row | {"params": count_params(view.block), "unit_costs": costs}
 
 
 def _group(part: Part) -> int:
-    """Units that go together."""
+    """Number of units that are removed together."""
     return limits_of()[part.name].group
 
 
 def _unit_costs(part: Part, view: AttentionBlock) -> dict[str, int]:
-    """Of as many units as go together."""
+    """MACs and parameters of one group of units."""
     return {"macs": _group(part) * part.macs(view).unit, "params": _group(part) * part.params(view).unit}

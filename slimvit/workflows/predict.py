@@ -1,4 +1,4 @@
-"""What a model says of image files."""
+"""Classify image files."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ Guess = tuple[str, float]
 
 @dataclass
 class Answers:
-    """What one model says; an image that cannot be read has no guesses but a place in `unreadable`."""
+    """The predictions of one model. A file is in `guesses` or in `unreadable`."""
 
     guesses: dict[str, list[Guess]] = field(default_factory=dict)
-    """File -> the likeliest classes, the likeliest first."""
+    """File -> the most probable classes, the most probable first."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """File -> why, in one line that names it."""
+    """File -> one line that names the file and the reason."""
 
 
 def image_files(paths: Sequence[str | Path]) -> list[str]:
-    """The files among `paths` and the images in those that are folders, however deep, in order and each once.
+    """Return files, and the images in folders and their subfolders; each once, in the order given.
 
-    Raises `DataError` for a path that is not there and a folder without images.
+    Raises:
+        DataError: A path does not exist, or a folder holds no images.
     """
-    found: dict[str, None] = {}
+    unique: dict[str, None] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; give image files or folders of them")
         files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_TYPES)
         if not files:
             raise DataError(f"{path}: holds no images ({', '.join(IMAGE_TYPES)})")
-        found |= dict.fromkeys(map(str, files))
-    return list(found)
+        unique |= dict.fromkeys(map(str, files))
+    return list(unique)
 
 
 def class_names(model: TimmModule) -> tuple[str, ...] | None:
-    """The names that a saved model brings; None where it knows its classes by number only."""
+    """The class names of a saved model; None for a model without one for every class."""
     names = tuple(getattr(model, "class_names", ()))
     return names if len(names) == model.num_classes else None
 
@@ -79,14 +80,14 @@ def predict(model: TimmModule | str | Path, images: str | Path | Sequence[str | 
     answers, transform = Answers(), eval_transform(preprocessing_of(net))
     with evaluating(net), torch.inference_mode():
         for group, batch in _batches(files, transform, answers):
-            likely = net(batch.to(device_of(net))).float().softmax(-1).topk(min(top, len(names)))
-            for file, shares, classes in zip(group, likely.values.tolist(), likely.indices.tolist(), strict=True):
-                answers.guesses[file] = [(names[c], share) for c, share in zip(classes, shares, strict=True)]
+            best = net(batch.to(device_of(net))).float().softmax(-1).topk(min(top, len(names)))
+            for file, probabilities, classes in zip(group, best.values.tolist(), best.indices.tolist(), strict=True):
+                answers.guesses[file] = [(names[c], p) for c, p in zip(classes, probabilities, strict=True)]
     return answers
 
 
 def _batches(files: Sequence[str], transform: Transform, answers: Answers) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Readable files and their images [B, C, H, W]."""
+    """Batches of readable files and their images [B, C, H, W]; the other files go to `answers.unreadable`."""
     for begin in range(0, len(files), BATCH):
         images: dict[str, torch.Tensor] = {}
         for file in files[begin : begin + BATCH]:

@@ -1,4 +1,4 @@
-"""What can stop a run, looked at before its long part: folders, classes, images, training."""
+"""Checks before the long part of a run: folders, classes, images, training settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from slimvit.utils.output import check_free
 
 
 def check_out(recipe: Recipe, out: Path, force: bool) -> None:
-    """The output folder must be free, and none that this recipe reads its models from."""
+    """Raise `StoreError` if the output folder exists, unless `force`, or holds a model that the recipe reads."""
     check_free(out, force)
     for section in (recipe.model, recipe.finetune.teacher):
         if (
@@ -40,7 +40,7 @@ def check_out(recipe: Recipe, out: Path, force: bool) -> None:
 
 
 def check_dense(section: DenseSection, model: nn.Module) -> None:
-    """Raise `ModelError` when dense attention is asked for and there already, or not for this model."""
+    """Raise `ModelError` if the recipe inserts dense attention into a model that has it or does not support it."""
     if section.mix is None:
         return
     if dense_mix(model) is not None:
@@ -49,7 +49,7 @@ def check_dense(section: DenseSection, model: nn.Module) -> None:
 
 
 def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:
-    """The model's classes must be the data's, or be trained first."""
+    """Raise `DataError` if the classifier does not fit the data and the recipe does not train one first."""
     name, how = recipe.model.name, "train a classifier for the data first: --adapt-epochs 20 (--adapt head or all)"
     if recipe.adapt.epochs:
         if not data.labelled:
@@ -68,11 +68,17 @@ def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:
 
 
 def check_training(recipe: Recipe, data: Data, model: TimmModule, compiles: bool = False) -> None:
-    """What would stop a training that comes late stops the run now."""
+    """Check the settings of trainings before the run reaches them.
+
+    Raises:
+        RecipeError: Settings contradict each other.
+        DataError: A setting needs labels.
+        ModelError: The model has no classifier to train.
+    """
     if compiles and not (recipe.finetune.epochs or recipe.adapt.epochs):
         raise RecipeError("--compile compiles the training, but there are no epochs to train; drop it")
     if compiles and recipe.finetune.distill_kind == "features" and recipe.finetune.epochs:
-        raise RecipeError("distill_kind features looks into the network, which --compile closes; drop one of them")
+        raise RecipeError("distill_kind features reads tokens inside the network, which --compile hides; drop one")
     sections: tuple[TrainSection, ...] = (recipe.adapt, recipe.finetune)
     for section in sections:
         if section.epochs:
@@ -89,7 +95,13 @@ def check_training(recipe: Recipe, data: Data, model: TimmModule, compiles: bool
 
 
 def check_teacher(recipe: Recipe, data: Data, model: TimmModule, teacher: TimmModule | None) -> None:
-    """Whether there is somebody to learn from, who speaks of the same classes, and can be shown the images."""
+    """Check that the network can learn from its teacher: trained weights, the same outputs, a usable input size.
+
+    Raises:
+        RecipeError: The original would be the teacher, but has random weights.
+        ModelError: The teacher cannot take the images, or its features do not fit.
+        DataError: The teacher knows other classes.
+    """
     section = recipe.finetune
     if not (section.epochs and section.distill):
         return
@@ -104,18 +116,18 @@ def check_teacher(recipe: Recipe, data: Data, model: TimmModule, teacher: TimmMo
     name, prep = section.teacher.name, preprocessing_of(model)
     image = torch.zeros(1, *prep.input_size)
     try:
-        seen = converter(prep, preprocessing_of(teacher))(image)
+        converted = converter(prep, preprocessing_of(teacher))(image)
     except DataError as error:
         raise ModelError(f"{name} cannot teach {recipe.model.name}: {error}") from None
     if section.distill_kind == "features":
         with evaluating(model), evaluating(teacher):
-            check_same_streams(model, teacher, image, seen)
+            check_same_streams(model, teacher, image, converted)
     else:
         _check_same_outputs(recipe, data, model, teacher)
 
 
 def _check_same_outputs(recipe: Recipe, data: Data, model: TimmModule, teacher: TimmModule) -> None:
-    """The same classes, or the same features where the model has no classifier."""
+    """Raise an error unless the teacher has the model's classes, or its number of features without a classifier."""
     assert recipe.finetune.teacher is not None
     name, way_out = recipe.finetune.teacher.name, "name another teacher, or use distill_kind features"
     classes = data.num_classes if recipe.adapt.epochs else model.num_classes
@@ -130,8 +142,8 @@ def _check_same_outputs(recipe: Recipe, data: Data, model: TimmModule, teacher: 
 
 
 def check_readable(recipe: Recipe, data: Data) -> None:
-    """Raise `DataError` with the name of the first image of those in use that cannot be read."""
-    if not recipe.data.skip_bad_images:  # open_data has looked already where bad ones are to be left out
+    """Raise `DataError` that names the first unreadable image among those that the run reads."""
+    if not recipe.data.skip_bad_images:  # with it, open_data has checked them all
         check_images(_images_in_use(recipe, data), "training", skip=False)
         check_images(data.val, "validation", skip=False)
 

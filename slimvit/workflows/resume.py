@@ -1,4 +1,4 @@
-"""The state of a training under way in the run folder, and what resumes it after a stop."""
+"""Save the state of a run before a training, and restore it to resume an interrupted training."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from slimvit.config.recipe import Recipe
 from slimvit.io import saved_model
 from slimvit.models.base import TimmModule
+from slimvit.models.parts.registry import everywhere
 from slimvit.report.record import Stage
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.utils.errors import DiskError, StoreError, WorkerError
 from slimvit.utils.files import Unreadable, disk_errors, read_json
 from slimvit.utils.output import LOGS, UNFINISHED, aside
-from slimvit.workflows.state import RunContext, RunState
+from slimvit.workflows.state import RunContext, RunState, ScoreTables
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 holds the scores of every part, 1 those of the heads."""
+READS = (1, 2)
 MODEL, ORIGINAL, RECIPE, PROGRESS = "model", "original", "recipe.yaml", "run.json"
 
 
 class Progress(BaseModel):
-    """run.json: the results of a run when its training began."""
+    """run.json: the results of a run before its training."""
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
@@ -38,23 +41,28 @@ class Progress(BaseModel):
     stages: list[Stage]
     notes: list[str]
     histories: dict[str, list[dict[str, Any]]]
-    scores: list[list[float | None]] | None
+    scores: ScoreTables | None
     adapt_seconds: float = Field(alias="adapting")
-    """The file keeps the key of its first version."""
+    """Under the key of format 1."""
     adapted: bool
 
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _by_part(cls, scores: Any) -> Any:
+        return {everywhere()[0]: scores} if isinstance(scores, list) else scores
 
-CARRIED = tuple(Progress.model_fields.keys() - {"format_version", "training"})
-"""Fields that `RunState` and run.json share."""
+
+SHARED_FIELDS = tuple(Progress.model_fields.keys() - {"format_version", "training"})
+"""Fields of both `RunState` and run.json."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """An interrupted run as its folder has it.
+    """An interrupted run, read from its folder.
 
     Attributes:
-        training: `adapt` or `finetune`: the training that was interrupted.
-        model: The network that the training began with.
+        training: The interrupted training, `adapt` or `finetune`.
+        model: The network before that training.
         original: The network before the cut.
         values: Further fields of `RunState`.
     """
@@ -66,22 +74,24 @@ class Saved:
 
 
 def checkpoints(state: RunState, training: str) -> Checkpoints | None:
-    """The checkpoints of a training that begins or is resumed; None for a run without a folder.
+    """The checkpoints of a new or resumed training; None for a run without a folder.
 
-    A training that begins saves the run's state first.
+    A new training saves the state of the run first.
     """
     context, out = state.context, state.context.options.out
     if out is None:
         return None
     if state.interrupted != training and context.engine.is_main:
-        with disk_errors(out), aside(_made(out) / UNFINISHED) as folder:
-            _write(state, training, folder, out / UNFINISHED / LOGS)
+        with disk_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+            with aside(out / UNFINISHED) as folder:
+                _write(state, training, folder, out / UNFINISHED / LOGS)
     context.engine.wait()
     return Checkpoints(out / UNFINISHED, resume_command(context), context.options.save_minutes, context.engine.is_main)
 
 
 def resume_command(context: RunContext, workers: int | None = None) -> str:
-    """The command that resumes this run, with other `workers` if given."""
+    """The command that resumes this run, with `workers` in place of its own number if given."""
     program = "accelerate launch -m slimvit" if context.engine.processes > 1 else "slimvit"
     options = context.options if workers is None else replace(context.options, workers=workers)
     return f"{program} {shlex.join(['run', str(options.out), '--resume', *options.flags()])}"
@@ -102,16 +112,16 @@ def resume_hints(context: RunContext) -> Iterator[None]:
 
 
 def recipe_in(folder: str | Path) -> Path | None:
-    """The recipe of an unfinished run in a run folder, if there is one."""
+    """Path of the recipe of an unfinished run; None for any other folder."""
     path = Path(folder) / UNFINISHED / RECIPE
     return path if path.is_file() else None
 
 
 def read_saved(context: RunContext) -> Saved | None:
-    """The interrupted run in the run folder; None where there is none.
+    """Read the interrupted run in the run folder; None where there is none.
 
     Raises:
-        StoreError: It followed another recipe, or its files are damaged.
+        StoreError: It has another recipe, or its files are damaged.
     """
     out = context.options.out
     assert out is not None
@@ -126,12 +136,7 @@ def read_saved(context: RunContext) -> Saved | None:
     progress = _progress(folder / PROGRESS)
     model = _loaded(folder / MODEL, context)
     original = _loaded(folder / ORIGINAL, context) if saved_model.is_saved(folder / ORIGINAL) else model
-    return Saved(progress.training, model, original, {name: getattr(progress, name) for name in CARRIED})
-
-
-def _made(out: Path) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+    return Saved(progress.training, model, original, {name: getattr(progress, name) for name in SHARED_FIELDS})
 
 
 def _write(state: RunState, training: str, folder: Path, logs: Path) -> None:
@@ -140,9 +145,9 @@ def _write(state: RunState, training: str, folder: Path, logs: Path) -> None:
         (folder / name).mkdir()
         saved_model.write_model(model, folder / name, state.context.data.class_names)
     (folder / RECIPE).write_text(state.recipe.to_yaml())
-    progress = Progress(training=training, **{name: getattr(state, name) for name in CARRIED})
+    progress = Progress(training=training, **{name: getattr(state, name) for name in SHARED_FIELDS})
     (folder / PROGRESS).write_text(json.dumps(progress.model_dump(mode="json", by_alias=True), indent=1) + "\n")
-    if logs.is_dir():  # of the training before this one
+    if logs.is_dir():  # written by an earlier training of this run
         shutil.copytree(logs, folder / LOGS)
 
 
@@ -154,8 +159,9 @@ def _loaded(folder: Path, context: RunContext) -> TimmModule:
 def _progress(path: Path) -> Progress:
     try:
         data = read_json(path)
-        if isinstance(data, dict) and data.get("format_version") != FORMAT_VERSION:
-            message = f"format_version is {data.get('format_version')!r}, this slimvit reads {FORMAT_VERSION}"
+        if isinstance(data, dict) and data.get("format_version") not in READS:
+            reads = f"{READS[0]} to {READS[-1]}"
+            message = f"format_version is {data.get('format_version')!r}, this slimvit reads {reads}"
             raise StoreError(f"{path}: {message}; go on with the slimvit that wrote it")
         return Progress.model_validate(data)
     except (FileNotFoundError, Unreadable, ValidationError) as error:
@@ -164,9 +170,9 @@ def _progress(path: Path) -> Progress:
 
 def _changed(stored: Recipe, asked: Recipe) -> str:
     """`finetune.lr: 0.001, now 0.01` for every key that differs."""
-    theirs, mine = dict(_leaves(stored.model_dump(mode="json"))), dict(_leaves(asked.model_dump(mode="json")))
-    keys = sorted(k for k in theirs.keys() | mine.keys() if theirs.get(k) != mine.get(k))
-    return ", ".join(f"{k}: {theirs.get(k)}, now {mine.get(k)}" for k in keys)
+    before, now = dict(_leaves(stored.model_dump(mode="json"))), dict(_leaves(asked.model_dump(mode="json")))
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    return ", ".join(f"{k}: {before.get(k)}, now {now.get(k)}" for k in keys)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

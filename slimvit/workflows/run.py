@@ -1,6 +1,6 @@
-"""One run: original -> adapt -> scores -> plan -> cut -> refit -> dense -> fine-tune -> check -> save.
+"""One run: original -> adapt -> prune and refit -> dense -> fine-tune -> check -> save.
 
-Each stage takes the run's state and returns the next one. No other module replaces a state.
+Each stage takes the state of the run and returns the next one.
 """
 
 from __future__ import annotations
@@ -10,25 +10,21 @@ from dataclasses import replace
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import BUDGETS, Recipe
-from slimvit.measure.accuracy import Outputs
-from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import insert_dense_attention, mixes_in
-from slimvit.models.plan import SlimPlan
-from slimvit.models.registry import plan_of
 from slimvit.prune.costs.registry import target_of
-from slimvit.prune.refit import refit
-from slimvit.prune.surgery import prune_model
 from slimvit.report.record import Stage
 from slimvit.utils.errors import RecipeError
 from slimvit.utils.progress import log
-from slimvit.workflows import cache, plan, resume, run_folder, training
-from slimvit.workflows.evaluate import stage_row
+from slimvit.workflows import cache, resume, run_folder, training
+from slimvit.workflows.evaluate import measure
+from slimvit.workflows.pruning import prune_and_refit
 from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunState
 from slimvit.workflows.training import ADAPT_LR, FINETUNE_LR, Training
 
 DEFAULTS = Options()
 A_BUDGET = " or ".join(", ".join(f"--{key.replace('_', '-')}" for key in BUDGETS).rsplit(", ", 1))
+"""The budget options, for messages."""
 
 
 def run(recipe: Recipe, options: Options = DEFAULTS) -> RunState:
@@ -59,15 +55,15 @@ def run(recipe: Recipe, options: Options = DEFAULTS) -> RunState:
 
 
 def adapt(state: RunState) -> RunState:
-    """Train the model for the data's classes where the recipe asks for it; the result is the original."""
+    """Train the original for the classes of the data where the recipe asks for it."""
     if state.recipe.adapt.epochs:
-        made = cache.adapted(state.context, lambda: _adapted(state), anew=state.interrupted == "adapt")
+        adapted = cache.adapted(state.context, lambda: _adapted(state), recompute=state.interrupted == "adapt")
         state = replace(
             state,
-            model=made.model,
-            notes=state.notes + made.notes,
-            histories=state.histories | made.histories,
-            adapt_seconds=made.seconds,
+            model=adapted.model,
+            notes=state.notes + adapted.notes,
+            histories=state.histories | adapted.histories,
+            adapt_seconds=adapted.seconds,
             adapted=True,
             interrupted=None,
         )
@@ -92,77 +88,8 @@ def _adapted(state: RunState) -> cache.Adapted:
     return cache.Adapted(model, [note], histories, time.perf_counter() - started)
 
 
-def prune_and_refit(state: RunState) -> RunState:
-    """Cut the network to the budget, in one round or several, and refit what is left."""
-    section = state.recipe.prune
-    if not section.wanted:  # a model that another run has cut
-        return state if state.original is state.model else measure(state, "pruned", state.model)
-    for step in range(1, section.steps):
-        state = prune_round(state, step)
-    return repair(cut(make_plan(state)))
-
-
-def make_plan(state: RunState, share: float = 1.0) -> RunState:
-    """Score the network and decide on the plan that reaches `share` of the budget's saving."""
-    started = time.perf_counter()
-    made, scores = plan.decide_plan(state.context, state.model, state.original, state.target, share)
-    seconds = state.planning_seconds + time.perf_counter() - started
-    return replace(state, plan=made, scores=scores, planning_seconds=seconds)
-
-
-def prune_round(state: RunState, step: int) -> RunState:
-    """One of several rounds on the way to the budget: plan, cut, refit, and train where the recipe asks for it."""
-    section = state.recipe.prune
-    state, started = make_plan(state, step / section.steps), time.perf_counter()
-    plan = _plan(state)
-    if not plan.same_size(plan_of(state.model)):
-        state = replace(state, model=_refitted(state, prune_model(state.model, plan)))
-    log(f"round {step} of {section.steps}: {plan.kept_words()} left")
-    state = replace(state, planning_seconds=state.planning_seconds + time.perf_counter() - started)
-    return _trained_between(state, f"round {step}") if section.step_epochs else state
-
-
-def _trained_between(state: RunState, name: str) -> RunState:
-    """A short training between two rounds. It has no checkpoints: a run interrupted in it begins anew."""
-    section = state.recipe.finetune.model_copy(update={"epochs": state.recipe.prune.step_epochs})
-    job = Training(name, section, FINETUNE_LR, teacher_of(state))
-    model, history = training.train_model(state.context, state.model, job)
-    return replace(state, model=model, histories=state.histories | {name: history})
-
-
-def cut(state: RunState) -> RunState:
-    """Carry out the plan on a copy of the network."""
-    started, plan, before = time.perf_counter() - state.planning_seconds, _plan(state), plan_of(state.model)
-    state = replace(state, model=prune_model(state.model, plan))
-    log(f"cut {plan.removed_words(plan_of(state.original))}")
-    if plan.same_size(before):
-        state = _noted(state, "the last round of the cut removed nothing more")
-    return measure(state, "pruned", state.model, started)
-
-
-def _plan(state: RunState) -> SlimPlan:
-    assert state.plan is not None
-    return state.plan
-
-
-def repair(state: RunState) -> RunState:
-    """Refit the remaining weights in closed form, unless the recipe says `none`."""
-    if state.recipe.refit.target == "none":
-        return state
-    started = time.perf_counter()
-    state = replace(state, model=_refitted(state, state.model))
-    return measure(state, "refit", state.model, started)
-
-
-def _refitted(state: RunState, model: TimmModule) -> TimmModule:
-    section = state.recipe.refit
-    if section.target == "none":
-        return model
-    return refit(model, state.original, state.context.calibration(), section.target, section.ridge)
-
-
 def densify(state: RunState) -> RunState:
-    """Let every attention block also attend over the values of earlier blocks, where the recipe asks for it."""
+    """Insert dense attention where the recipe asks for it."""
     section, started = state.recipe.dense, time.perf_counter()
     if section.mix is None:
         return state
@@ -172,61 +99,31 @@ def densify(state: RunState) -> RunState:
 
 
 def tune(state: RunState) -> RunState:
-    """Fine-tune where the recipe asks for it, with its teacher or the original as the teacher."""
+    """Fine-tune where the recipe asks for it."""
     section = state.recipe.finetune
     if not section.epochs:
         return state
-    checkpoints = resume.checkpoints(state, "finetune")
-    job = Training("finetune", section, FINETUNE_LR, teacher_of(state), state.reference, checkpoints, state.histories)
+    checkpoints, teacher = resume.checkpoints(state, "finetune"), training.teacher_of(state)
+    job = Training("finetune", section, FINETUNE_LR, teacher, state.reference, checkpoints, state.histories)
     trained = training.learn(state.context, state.model, job)
     histories = state.histories | {"finetune": trained.history}
     notes = [*state.notes, *trained.notes]
     state = replace(state, model=trained.model, histories=histories, best=trained.best, notes=notes, interrupted=None)
-    seconds = sum(row["seconds"] for row in trained.history)  # those of interrupted processes included
+    seconds = sum(row["seconds"] for row in trained.history)  # includes the epochs before an interruption
     return measure(state, "finetuned", state.model, time.perf_counter() - seconds, trained.outputs)
 
 
-def teacher_of(state: RunState) -> TimmModule | None:
-    """The recipe's teacher, or the original where the network was changed."""
-    return state.teacher or (state.original if state.original is not state.model else None)
-
-
 def check(state: RunState) -> RunState:
-    """Let the kind of budget look at the finished model, such as compare planned and measured latency."""
+    """Check the finished model against its budget, such as the measured against the planned latency."""
     target, context = state.target, state.context
     if target is None:
         return state
-    found = target.budget.check(state.original, state.model, target, state.recipe.prune, context.engine)
-    if found is None:
+    checked = target.budget.check(state.original, state.model, target, state.recipe.prune, context.engine)
+    if checked is None:
         return state
-    log(found.note)
+    log(checked.note)
     stages = list(state.stages)
-    for name, figures in found.figures.items():
+    for name, figures in checked.figures.items():
         for place, figure in zip((0, -1), figures, strict=True):
             stages[place] = stages[place].model_copy(update={name: figure} if name in Stage.model_fields else {})
-    return _noted(replace(state, stages=stages), found.note)
-
-
-def measure(
-    state: RunState, stage: str, model: TimmModule, started: float | None = None, outputs: Outputs | None = None
-) -> RunState:
-    """Add a row to the report: accuracy, size and cost of a model.
-
-    Args:
-        state: The run.
-        stage: Name of the row.
-        model: The network to measure.
-        started: When the stage's own work began, by `time.perf_counter`.
-        outputs: The network's outputs for the validation images, where they are known.
-    """
-    seconds, context = None if started is None else round(time.perf_counter() - started, 2), state.context
-    reference = state.reference or cache.original_outputs(context, state.original)
-    if outputs is None:
-        outputs = reference if state.reference is None else context.outputs(model, context.data.val)
-    row, notes = stage_row(context, stage, model, outputs, reference)
-    stages = [*state.stages, row.model_copy(update={"seconds": seconds})]
-    return replace(state, reference=reference, stages=stages, notes=state.notes + notes)
-
-
-def _noted(state: RunState, note: str) -> RunState:
-    return replace(state, notes=[*state.notes, note])
+    return replace(state, stages=stages).with_note(checked.note)

@@ -11,7 +11,6 @@ from pathlib import Path
 from slimvit.config.recipe import Recipe
 from slimvit.io import saved_model
 from slimvit.models.insert_dense import mixes_of
-from slimvit.models.parts.registry import everywhere
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.report.record import Report
@@ -21,13 +20,13 @@ from slimvit.utils.output import LOGS, UNFINISHED, new_folder
 from slimvit.workflows.state import RunState
 
 ORIGINAL = "original"
-"""Subfolder with the uncut network, where its classifier was trained by the run and so exists nowhere else."""
+"""Subfolder with the uncut network, written if the run trained its classifier."""
 BEST = "best"
-"""Subfolder with the network after the best epoch of the fine-tuning, where that was not the last."""
+"""Subfolder with the network after the best epoch of fine-tuning, written if that is not the last."""
 
 
 def save_run(state: RunState) -> None:
-    """Write the run folder, if the options name one, from the main process."""
+    """Write the run folder from the main process, if the options name one."""
     options, engine = state.context.options, state.context.engine
     if options.out is not None and engine.is_main:
         write_run(state, options.out, options.force)
@@ -35,7 +34,7 @@ def save_run(state: RunState) -> None:
 
 
 def write_run(state: RunState, out: Path, force: bool) -> None:
-    """Write everything that a run leaves behind, all at once."""
+    """Write the run folder: models, recipe, plan, report, history and pictures. It appears complete or not at all."""
     report, plan, names = state.report, plan_of(state.model), state.context.data.class_names
     with new_folder(out, force or (out / UNFINISHED).is_dir()) as folder:
         saved_model.write_model(state.model, folder, names)
@@ -51,8 +50,7 @@ def write_run(state: RunState, out: Path, force: bool) -> None:
         plan.write(folder / "plan.json")
         report.write(folder / "report.json")
         (folder / "report.md").write_text(table.report_markdown(report))
-        scores = {} if state.scores is None else {everywhere()[0]: state.scores}
-        head_map.head_map(plan, scores, folder / "head_map.png")
+        head_map.head_map(plan, state.scores or {}, folder / "head_map.png")
         plots.stage_accuracy(report, folder / "stages.png")
         if mixes := mixes_of(state.model):
             plots.mix_map([b.name for b in plan.blocks], mixes, folder / "mixes.png")
@@ -64,26 +62,26 @@ def write_run(state: RunState, out: Path, force: bool) -> None:
 
 
 def finished(out: Path, recipe: Recipe) -> Report | None:
-    """The report of a run folder that this recipe made and that nothing is being done to; None for any other."""
+    """The report of a finished run of this recipe; None for an unfinished run, another recipe or no run folder."""
     if (out / UNFINISHED).exists() or not (out / "report.json").is_file() or recipe_of(out) != recipe:
         return None
     return Report.read(out / "report.json")
 
 
 def write_plan(plan: SlimPlan, out: Path, force: bool) -> None:
-    """A folder with plan.json alone: what a dry run leaves behind."""
+    """Write a folder with plan.json alone, the output of a dry run."""
     with new_folder(out, force) as folder:
         plan.write(folder / "plan.json")
 
 
 def recipe_of(folder: str | Path) -> Recipe | None:
-    """The recipe a run folder was made by; None for any other folder or name."""
+    """The recipe of a run folder; None for any other folder or name."""
     path = Path(folder) / "recipe.yaml"
     return Recipe.read(path) if path.is_file() else None
 
 
 def write_history(histories: Mapping[str, History], path: Path) -> None:
-    """A row an epoch of every training."""
+    """Write history.csv: one row per epoch of every training."""
     rows = [{"training": name} | row for name, history in histories.items() for row in history]
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:

@@ -1,4 +1,4 @@
-"""The beginning of a run: model and data are opened and checked, or an interrupted run is restored."""
+"""Start a run: open and check its model and data, or restore an interrupted run."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def start_run(recipe: Recipe, options: Options) -> RunState:
     _check_folder(recipe, options)
     engine = _open_engine(options)
     recipe = engine.broadcast(pinned(recipe))
-    with seeded(recipe.seed):  # weights without a file are drawn
+    with seeded(recipe.seed):  # random initial weights follow the seed
         model = open_model(recipe.model)
     family_of(model)
-    model.to(engine.device)  # where a budget in milliseconds is measured
+    model.to(engine.device)  # a latency budget is measured on this device
     target = target_of(recipe.prune, model, engine)
     check_budget(recipe, model, target)
     check_dense(recipe.dense, model)
@@ -75,7 +75,7 @@ def start_run(recipe: Recipe, options: Options) -> RunState:
 
 
 def resumed(state: RunState) -> RunState:
-    """The state in which the interrupted run of the folder began its training; `state` where there is none."""
+    """The state at the start of the interrupted training in the run folder; `state` itself where there is none."""
     context, saved = state.context, resume.read_saved(state.context)
     if saved is None:
         log(f"{context.options.out}: holds no interrupted run; this one starts from the beginning")
@@ -100,7 +100,7 @@ def _check_folder(recipe: Recipe, options: Options) -> None:
     if options.out is not None:
         check_out(recipe, options.out, options.force or options.resume)
     elif options.resume:
-        raise RecipeError("--resume goes on with the training in a run folder; name it with --out")
+        raise RecipeError("--resume continues the training in a run folder; name it with --out")
 
 
 def _open_engine(options: Options) -> Engine:

@@ -1,14 +1,13 @@
-"""A run under way: its context, which stays the same, and its state, which every stage replaces.
+"""The context of a run, which stays the same, and its state, which every stage replaces.
 
-`start.py` makes the first state and `run.py` the ones after it. Other modules read the values they need and return
-results.
+`start.py` makes the first state; the stages in `run.py`, `pruning.py` and `evaluate.py` make the ones after it.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import torch
@@ -34,6 +33,10 @@ from slimvit.train.state import History
 from slimvit.utils.distributed import Engine
 
 PACKAGES = ("slimvit", "torch", "torchvision", "timm", "torch-pruning", "fvcore")
+"""Packages whose versions a report lists."""
+
+ScoreTables = dict[str, list[list[float | None]]]
+"""Score of every unit of the original by part, [blocks][units]; None for a unit removed in an earlier round."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class RunContext:
         engine: Device and processes.
         data: Training and validation images.
         preprocessing: Input size and normalisation of the model.
-        counted: MACs of every form that the network has had, by its plan and its number of mixes.
+        mac_counts: MACs of the architectures counted so far, by plan and number of dense mixes.
     """
 
     recipe: Recipe
@@ -54,30 +57,30 @@ class RunContext:
     engine: Engine
     data: Data
     preprocessing: Preprocessing
-    counted: dict[tuple[SlimPlan, int], MacCount] = field(default_factory=dict)
+    mac_counts: dict[tuple[SlimPlan, int], MacCount] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
-        """The device that computes."""
+        """The device of the run."""
         return self.engine.device
 
     def outputs(self, model: nn.Module, images: Images) -> Outputs:
-        """The model's outputs for images, computed by all processes together."""
+        """The model's outputs for images; each process computes its share."""
         return outputs_of(model, self.engine.split(self.in_order(images)), self.device, self.engine.gather)
 
     def macs_of(self, model: nn.Module) -> MacCount:
-        """MACs of the model. Refit and training keep its form, so most stages share one count."""
-        form = (plan_of(model), mixes_in(model))
-        if form not in self.counted:
-            self.counted[form] = count_macs(model)
-        return self.counted[form]
+        """MACs of the model, counted once per architecture: refit and training keep it."""
+        architecture = (plan_of(model), mixes_in(model))
+        if architecture not in self.mac_counts:
+            self.mac_counts[architecture] = count_macs(model)
+        return self.mac_counts[architecture]
 
     def in_order(self, images: Images) -> Iterable[tuple[Tensor, Tensor]]:
-        """Batches (images [B, C, H, W], labels [B]) as evaluation sees them."""
+        """Evaluation batches (images [B, C, H, W], labels [B]) in the order of the images."""
         return eval_loader(images, self.preprocessing, self.recipe.data.batch_size, self.options.workers)
 
     def calibration(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Batches of training images for scores and refit: the same ones in the same order every time."""
+        """Batches of the calibration images, the same ones in the same order at every call."""
         return self.in_order(draw(self.data.train, self.recipe.prune.calibration_images, self.recipe.seed))
 
 
@@ -87,21 +90,21 @@ class RunState:
 
     Attributes:
         context: Recipe, options, engine and data.
-        model: The network as it is now.
-        original: The network before the cut and after any adapting.
-        teacher: The network that the recipe names to learn from, where that is not `original`.
-        target: The budget in MACs, parameters, time or the like, with the table that its prices come from.
-        plan: The units to keep, once that is decided.
-        scores: The score of every head by block, where heads were scored.
+        model: The current network.
+        original: The network before the cut, adapted if the recipe asks for it.
+        teacher: The teacher that the recipe names; None where `original` is the teacher.
+        target: The target of the recipe, if its budget is one.
+        plan: The units to keep, once planned.
+        scores: Score of every unit by part; None where nothing was scored.
         reference: Outputs of `original` for the validation images.
-        stages: A row of the report for each stage.
+        stages: One row of the report per finished stage.
         notes: Remarks for the report.
-        histories: A row an epoch, by training.
-        planning_seconds: Time of scoring and planning, which counts as the cut's.
-        adapt_seconds: Time of training a classifier before the cut.
+        histories: One row per epoch, by training.
+        planning_seconds: Seconds of scoring and planning, reported as part of the cut.
+        adapt_seconds: Seconds of training the original for the classes of the data.
         adapted: Whether the run trained `original`.
-        best: Weights of the fine-tuning's best epoch on the validation images, where that is not the last one.
-        interrupted: The training (`adapt` or `finetune`) that an earlier process stopped in, until it is resumed.
+        best: Weights of the best fine-tuning epoch on the validation images; None where that is the last one.
+        interrupted: The interrupted training to resume, `adapt` or `finetune`; None once it is resumed.
     """
 
     context: RunContext
@@ -110,7 +113,7 @@ class RunState:
     teacher: TimmModule | None = None
     target: Target | None = None
     plan: SlimPlan | None = None
-    scores: list[list[float | None]] | None = None
+    scores: ScoreTables | None = None
     reference: Outputs | None = None
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -123,13 +126,17 @@ class RunState:
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that is carried out."""
+        """The recipe of the run."""
         return self.context.recipe
+
+    def with_note(self, note: str) -> RunState:
+        """The state with one more remark for the report."""
+        return replace(self, notes=[*self.notes, note])
 
     @property
     def report(self) -> Report:
-        """The run's record so far."""
-        section, part = self.recipe.prune, everywhere()[0]  # the part that a ratio is of
+        """The report of the stages so far."""
+        section, part = self.recipe.prune, everywhere()[0]  # `ratio` counts units of this part
         before, after = plan_of(self.original).kept_of(part), plan_of(self.model).kept_of(part)
         return Report(
             model=self.recipe.model.name,

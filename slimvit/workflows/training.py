@@ -1,4 +1,4 @@
-"""The trainings of a run: the original is adapted to the data, the pruned network is fine-tuned."""
+"""The trainings of a run: adapting the original, and fine-tuning between rounds and at the end."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from slimvit.train.teacher import Teacher
 from slimvit.utils.progress import epoch_line, log
 from slimvit.utils.seeds import seeded
 from slimvit.workflows import run_folder
-from slimvit.workflows.state import RunContext
+from slimvit.workflows.state import RunContext, RunState
 
 ADAPT_LR = 1e-5
 FINETUNE_LR = 2e-5
-"""Peak learning rates where the recipe names none."""
+"""Default peak learning rates."""
 HEAD_EPOCHS = 30
 """Epochs on the frozen features before the whole network is trained (`adapt: mode: all`)."""
 
@@ -41,12 +41,12 @@ class Training:
 
     Attributes:
         name: `adapt`, `finetune` or `round 2`.
-        section: Its settings.
-        lr: Peak learning rate where the section names none.
-        teacher: The network to learn from, if any.
-        reference: Outputs of the original for the validation images, to compare with.
-        checkpoints: Where its state is saved; None saves nothing.
-        earlier: Histories of the trainings before it.
+        section: Settings of the recipe.
+        lr: Peak learning rate if the section names none.
+        teacher: The network to distill from, if any.
+        reference: Outputs of the original for the validation images, for the agreement.
+        checkpoints: Where the training state is saved; None saves nothing.
+        earlier: Histories of the earlier trainings of the run.
     """
 
     name: str
@@ -64,10 +64,10 @@ class Trained:
 
     Attributes:
         model: The trained network.
-        history: A row an epoch.
-        outputs: Its outputs for the validation images, where they were computed and are those of the network as
-            returned: compiled kernels round differently, and a resumed training may have ended before.
-        best: Weights of the best epoch on the validation images, where that is not the last one.
+        history: One row per epoch.
+        outputs: Outputs of `model` for the validation images; None after a compiled training, whose kernels round
+            differently, or if no epoch was left to train.
+        best: Weights of the best epoch on the validation images; None where that is the last one.
         notes: Remarks for the report.
     """
 
@@ -82,7 +82,7 @@ def with_classifier(context: RunContext, model: TimmModule) -> TimmModule:
     """The model with a classifier for the data's classes, trained on its frozen features."""
     section, data, seed = context.recipe.adapt, context.data, context.recipe.seed
     log(f"training a classifier for the {data.num_classes} classes of {data.name}")
-    if random_weights(context.recipe.model) and section.mode == "all":  # its features mean nothing yet
+    if random_weights(context.recipe.model) and section.mode == "all":  # random features are no use to a classifier
         with seeded(seed):
             model = copy.deepcopy(model)
             model.reset_classifier(data.num_classes)
@@ -99,30 +99,35 @@ def with_classifier(context: RunContext, model: TimmModule) -> TimmModule:
 def choose_teacher(
     recipe: Recipe, model: TimmModule, original: TimmModule, teacher: TimmModule | None
 ) -> tuple[TimmModule, TimmModule | None]:
-    """Original and teacher: a run that cuts nothing takes a teacher that is the model's uncut form as its original."""
+    """Return original and teacher; in a run that changes nothing, a teacher that is the uncut model is the original."""
     if teacher is not None and not recipe.changes_the_model and is_uncut_form(teacher, model):
         return teacher, None
     return original, teacher
 
 
+def teacher_of(state: RunState) -> TimmModule | None:
+    """The recipe's teacher, or the original of a changed network; None where there is nothing to distill from."""
+    return state.teacher or (state.original if state.original is not state.model else None)
+
+
 def learn(context: RunContext, model: TimmModule, training: Training) -> Trained:
-    """Train the model from its beginning or its last saved state; measure, log and keep the rows of its epochs."""
+    """Train the model, or resume its training; measure and log every epoch."""
     checkpoints = training.checkpoints
-    follow = _EpochLog(context, training, [] if checkpoints is None else checkpoints.history())
+    epoch_log = _EpochLog(context, training, [] if checkpoints is None else checkpoints.history())
     context.engine.start_log(training.name)
-    model, history = train_model(context, model, training, follow)
+    model, history = train_model(context, model, training, epoch_log)
     context.engine.end_log()
     best, notes = _best(checkpoints, history) if training.name == "finetune" else (None, ())
-    return Trained(model, history, None if context.engine.compiles else follow.outputs, best, notes)
+    return Trained(model, history, None if context.engine.compiles else epoch_log.outputs, best, notes)
 
 
 class _EpochLog:
-    """Measures the network after an epoch, and writes the epoch's row wherever rows go."""
+    """Callback after an epoch: measures the network, then logs the row of the epoch and adds it to history.csv."""
 
     def __init__(self, context: RunContext, training: Training, rows: History) -> None:
         self.context, self.training, self.rows = context, training, rows
         self.outputs: Outputs | None = None
-        """Of the last epoch that was measured."""
+        """Outputs after the last measured epoch."""
 
     def __call__(self, model: nn.Module, row: dict[str, Any]) -> None:
         context, training = self.context, self.training
@@ -142,7 +147,7 @@ class _EpochLog:
 def train_model(
     context: RunContext, model: TimmModule, training: Training, after_epoch: AfterEpoch = lambda model, row: None
 ) -> tuple[TimmModule, History]:
-    """The trained network and a row an epoch."""
+    """The trained network, and one row per epoch."""
     section, seed, data = training.section, context.recipe.seed, context.data
     options = TrainOptions(
         lr=training.lr,
@@ -160,7 +165,7 @@ def train_model(
 
 
 def _teacher(context: RunContext, model: TimmModule, training: Training) -> Teacher | None:
-    """The teacher as the student's images reach it, with its answers where the section keeps them."""
+    """The teacher with its conversion of the student's images, and its cached answers if the section asks for them."""
     if training.teacher is None:
         return None
     teacher = Teacher(training.teacher, converter(context.preprocessing, preprocessing_of(training.teacher)))
@@ -170,9 +175,9 @@ def _teacher(context: RunContext, model: TimmModule, training: Training) -> Teac
 
 
 def _best(checkpoints: Checkpoints | None, history: History) -> tuple[dict[str, Tensor] | None, tuple[str, ...]]:
-    """Weights of the best epoch where that is not the last one measured, and a note on it."""
+    """Weights of the best epoch and a note on it; None and no note where the last measured epoch is the best."""
     measured = [row for row in history if row.get("top1") is not None]
-    best = max(measured, key=lambda row: row["top1"], default=None)  # the first of equals
+    best = max(measured, key=lambda row: row["top1"], default=None)  # the first among equals
     if checkpoints is None or best is None or best["top1"] <= measured[-1]["top1"]:
         return None, ()
     note = (

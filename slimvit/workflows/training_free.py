@@ -1,5 +1,4 @@
-"""Pruning without training, from Python: scores -> plan -> cut -> refit -> dense attention, in one call or step by
-step."""
+"""slimvit.plan and slimvit.prune: pruning without training, step by step or in one call."""
 
 from __future__ import annotations
 
@@ -36,6 +35,7 @@ from slimvit.utils.errors import PlanError, RecipeError
 from slimvit.workflows.evaluate import model_figures
 
 TIMING_ROUNDS = 20
+"""Rounds of `latency=True`."""
 
 CriterionFunction = Callable[..., Mapping[str, Any]]
 """`model, batches -> scores by part`, one number per unit, block by block."""
@@ -43,10 +43,10 @@ CriterionFunction = Callable[..., Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A pruned model, what was kept, and what it costs."""
+    """A pruned model, its plan, and its figures beside those of the original."""
 
     model: nn.Module
-    """The pruned model, in eval mode: a timm model, only narrower."""
+    """The pruned timm model in eval mode."""
     plan: SlimPlan
     figures: dict[str, Stage]
     """`original` and `pruned`: `params`, `macs`, `units` by part, `top1`, `agreement`, `feature_error`, ..."""
@@ -70,7 +70,7 @@ def plan(scores: Scores, model: nn.Module, **settings: Any) -> SlimPlan:
         **settings: The budget and the settings of the `prune:` section of a recipe: one of `target_macs`,
             `target_params`, `target_latency` (fractions of the original, 0-1), `ratio` (fraction of the heads to
             remove), `heads` (to keep per block, or per stage), with or without `mlp_ratio`; `parts`, `scope`,
-            `min_heads`, `neuron_group`, `latency_batch`; and `dense` where dense attention is to be inserted.
+            `min_heads`, `neuron_group`, `latency_batch`; and `dense` if dense attention will be inserted.
 
     Returns:
         The plan, for `slimvit.prune_model`.
@@ -108,7 +108,7 @@ def prune(
 ) -> PruneResult:
     """Prune a model to a budget without training: score, plan, cut, refit, and insert dense attention if asked.
 
-    The model is not changed. It stays on its device, where everything is computed.
+    The model does not change; everything is computed on its device.
 
     Args:
         model: A timm model, or a name as commands take it: a run folder, an embedded model, a timm name, a Hub name.
@@ -119,7 +119,7 @@ def prune(
         dense: Insert dense attention: `layer` or `head`.
         validation: Images to measure on, in the same forms. By default the validation split of a data set, otherwise
             the calibration images.
-        latency: Measure the latency of one image too, with the models in turns.
+        latency: Measure the latency of one image too; original and pruned model take turns.
         batch_size: Images per batch of a data set.
         workers: Processes that load images of a data set.
         seed: Random seed.
@@ -138,21 +138,21 @@ def prune(
         >>> slimvit.save(result.model, "runs/small")
     """
     recipe = _recipe("slimvit.prune", settings | {"dense": dense, "refit": refit, "seed": seed}, criterion)
-    original, read = model_of(model), BatchSettings(batch_size, workers, seed)
-    calibration, own = open_batches(images, original, recipe.prune.calibration_images, read)
+    original, batch_settings = model_of(model), BatchSettings(batch_size, workers, seed)
+    calibration, own = open_batches(images, original, recipe.prune.calibration_images, batch_settings)
     slim = _slimmed(original, calibration, recipe, criterion)
-    given = own if validation is None else validation_batches(_kept(validation), original, read)
-    figures, count = _figures(original, slim, given or calibration)
+    val = own if validation is None else validation_batches(_repeatable(validation), original, batch_settings)
+    figures, count = _figures(original, slim, val or calibration)
     if latency:
         figures = _with_latency(figures, original, slim)
-    what = "calibration images" if given is None else "validation images"
-    return PruneResult(slim, plan_of(slim), figures, count, what)
+    measured_on = "calibration images" if val is None else "validation images"
+    return PruneResult(slim, plan_of(slim), figures, count, measured_on)
 
 
 def _slimmed(
     original: nn.Module, batches: CheckedBatches, recipe: Recipe, criterion: str | CriterionFunction
 ) -> nn.Module:
-    """The original cut in `steps` rounds, refitted after each, with dense attention."""
+    """The original, cut and refitted in `steps` rounds, with dense attention inserted if asked."""
     section, model, target = recipe.prune, original, target_of(recipe.prune, original)
     for step in range(1, section.steps + 1):
         chosen = _plan_of_round(model, original, batches, recipe, criterion, target, step / section.steps)
@@ -180,7 +180,7 @@ def _plan_of_round(
 
 
 def _recipe(name: str, settings: dict[str, Any], criterion: Any = "residual") -> Recipe:
-    """The settings as a recipe, checked as those of a run."""
+    """The settings as a recipe, which validates them."""
     given = {k: v for k, v in settings.items() if v is not None}
     tree: dict[str, Any] = {"model": {"name": "given"}, "data": {"name": "given"}}
     tree |= {"dense": {"mix": given.pop("dense")}} if "dense" in given else {}
@@ -202,18 +202,18 @@ def _check_scored(scores: Scores, parts: tuple[str, ...]) -> None:
         )
 
 
-def _kept(images: Any) -> Any:
-    """Validation batches that can be read once for each model."""
+def _repeatable(images: Any) -> Any:
+    """Batches that can be read once for each model; those of an iterator are collected in a list."""
     return list(images) if iter(images) is images else images
 
 
 def _figures(original: nn.Module, slim: nn.Module, batches: CheckedBatches) -> tuple[dict[str, Stage], int]:
     reference = outputs_of(original, batches)
-    found = {
+    figures = {
         "original": model_figures("original", original, count_macs(original), reference, reference),
         "pruned": model_figures("pruned", slim, count_macs(slim), outputs_of(slim, batches), reference),
     }
-    return found, len(reference.features)
+    return figures, len(reference.features)
 
 
 def _with_latency(figures: dict[str, Stage], original: nn.Module, slim: nn.Module) -> dict[str, Stage]:

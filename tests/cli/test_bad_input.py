@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 
-import slimvit.workflows.run
+import slimvit.workflows.pruning
 import slimvit.workflows.state
 from slimvit.cli import main
 from slimvit.io.embedded import EMBEDDED
@@ -339,7 +339,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, work: Path) 
     def broken(*args: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(slimvit.workflows.run, "prune_model", broken)
+    monkeypatch.setattr(slimvit.workflows.pruning, "prune_model", broken)
     words = (*QUICK, "--heads", 5, "--out", "new")
     result = CliRunner().invoke(main, [str(w) for w in words])
     assert type(result.exception) is RuntimeError

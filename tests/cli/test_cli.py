@@ -250,7 +250,7 @@ def test_report_refuses(slimvit_: Invoke, runs: Path) -> None:
     told = slimvit_("report", one, two, "--pick", "macs <= 0.1", code=1).stderr
     assert f"the nearest is {one} with macs 0." in told and told.count("\n") == 1
     told = slimvit_("report", one, two, "--out", runs / "runs", "--force", code=1).stderr
-    assert "holds runs that the report is on" in told and (one / "report.json").is_file()
+    assert "holds runs that the report compares" in told and (one / "report.json").is_file()
     assert not [f for f in runs.iterdir() if f.name.startswith(".")]
 
 

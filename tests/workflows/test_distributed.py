@@ -53,7 +53,7 @@ def test_every_process_scores_and_plans_alike(both: Any) -> None:
     *_, two, one = both
     assert [found["processes"] for found in two] == [2, 2] and one["processes"] == 1
     assert two[0]["scores"] == two[1]["scores"] and two[0]["plan"] == two[1]["plan"] == one["plan"]
-    for mine, theirs in zip(two[0]["scores"], one["scores"], strict=True):
+    for mine, theirs in zip(two[0]["scores"]["heads"], one["scores"]["heads"], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 

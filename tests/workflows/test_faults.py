@@ -24,7 +24,7 @@ from slimvit.utils.errors import StoreError
 from slimvit.utils.files import ASIDE
 from slimvit.utils.lock import OLD, locked
 from slimvit.utils.output import new_folder
-from slimvit.workflows import plan
+from slimvit.workflows import pruning
 from slimvit.workflows.run import run
 from slimvit.workflows.sweep import executors
 
@@ -274,7 +274,7 @@ def test_a_dead_worker_in_evaluate_and_in_the_scores_of_prune(slimvit_, dying, t
     dying.set()
     told = slimvit_("evaluate", "vit_digits", *FEW, "--workers", 2, code=1).stderr
     assert told == f"{DEAD} workers, or 0\n"
-    monkeypatch.setattr(plan, "score_parts", arming(dying, plan.score_parts))
+    monkeypatch.setattr(pruning, "score_parts", arming(dying, pruning.score_parts))
     words = ("prune", "vit_digits", *FEW, "--calibration-images", 16, "--ratio", 0.5, "--workers", 2)
     told = slimvit_(*words, "--out", tmp_path / "run", code=1).stderr
     assert told == f"{DEAD} workers, or 0\n" and os.listdir(tmp_path) == []

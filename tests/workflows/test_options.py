@@ -80,7 +80,7 @@ def test_compiled_training_is_the_same_training(monkeypatch: pytest.MonkeyPatch,
 def test_what_cannot_be_compiled_is_refused() -> None:
     with pytest.raises(RecipeError, match="no epochs to train"):
         slimvit.run(recipe(epochs=0), Options(compile=True))
-    with pytest.raises(RecipeError, match="distill_kind features looks into the network"):
+    with pytest.raises(RecipeError, match="distill_kind features reads tokens inside the network"):
         slimvit.run(recipe(distill_kind="features"), Options(compile=True))
 
 

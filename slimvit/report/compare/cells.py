@@ -1,4 +1,4 @@
-"""The comparison as a table of text cells, its legend, and its printout at the terminal."""
+"""A comparison as a table of text cells, its legend, and the terminal output of `slimvit report`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ EPOCHS = Column(key="epochs", header="epochs", format=".0f", fixed=True)
 FRONT = "front"
 ON_FRONT = "*"
 PLUS_MINUS = " +-"
-"""At the terminal."""
+"""Sign between mean and spread at the terminal."""
 TERMINAL_LEGEND = {"model", "latency (ms)", FRONT, "-", "+-"}
-"""Lines of the legend that the terminal shows; the written table has all."""
+"""First words of the legend's lines at the terminal; files have all lines."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """A table for people. Columns without a figure, and texts that are the same in every row, are left out."""
+    """A text table, without empty columns and without texts that are the same in every row."""
 
     texts: tuple[str, ...]
     """Headings before the figures."""
@@ -50,8 +50,8 @@ def cells_of(comparison: Comparison, plus_minus: str = " ± ", in_terminal: bool
 
     Args:
         comparison: The runs.
-        plus_minus: Stands between a mean and its spread.
-        in_terminal: Whether to leave out the columns that a terminal has no room for.
+        plus_minus: Sign between a mean and its spread.
+        in_terminal: Leave out the columns that a terminal has no room for.
     """
     texts, ends = _texts(comparison), _ends(comparison)
     measured = {key for row in comparison.rows for key in row.stats}
@@ -59,15 +59,16 @@ def cells_of(comparison: Comparison, plus_minus: str = " ± ", in_terminal: bool
     spread = [c for c in columns if has_spread(c, comparison)]
     rows = []
     for row in comparison.rows:
-        first = {"model": row.model, "name": name_of(row), "data": row.data}
-        last = {"seeds": str(len(row.runs)) if row.runs else NOT_MEASURED, FRONT: ON_FRONT * (row in comparison.front)}
+        before = {"model": row.model, "name": name_of(row), "data": row.data}
+        seeds = str(len(row.runs)) if row.runs else NOT_MEASURED
+        after = {"seeds": seeds, FRONT: ON_FRONT * (row in comparison.front)}
         figures = (spread_text(c, row.stats.get(c.key), plus_minus if c in spread else None) for c in columns)
-        rows.append((*(first[t] for t in texts), *figures, *(last[e] for e in ends)))
+        rows.append((*(before[t] for t in texts), *figures, *(after[e] for e in ends)))
     return Cells(texts, columns, ends, tuple(rows))
 
 
 def figure_columns(comparison: Comparison) -> list[Column]:
-    """Return the columns of figures, whether measured or not; epochs only where something was trained."""
+    """Return the columns of figures, measured or not; epochs only if some run trained."""
     trained = any(row.value(EPOCHS.key) for row in comparison.rows)
     return [*size_and_accuracy(comparison.parts), LATENCY, THROUGHPUT, *[EPOCHS] * trained]
 
@@ -83,17 +84,17 @@ def _ends(comparison: Comparison) -> tuple[str, ...]:
 
 
 def name_of(row: ComparisonRow) -> str:
-    """Return the row's name, marked where it is a reference."""
+    """Return the name of a row; references are marked."""
     return f"{row.name} (reference)" if row.kind == "reference" else row.name
 
 
 def has_spread(column: Column, comparison: Comparison) -> bool:
-    """Return whether a column shows spreads, also those of 0."""
+    """Return whether a column shows spreads, including those of 0."""
     return not column.fixed or any(row.stats[column.key].std for row in comparison.rows if column.key in row.stats)
 
 
 def spread_text(column: Column, stat: Stat | None, plus_minus: str | None) -> str:
-    """Return `86.0 ± 0.3`; a figure of one seed, and one without a `plus_minus`, has no spread."""
+    """Return `86.0 ± 0.3`; without the spread for one seed, or if `plus_minus` is None."""
     if stat is None:
         return NOT_MEASURED
     if stat.std is None or plus_minus is None:
@@ -138,7 +139,7 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
 
 
 def _pick_lines(pick: Pick, comparison: Comparison) -> list[str]:
-    """The rule and its point, the point's figures, and the command that repeats it."""
+    """The rule, the name and figures of the picked point, and the command that repeats its run."""
     row = pick.row
     columns = [c for c in figure_columns(comparison) if c.key in row.stats]
     signs = [PLUS_MINUS if has_spread(c, comparison) else None for c in columns]

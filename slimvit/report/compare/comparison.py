@@ -1,4 +1,4 @@
-"""Runs compared: the rows, the notes to read first, and the answers to --pick."""
+"""The comparison of runs: rows, notes, published figures, picks, series and front."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slimvit.report.text import listed
 
 @dataclass(frozen=True)
 class Comparison:
-    """The content of every table and picture of several runs."""
+    """The content of the tables and pictures of several runs."""
 
     rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
@@ -27,11 +27,11 @@ class Comparison:
     front: tuple[ComparisonRow, ...]
     """The points that no other point measurably beats in FLOPs and accuracy."""
     gain: str | None
-    """Key of the accuracy that the points are compared by (see `accuracy_key`)."""
+    """Key of the accuracy figure that points are compared by (see `accuracy_key`)."""
     setting: Setting | None
-    """The setting of the times."""
+    """Setting of the times."""
     untimed: int
-    """Number of the points' runs without a latency under it."""
+    """Number of runs without a latency in that setting, references not counted."""
 
     @property
     def points(self) -> list[ComparisonRow]:
@@ -45,23 +45,23 @@ class Comparison:
 
     @property
     def parts(self) -> list[Part]:
-        """The parts that the tables speak of."""
+        """The parts with a column in the tables."""
         return parts_shown(lambda part: any(row.fewer(part.units) for row in self.rows))
 
     @property
     def path_note(self) -> str:
-        """Where the paths in the commands begin; empty where that is plain."""
+        """Note on the base folder of relative paths in the commands; empty without sweeps."""
         sweeps = {run.sweep for row in self.rows for run in row.runs} - {None}
         place = "its folder" if len(sweeps) == 1 else "the folder that holds the sweep"
         return f"Paths of a sweep's points begin at {place}." * bool(sweeps)
 
     @property
     def commands(self) -> list[str]:
-        """The commands that repeat the runs, one a row."""
+        """The commands that repeat the runs, one per row."""
         return [row.command for row in self.rows if row.command is not None]
 
     def label(self, row: ComparisonRow) -> str:
-        """Return the row's name, with its model where several models have an original."""
+        """Return the name of a row; that of an original includes the model if there are several."""
         return f"{row.model}, {row.name}" if row.kind == "original" and len(self.models) > 1 else row.name
 
 
@@ -70,10 +70,10 @@ def compare_runs(collected: CollectedRuns, rules: Sequence[PickRule] = ()) -> Co
 
     Args:
         collected: The runs.
-        rules: What to pick, from `--pick`.
+        rules: The rules of `--pick`.
 
     Raises:
-        StoreError: For a rule that no point meets.
+        StoreError: No point meets a rule.
     """
     measurements = collected.measurements
     setting = common_setting(measurements)
@@ -94,14 +94,14 @@ def compare_runs(collected: CollectedRuns, rules: Sequence[PickRule] = ()) -> Co
 
 
 def _notes(rows: Sequence[ComparisonRow]) -> list[str]:
-    """The notes of the runs' reports, each once with the names of its rows."""
+    """The notes of the reports, each once with the names of its rows, and those on random initial weights."""
     names_by_note: dict[str, dict[str, None]] = {}
     for row in rows:
         for run in row.runs:
             for note in run.report.notes:
                 names_by_note.setdefault(note, {})[row.name] = None
     notes = [f"{listed(list(names))}: {note}" for note, names in names_by_note.items()]
-    drawn = dict.fromkeys(row.model for row in rows for run in row.runs if not run.trained_before)
+    untrained = dict.fromkeys(row.model for row in rows for run in row.runs if not run.trained_before)
     return notes + [
-        f"{model} started from random weights: its original has no accuracy to compare with" for model in drawn
+        f"{model} started from random weights: its original has no accuracy to compare with" for model in untrained
     ]

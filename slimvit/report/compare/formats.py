@@ -22,7 +22,7 @@ Draw = Callable[[Path], None]
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write the table in every format and the pictures; the same runs give the same bytes.
+    """Write the tables and pictures; the same runs give the same bytes.
 
     Args:
         comparison: The runs.
@@ -45,7 +45,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def _pictures(comparison: Comparison) -> tuple[dict[str, tuple[str, Draw]], list[str]]:
-    """Title and drawing function by file name, and notes on pictures that cannot be drawn."""
+    """Title and drawing function by file name, and notes on the pictures that are left out."""
     from slimvit.report.compare import part_plots, tradeoff_plots
 
     pictures: dict[str, tuple[str, Draw]] = {}
@@ -70,13 +70,13 @@ def _notes_on_pictures(comparison: Comparison) -> list[str]:
         )
     if without := [row.name for row in comparison.rows if row.parts is None]:
         notes.append(
-            f"FLOPs by part are not known of {len(without)} of {len(comparison.rows)} rows, whose reports are older"
+            f"FLOPs by part are unknown for {len(without)} of {len(comparison.rows)} rows: their reports have format 1"
         )
     return notes
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """Return tradeoff.json: figures in the units of report.json, null where not measured."""
+    """Return tradeoff.json: figures in the units of report.json, null for one that was not measured."""
     setting = comparison.setting
     return {
         "format_version": FORMAT_VERSION,
@@ -107,7 +107,7 @@ def _stat(key: str, stat: Stat | None) -> dict[str, float | None]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Return tradeoff.csv: the rows of tradeoff.json, an empty field where not measured."""
+    """Return tradeoff.csv: the rows of tradeoff.json, with empty fields for null."""
     import pandas as pd
 
     rows = to_json(comparison)["rows"]

@@ -1,4 +1,4 @@
-"""tradeoff.html: one file that opens from disk without a network, with all text escaped."""
+"""tradeoff.html: one self-contained file that needs no network; all text is escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
 TEMPLATE = Path(__file__).parent / "page.html"
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
 SHOWN = 12
-"""With more rows, the page leaves out the pictures of single runs."""
+"""Rows up to which the page shows the pictures of single runs."""
 
 
 def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
@@ -24,7 +24,7 @@ def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
 
     Args:
         comparison: The runs.
-        pictures: .svg or .png file by caption; their content becomes part of the page.
+        pictures: .svg or .png file by caption, to embed in the page.
     """
     cells = cells_of(comparison)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -53,7 +53,7 @@ def _picked(pick: Pick) -> str:
 
 
 def _table(comparison: Comparison, cells: Cells) -> str:
-    """The table, whose cells carry the exact figures that it sorts by; a missing figure sorts last."""
+    """The table; its cells hold the exact figures as sort keys, and missing figures sort last."""
     head = "".join(_head(name, i < len(cells.texts)) for i, name in enumerate(cells.header))
     lines = []
     for row, texts in zip(comparison.rows, cells.rows, strict=True):
@@ -67,10 +67,10 @@ def _head(name: str, is_text: bool) -> str:
     return f'<th scope="col"{_left(is_text)}><button type="button">{escape(name)}</button></th>'
 
 
-def _cell(text: str, at: int, cells: Cells, exact: float | None) -> str:
-    if at < len(cells.texts):
+def _cell(text: str, column: int, cells: Cells, exact: float | None) -> str:
+    if column < len(cells.texts):
         return f'<td class="text">{escape(text)}</td>'
-    is_figure = at < len(cells.texts) + len(cells.figures)
+    is_figure = column < len(cells.texts) + len(cells.figures)
     value = f' data-value="{"" if exact is None else repr(exact)}"' if is_figure else ""
     return f"<td{value}>{escape(text)}</td>"
 
@@ -102,7 +102,7 @@ def _captioned(title: str, path: Path) -> str:
 
 
 def _runs(comparison: Comparison) -> str:
-    """The pictures of the first run of every row, folded up."""
+    """The pictures of the first run of every row, collapsed."""
     rows = [row for row in comparison.rows if row.runs and row.runs[0].pictures]
     if not rows or len(rows) > SHOWN:
         return ""

@@ -18,7 +18,7 @@ from slimvit.report.record import Report, Stage
 from slimvit.report.timing import Timing, setting_of
 
 Setting = tuple[str, str, bool]
-"""Device, precision, compiled: only times under the same setting are compared."""
+"""(Device, precision, compiled); only times in the same setting are compared."""
 
 
 @dataclass(frozen=True)
@@ -27,48 +27,48 @@ class Measurement:
 
     folder: Path
     shown: str
-    """The folder's name in written files."""
+    """Name of the folder in the files of a comparison."""
     name: str
-    """Name for people. Runs of a sweep that differ in the seed alone share it."""
+    """Name of the run in tables and pictures, shared by the seeds of a sweep's point."""
     model: str
-    """The model that the first run of its line started from."""
+    """The pretrained model, also of a run that continues another one."""
     report: Report
     recipe: Recipe | None = None
-    """None for a folder without one."""
+    """None for a folder without recipe.yaml."""
     epochs: int | None = None
-    """Epochs of fine-tuning, including those of the runs that it continues."""
+    """Epochs of fine-tuning, including those of earlier runs that it continues."""
     input_size: tuple[int, ...] | None = None
-    """Channels, height, width; None where unknown."""
+    """[channels, height, width]; None if unknown."""
     sweep: str | None = None
     """The sweep that the run is a point of."""
     is_reference: bool = False
     timings: tuple[Timing, ...] = ()
     history: tuple[dict[str, Any], ...] = ()
-    """Rows of history.csv of the fine-tuning: epoch, and top1, agreement and loss where known."""
+    """Rows of the fine-tuning in history.csv: `epoch`, and `top1`, `agreement` and `loss` if measured."""
     pictures: dict[str, Path] = field(default_factory=dict)
     """Title -> file."""
 
     @property
     def trained_before(self) -> bool:
-        """Whether the original is a trained network, and so one to compare with."""
+        """Whether the original is a trained network."""
         section = None if self.recipe is None else self.recipe.model
-        drawn = section is not None and not section.pretrained and section.weights is None
-        return not drawn or (self.recipe is not None and self.recipe.adapt.epochs > 0)
+        is_random = section is not None and not section.pretrained and section.weights is None
+        return not is_random or (self.recipe is not None and self.recipe.adapt.epochs > 0)
 
     @property
     def original(self) -> Stage:
-        """The network before the cut, without the meaningless accuracy of random weights."""
+        """The network before the cut; without accuracy if its weights are random."""
         stage = self.report.reference
         return stage if self.trained_before else _without(stage, set(stage.accuracy))
 
     @property
     def last(self) -> Stage:
-        """The final network, without comparisons with random weights."""
+        """The final network; without comparisons with an original of random weights."""
         compared = {key for key, metric in METRICS.items() if metric.against_original}
         return self.report.last if self.trained_before else _without(self.report.last, compared)
 
     def figures(self, setting: Setting | None = None) -> Figures:
-        """Return the final network's figures, its shares of the original's cost and its times under `setting`."""
+        """Return the figures of the final network, its costs relative to the original's, and its times in `setting`."""
         before, after = self.original, self.last
         top5 = difference(after.figure("top5"), before.figure("top5"))
         costs = [*(part.units for part in PARTS.values()), "params", "macs"]
@@ -79,16 +79,16 @@ class Measurement:
 
     @property
     def data(self) -> str:
-        """Data set, number of images and input size, in words."""
+        """Data set, number of images and input size, such as `digits, 540 images, 3x32x32`."""
         size = None if self.input_size is None else "x".join(map(str, self.input_size))
         images = None if self.report.images is None else f"{self.report.images} images"
         return ", ".join(filter(None, (self.report.data or "unknown data", images, size)))
 
     def key(self, *, budget: bool) -> str:
-        """Return the recipe without its seed as text; equal recipes have equal keys.
+        """Return the recipe without its seed as text, to group runs by equal recipes.
 
         Args:
-            budget: Whether the amount to cut counts too.
+            budget: Whether the text includes the budget.
         """
         if self.recipe is None:
             return str(self.folder)
@@ -101,7 +101,7 @@ class Measurement:
         """Return the command that repeats the run.
 
         Args:
-            folder: The run folder's name in it. Default: its path.
+            folder: Name of the run folder in the command. Default: its path.
         """
         return f"slimvit run {shlex.quote(f'{folder or self.folder}/recipe.yaml')} --out NEW"
 
@@ -112,12 +112,12 @@ class CollectedRuns:
 
     measurements: tuple[Measurement, ...]
     claims: tuple[tuple[str, PublishedFigure], ...] = ()
-    """Published figures, each with the sweep that states it."""
+    """(Sweep, published figure in its file)."""
     notes: tuple[str, ...] = ()
 
 
 def common_setting(measurements: Sequence[Measurement]) -> Setting | None:
-    """Return the setting of most timings, the alphabetically first among equals; None without timings."""
+    """Return the setting that most runs were timed in, the alphabetically first among equals; None without timings."""
     counts = Counter(s for m in measurements for s in {setting_of(t) for t in m.timings})
     return min(counts, key=lambda s: (-counts[s], s), default=None)
 
@@ -129,12 +129,12 @@ def setting_text(setting: Setting) -> str:
 
 
 def untimed(measurements: Sequence[Measurement], setting: Setting | None) -> int:
-    """Return the number of runs without a latency under `setting`."""
+    """Return the number of runs without a latency in `setting`."""
     return sum(m.figures(setting)["latency_ms"] is None for m in measurements)
 
 
 def notes_on_times(measurements: Sequence[Measurement], setting: Setting | None) -> list[str]:
-    """Return a note that names the settings whose times the table leaves out."""
+    """Return a note on the settings whose times the table leaves out; empty if there are none."""
     others = sorted({setting_of(t) for m in measurements for t in m.timings} - {setting})
     return [f"times under other settings are left out: {'; '.join(map(setting_text, others))}"] * bool(others)
 
@@ -144,7 +144,7 @@ def _without(stage: Stage, keys: set[str]) -> Stage:
 
 
 def _times(timing: Timing | None) -> Figures:
-    """Times, and their ratio to the original's: a latency 0.8 times as long, a throughput 1.25 times as high."""
+    """Latency and throughput, and their ratios to the original's."""
     if timing is None:
         return dict.fromkeys(("latency_ms", "throughput", "latency_ms_share", "throughput_share"))
     shares = {"latency_ms_share": _share(1.0, timing.latency_speedup), "throughput_share": timing.throughput_speedup}

@@ -30,7 +30,7 @@ from slimvit.report.plot_style import (
 PLOTTED_PARTS = {"qkv": BLUE, "attention": ORANGE, "proj": "#3a9a6e", "mlp": "#9aa5b1"}
 REST = "rest"
 BARS = 40
-"""With more rows, only originals, references and the points on the front get a bar."""
+"""Rows up to which all get a bar; with more, only originals, references and points on the front."""
 LONGEST = 46
 """Characters of a row's name."""
 Curve = tuple[list[int], list[float]]
@@ -43,7 +43,7 @@ def rows_with_parts(comparison: Comparison) -> list[ComparisonRow]:
 
 
 def flops_by_part(comparison: Comparison, path: Path) -> None:
-    """Draw a bar a row, originals on top."""
+    """Draw one bar per row, originals on top."""
     rows = rows_with_parts(comparison)
     fig = Figure(figsize=(7.6, 1.3 + 0.27 * len(rows)), layout="constrained")
     axes = plain_axes(fig)
@@ -67,13 +67,13 @@ def _part(row: ComparisonRow, part: str) -> float:
 
 
 def curve_key(comparison: Comparison) -> str | None:
-    """Return the key of the best figure that some fine-tuning measured; None without any."""
+    """Return the key of the accuracy to draw by epoch: top-1 if some run measured it, or agreement, or None."""
     histories = [run.history for row in comparison.rows for run in row.runs]
     return next((k for k in ("top1", "agreement") if any(k in line for h in histories for line in h)), None)
 
 
 def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
-    """Draw a curve a row, the mean over its seeds; among many rows, those of one series share a colour.
+    """Draw one curve per row, the mean over its seeds; with many rows, those of a series share a colour.
 
     Args:
         comparison: The runs.
@@ -99,18 +99,21 @@ def fine_tuning(comparison: Comparison, key: str, path: Path) -> None:
 
 
 def _styles(rows: Sequence[ComparisonRow], comparison: Comparison) -> list[tuple[str, str]]:
-    """Label and colour of every row: its own, or its series'; among many series only those of the front."""
-    named = [row.name for row in comparison.front][: len(SERIES)]
+    """Label and colour of every row: its own, that of its series, or with many series grey but for the front."""
+    front = [row.name for row in comparison.front][: len(SERIES)]
     if len(rows) <= len(SERIES):
         return [(comparison.label(row), SERIES[i]) for i, row in enumerate(rows)]
     if len(comparison.series) > COLOURED:
-        return [(row.name, SERIES[named.index(row.name)]) if row.name in named else ("", MUTED) for row in rows]
-    of = {row.name: i for i, series in enumerate(comparison.series) for row in series.rows}
-    return [(comparison.series[of[r.name]].label, SERIES[of[r.name]]) if r.name in of else (r.name, INK) for r in rows]
+        return [(row.name, SERIES[front.index(row.name)]) if row.name in front else ("", MUTED) for row in rows]
+    number = {row.name: i for i, series in enumerate(comparison.series) for row in series.rows}
+    return [
+        (comparison.series[number[r.name]].label, SERIES[number[r.name]]) if r.name in number else (r.name, INK)
+        for r in rows
+    ]
 
 
 def _curve(row: ComparisonRow, key: str) -> Curve | None:
-    """Epochs and the mean over the seeds that measured them."""
+    """The measured epochs, and the mean figure over the seeds."""
     values: dict[int, list[float]] = {}
     for run in row.runs:
         for line in run.history:

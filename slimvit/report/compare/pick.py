@@ -1,4 +1,4 @@
-"""`--pick`: the cheapest point that keeps an accuracy, or the most accurate point within a cost."""
+"""`--pick`: the cheapest point above an accuracy, or the most accurate point below a cost."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from slimvit.report.compare.series import accuracy_key
 from slimvit.utils.errors import StoreError
 
 KEEPS = {"top1": "change", "top5": "change_top5", "agreement": "agreement"}
-"""Accuracy -> key of the figure with a lower bound: points of change for top1 and top5, agreement in per cent."""
+"""Accuracy -> key of the figure with a lower bound: change in points for top1 and top5, agreement in per cent."""
 ROUNDING = 1e-9
 
 
 def costs() -> dict[str, str]:
-    """Return cost -> key of the figure with an upper bound, a fraction of the original's."""
+    """Return cost -> key of the figure with an upper bound, as a fraction of the original's cost."""
     words = ("macs", "params", *(part.units for part in PARTS.values()))
     return {word: f"{word}_share" for word in words} | {"latency": "latency_ms_share"}
 
 
 class PickError(ValueError):
-    """An invalid `--pick`; the message says what is allowed."""
+    """An invalid `--pick`; the message names the allowed ones."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class PickRule:
 
     @property
     def goal(self) -> str:
-        """What decides among the points that meet the bound."""
+        """The criterion among the points that meet the bound."""
         return "fewest FLOPs" if self.metric in KEEPS else "most accurate"
 
     def distance(self, row: ComparisonRow) -> float:
-        """Return how far the row is from the bound; 0 where it meets it but for rounding."""
+        """Return the distance of a row from the bound; 0 if it meets the bound up to rounding."""
         missing = (self.bound - row.stats[self.key].mean) * (1 if self.metric in KEEPS else -1)
         return missing if missing > ROUNDING else 0.0
 
@@ -64,7 +64,7 @@ def parse_pick(text: str) -> PickRule:
     """Parse a rule such as `top1 >= -1.0` or `macs <= 0.6`.
 
     Raises:
-        PickError: For anything else.
+        PickError: The text is no such rule.
     """
     match = re.fullmatch(r"\s*(\w+)\s*(>=|<=)\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*", text)
     if match is None:
@@ -88,20 +88,20 @@ def pick(rule: PickRule, rows: Sequence[ComparisonRow]) -> Pick:
     """Return the point that a rule chooses.
 
     Raises:
-        StoreError: If no point meets the bound; the message names the nearest one.
+        StoreError: No point meets the bound; the message names the nearest one.
     """
     points = [row for row in rows if row.kind == "point"]
-    known = [row for row in points if rule.key in row.stats]
-    if not known:
+    measured = [row for row in points if rule.key in row.stats]
+    if not measured:
         raise StoreError(
             f"--pick {rule.text!r}: no point has its {rule.metric} beside its original's; {_instead(rule)}"
         )
-    met = [row for row in known if rule.distance(row) == 0]
+    met = [row for row in measured if rule.distance(row) == 0]
     if not met:
-        nearest = min(known, key=rule.distance)
+        nearest = min(measured, key=rule.distance)
         value, sign = nearest.stats[rule.key].mean, "+" if rule.key.startswith("change") else ""
         raise StoreError(
-            f"--pick {rule.text!r}: none of {len(known)} points meets it; the nearest is {nearest.name} with "
+            f"--pick {rule.text!r}: none of {len(measured)} points meets it; the nearest is {nearest.name} with "
             f"{rule.metric} {value:{sign}.3g}; give a bound that it meets"
         )
     return Pick(rule, min(met, key=_cheapest if rule.metric in KEEPS else _accuracy(accuracy_key(met))))

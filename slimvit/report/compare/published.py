@@ -1,4 +1,4 @@
-"""Published figures beside measured ones."""
+"""Compare published figures with measured ones."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from slimvit.config.sweep import PublishedFigure
 from slimvit.report.columns import NOT_MEASURED
 from slimvit.report.compare.rows import ComparisonRow, Stat
 
-UNNAMED = "which network is not said"
+UNNAMED = "unnamed network"
 CLAIM_HEADER = ("point", "figure", "claimed", "measured", "source")
 TOP1 = "top-1"
 
 
 @dataclass(frozen=True)
 class PublishedComparison:
-    """A published figure of one point."""
+    """A published figure beside the measured one."""
 
     point: str
     figure: str
-    """`top-1`, or `change against` and the reference."""
+    """`top-1`, or `change against` and the name of a reference."""
     claimed: float
     measured: Stat | None
-    """None where not measured."""
+    """None if not measured."""
     source: str
 
 
@@ -33,13 +33,13 @@ def published_figures(
     """Compare published figures with the rows.
 
     Args:
-        claims: The figures, each with its sweep. One about a point with a grid applies to each combination of the grid.
+        claims: (Sweep, figure). A figure of a point with a grid applies to every combination of the grid.
         rows: The measured rows.
     """
     comparisons = []
     for sweep, claim in claims:
-        about = _named(rows, sweep, claim.point)
-        for suffix, row in about.items() or [("", None)]:
+        claimed_rows = _named(rows, sweep, claim.point)
+        for suffix, row in claimed_rows.items() or [("", None)]:
             name = f"{claim.point or UNNAMED}{suffix}" if row is None else row.name
             if claim.top1 is not None:
                 stat = None if row is None else row.stats.get("top1")
@@ -52,7 +52,7 @@ def published_figures(
 
 
 def claim_cells(claims: Sequence[PublishedComparison], plus_minus: str = " ± ") -> list[tuple[str, ...]]:
-    """Return the table's rows, whose columns are `CLAIM_HEADER`."""
+    """Return the rows of a table with the columns `CLAIM_HEADER`."""
     rows: list[tuple[str, ...]] = []
     for c in claims:
         style = ".1f" if c.figure == TOP1 else "+.1f"
@@ -64,16 +64,16 @@ def claim_cells(claims: Sequence[PublishedComparison], plus_minus: str = " ± ")
 
 
 def _named(rows: Sequence[ComparisonRow], sweep: str, name: str | None) -> dict[str, ComparisonRow]:
-    """The rows of a point, by what the grid adds to its name."""
-    mine = [(run.name, row) for row in rows for run in row.runs[:1] if any(m.sweep == sweep for m in row.runs)]
-    alike = [(full, row) for full, row in mine if name is not None and f"{full}, ".startswith(f"{name}, ")]
-    return {full[len(name or "") :]: row for full, row in alike}
+    """The rows of a point, by the suffix that the grid adds to its name."""
+    in_sweep = [(run.name, row) for row in rows for run in row.runs[:1] if any(m.sweep == sweep for m in row.runs)]
+    of_point = [(full, row) for full, row in in_sweep if name is not None and f"{full}, ".startswith(f"{name}, ")]
+    return {full[len(name or "") :]: row for full, row in of_point}
 
 
 def _change(row: ComparisonRow, claim: PublishedFigure, against: dict[str, ComparisonRow], suffix: str) -> Stat | None:
-    """Against the original run by run; against another point between the means, and so without a spread."""
+    """The change against the original, paired by run; against another point, the difference of means without spread."""
     if claim.against is None:
         return row.stats.get("change")
-    other = against.get(suffix) or (next(iter(against.values())) if len(against) == 1 else None)
-    mine, theirs = row.value("top1"), None if other is None else other.value("top1")
-    return None if mine is None or theirs is None else Stat(mine - theirs, None, row.stats["top1"].count)
+    reference = against.get(suffix) or (next(iter(against.values())) if len(against) == 1 else None)
+    after, before = row.value("top1"), None if reference is None else reference.value("top1")
+    return None if after is None or before is None else Stat(after - before, None, row.stats["top1"].count)

@@ -1,4 +1,4 @@
-"""The rows of a comparison: originals, references, and points with their seeds together."""
+"""The rows of a comparison: originals, references and points, one row for all seeds of a recipe."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ class ComparisonRow:
     name: str
     data: str
     stats: dict[str, Stat]
-    """The measured figures, by the keys of `slimvit.report.columns.Figures`."""
+    """Statistics of the measured figures, keyed as in `slimvit.report.columns.Figures`."""
     parts: dict[str, float] | None = None
     """MACs by part of the network."""
     runs: tuple[Measurement, ...] = field(default=())
-    """Empty for an original, which has no folder of its own."""
+    """Empty for an original, which has no run folder."""
 
     def value(self, key: str) -> float | None:
-        """Return the mean of a figure, or None where it was not measured."""
+        """Return the mean of a figure, or None if it was not measured."""
         return self.stats[key].mean if key in self.stats else None
 
     def fewer(self, units: str) -> bool:
-        """Return whether it has fewer units than its original."""
+        """Return whether the network has fewer units (`heads`, `neurons`) than its original."""
         share = self.value(f"{units}_share")
         return share is not None and share < 1
 
@@ -63,16 +63,16 @@ class ComparisonRow:
 
     @property
     def command(self) -> str | None:
-        """The command that repeats its first run, as written files name it."""
+        """The command that repeats its first run, for the files of a comparison."""
         return self.runs[0].command(self.runs[0].shown) if self.runs else None
 
 
 def rows_of(measurements: Sequence[Measurement], setting: Setting | None = None) -> list[ComparisonRow]:
-    """Return originals first, then references, then points in the order given, with unique names for points.
+    """Return originals, then references, then points in the order given; names of points are unique.
 
     Args:
         measurements: The runs.
-        setting: Times under it are shown.
+        setting: Setting of the times.
     """
     given = [m for m in measurements if not m.is_reference]
     references = [m for m in measurements if m.is_reference]
@@ -84,7 +84,7 @@ def rows_of(measurements: Sequence[Measurement], setting: Setting | None = None)
 
 
 def _over_seeds(measurements: Iterable[Measurement]) -> list[list[Measurement]]:
-    """Group runs that differ in the seed alone; a repeated seed begins another group."""
+    """Group runs that differ in the seed alone; a repeated seed starts another group."""
     groups: dict[tuple[str, int], list[Measurement]] = {}
     for m in measurements:
         key, again = f"{m.key(budget=True)} {m.data}", 0
@@ -101,7 +101,7 @@ def _row(kind: Kind, runs: Sequence[Measurement], setting: Setting | None) -> Co
 
 
 def _name(runs: Sequence[Measurement]) -> str:
-    """The name in the sweep; for the folders of several seeds, their common path as a pattern."""
+    """The common name of the runs; for run folders of several seeds, a pattern of their paths."""
     names = list(dict.fromkeys(m.name for m in runs))
     start = commonprefix(names)
     several = f"{start}*" if start.rpartition("/")[2] else f"{names[0]} ({len(names)} seeds)"
@@ -125,7 +125,7 @@ def stats_of(figures: Sequence[Figures]) -> dict[str, Stat]:
 def originals(measurements: Sequence[Measurement], setting: Setting | None) -> list[ComparisonRow]:
     """Return a row for each network that the runs started from.
 
-    A network that every seed trained anew is one row with a spread.
+    Originals that differ by seed, because each run trained its own, are one row with a spread.
     """
     groups: dict[tuple[object, ...], dict[str, Measurement]] = {}
     for m in measurements:
@@ -133,32 +133,32 @@ def originals(measurements: Sequence[Measurement], setting: Setting | None) -> l
             adapt = None if m.recipe is None else m.recipe.adapt
             key = (m.model, m.data, m.original.params, m.original.macs, repr(adapt))
             groups.setdefault(key, {}).setdefault(_figures_text(m.original), m)
-    kept = [(key, distinct) for key, distinct in groups.items() if not _is_part(key, distinct, groups)]
+    kept = [(key, distinct) for key, distinct in groups.items() if not _is_subset(key, distinct, groups)]
     return [_original_row(list(distinct.values()), measurements, setting) for _, distinct in kept]
 
 
-def _is_part(
+def _is_subset(
     key: tuple[object, ...], distinct: dict[str, Measurement], groups: dict[tuple[object, ...], dict[str, Measurement]]
 ) -> bool:
-    """Whether the originals of runs that continue these runs include all of these originals."""
+    """Whether another group, of runs with another `adapt:` section, includes all originals of this one."""
     keys = list(groups)
-    for other, theirs in groups.items():
-        if other != key and other[:-1] == key[:-1] and distinct.keys() <= theirs.keys():
-            return distinct.keys() < theirs.keys() or keys.index(other) < keys.index(key)
+    for other, originals_of_other in groups.items():
+        if other != key and other[:-1] == key[:-1] and distinct.keys() <= originals_of_other.keys():
+            return distinct.keys() < originals_of_other.keys() or keys.index(other) < keys.index(key)
     return False
 
 
 def _original_row(distinct: list[Measurement], all_: Sequence[Measurement], setting: Setting | None) -> ComparisonRow:
     first, stages = distinct[0], [m.original for m in distinct]
     stats = stats_of([figures_of(s, s) | {"seconds": None} for s in stages])
-    mine = [m for m in all_ if (m.model, m.data, m.original.macs) == (first.model, first.data, first.original.macs)]
-    times = stats_of([_original_times(m.figures(setting)) for m in mine])
-    stats |= {key: replace(stat, std=None) for key, stat in times.items()}  # several timings are not several seeds
+    runs = [m for m in all_ if (m.model, m.data, m.original.macs) == (first.model, first.data, first.original.macs)]
+    times = stats_of([_original_times(m.figures(setting)) for m in runs])
+    stats |= {key: replace(stat, std=None) for key, stat in times.items()}  # a spread over timings is none over seeds
     return ComparisonRow("original", first.model, "original", first.data, stats, _parts(stages))
 
 
 def _original_times(figures: Figures) -> Figures:
-    """The original's times, from a run's times and its speed-up in the same rounds."""
+    """The times of the original, from the times of a run and its speed-up in the same rounds."""
     latency, throughput = figures["latency_ms"], figures["throughput"]
     slower, faster = figures["latency_ms_share"], figures["throughput_share"]
     return {
@@ -172,7 +172,7 @@ def _figures_text(stage: Stage) -> str:
 
 
 def _parts(stages: Sequence[Stage]) -> dict[str, float] | None:
-    known = [s.macs_by_part for s in stages if s.macs_by_part is not None]
-    if not known:
+    counts = [s.macs_by_part for s in stages if s.macs_by_part is not None]
+    if not counts:
         return None
-    return {part: mean(k.get(part, 0) for k in known) for part in dict.fromkeys(p for k in known for p in k)}
+    return {part: mean(c.get(part, 0) for c in counts) for part in dict.fromkeys(p for c in counts for p in c)}

@@ -1,4 +1,4 @@
-"""Which points share a line of a picture, by which accuracy points are compared, and which points are beaten."""
+"""Series of points that differ in their budget alone, and the front of points that no other measurably beats."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from slimvit.report.columns import METRICS
 from slimvit.report.compare.rows import ComparisonRow, Stat
 
 ACCURACY_KEYS = ("top1", "agreement", "feature_error")
-"""The figures that points may be compared by, the best first."""
+"""Figures that points may be compared by, in order of preference."""
 LABEL_SETTINGS = 3
-"""Number of settings in a line's label, at most."""
+"""Settings in the label of a series at most."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Series:
     """Points that differ in their budget alone."""
 
     label: str
-    """Empty where all points are one series."""
+    """Empty if there is only one series."""
     rows: tuple[ComparisonRow, ...]
 
 
 def accuracy_key(points: Sequence[ComparisonRow]) -> str | None:
-    """Return the figure that most points have, the best among equals; None where none was measured."""
+    """Return the key of the accuracy figure that most points have, the preferred among equals; None without any."""
     counts = {key: sum(key in p.stats for p in points) for key in ACCURACY_KEYS}
     best = max(ACCURACY_KEYS, key=lambda key: counts[key])
     return best if counts[best] else None
@@ -36,17 +36,17 @@ def accuracy_key(points: Sequence[ComparisonRow]) -> str | None:
 def front(points: Sequence[ComparisonRow], cost: str, gain: str) -> list[ComparisonRow]:
     """Return the points that no other point measurably beats.
 
-    A point beats another if it costs no more and its accuracy is higher beyond the noise: their intervals of one
-    standard deviation over the seeds do not overlap. A cheaper point of the same accuracy beats it too. A single seed
-    has an interval of zero width.
+    A point beats another if it costs no more and is more accurate beyond the noise: their intervals of one standard
+    deviation over the seeds do not overlap. A cheaper point of the same accuracy beats another too. The interval of a
+    single seed has zero width.
 
     Args:
         points: The rows to compare.
         cost: Key of the cost.
         gain: Key of the accuracy.
     """
-    known = [point for point in points if {cost, gain} <= point.stats.keys()]
-    return [point for point in known if not any(_beats(other, point, cost, gain) for other in known)]
+    measured = [point for point in points if {cost, gain} <= point.stats.keys()]
+    return [point for point in measured if not any(_beats(other, point, cost, gain) for other in measured)]
 
 
 def _beats(one: ComparisonRow, other: ComparisonRow, cost: str, gain: str) -> bool:
@@ -56,13 +56,13 @@ def _beats(one: ComparisonRow, other: ComparisonRow, cost: str, gain: str) -> bo
 
 
 def _ends(stat: Stat, gain: str) -> tuple[float, float]:
-    """The worst and the best end of an accuracy's interval, where higher is better."""
+    """The worst and the best end of the interval of an accuracy, negated if lower is better."""
     low, high = stat.interval
     return (low, high) if METRICS[gain].higher_is_better else (-high, -low)
 
 
 def series_of(points: Sequence[ComparisonRow]) -> list[Series]:
-    """Group points that differ in their budget alone; the label names the settings that other series do not share."""
+    """Group points that differ in their budget alone; labels name the settings that differ between series."""
     groups: dict[str, list[ComparisonRow]] = {}
     for row in points:
         groups.setdefault(f"{row.model} {row.data} {row.runs[0].key(budget=False)}", []).append(row)
@@ -76,12 +76,12 @@ def series_of(points: Sequence[ComparisonRow]) -> list[Series]:
 
 
 def key_words(name: str) -> list[str]:
-    """Return the settings in a point's name, which a sweep joins by commas."""
+    """Return the settings in the name of a sweep's point."""
     return name.split(", ")
 
 
 def _label(rows: list[ComparisonRow], settings: dict[str, Any], varying: list[str], shared: set[str]) -> str:
-    """The words that all names of the series share, or else the settings that vary between series."""
+    """The words common to the names of this series alone, or else the settings that vary between series."""
     if len(rows) == 1:
         return rows[0].name
     common = [
@@ -96,7 +96,7 @@ def _label(rows: list[ComparisonRow], settings: dict[str, Any], varying: list[st
 
 
 def _settings(row: ComparisonRow) -> dict[str, Any]:
-    """Setting (`prune.criterion`) -> value, without seed and budget."""
+    """The recipe's settings, `prune.criterion` -> value, without seed and budget."""
     recipe = row.runs[0].recipe
     if recipe is None:
         return {}

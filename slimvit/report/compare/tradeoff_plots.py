@@ -1,4 +1,4 @@
-"""Pictures of several runs: accuracy against FLOPs or latency, with the points that no other measurably beats."""
+"""Pictures of several runs: accuracy against FLOPs or latency, with the front of points."""
 
 from __future__ import annotations
 
@@ -26,21 +26,19 @@ from slimvit.report.plot_style import (
 )
 
 LABELLED = 12
-"""With more rows, none is named in the picture."""
+"""Rows up to which points are named in the picture."""
 COLOURED = len(SERIES)
-"""With more lines, all are grey, and the marked points are numbered."""
+"""Series up to which each has a colour; with more, all are grey and points on the front are numbered."""
 LONGEST = 40
 """Characters of a label."""
 BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
-"""Background of a label, so that lines do not strike it through."""
+"""Background of a label, so that lines do not cross it."""
 COSTS = {"macs": (FLOPS_AXIS, 1e9, "FLOPs"), "latency_ms": ("latency of one image (ms)", 1.0, "latency")}
-"""Cost -> label of its axis, unit, name in the title."""
+"""Cost -> (axis label, unit, name in the title)."""
 
 
 def accuracy_against(comparison: Comparison, cost: str, path: Path) -> None:
-    """Draw points with their spread over the seeds, joined where they differ in their budget alone.
-
-    Points that no other measurably beats are ringed; among them the picture cannot choose.
+    """Draw points with their spread over the seeds, one line per series, with a ring around points on the front.
 
     Args:
         comparison: The runs.
@@ -84,12 +82,12 @@ def _colour(number: int, comparison: Comparison) -> str:
 
 
 def _draw_series(axes: Axes, series: Series, cost: str, gain: str, colour: str) -> None:
-    """One line from the cheapest point on, with error bars of one standard deviation."""
-    known = sorted((at, row.stats[gain].std or 0.0) for row in series.rows if (at := _at(row, cost, gain)) is not None)
-    if not known:
+    """One line in order of cost, with error bars of one standard deviation."""
+    points = sorted((at, row.stats[gain].std or 0.0) for row in series.rows if (at := _at(row, cost, gain)) is not None)
+    if not points:
         return
-    x, y = zip(*(at for at, _ in known), strict=True)
-    spreads = [std for _, std in known]
+    x, y = zip(*(at for at, _ in points), strict=True)
+    spreads = [std for _, std in points]
     label = short(series.label, LONGEST) if colour != MUTED and series.label else None
     bars: dict[str, Any] = {"yerr": spreads, "capsize": 2.5, "elinewidth": 1.0} if any(spreads) else {}
     style: dict[str, Any] = {"markersize": 6, "markeredgecolor": "white", "linewidth": 1.3, "zorder": 3}
@@ -120,20 +118,20 @@ def _draw_fixed(axes: Axes, comparison: Comparison, cost: str, gain: str) -> Non
 
 
 def _names(comparison: Comparison) -> list[tuple[ComparisonRow, str]]:
-    """The names beside the points, where those are few."""
+    """The labels of points; none if there are many."""
     if len(comparison.rows) > LABELLED:
         return []
     return [(row, short(text, LONGEST)) for row in comparison.rows if (text := _beside(row, comparison))]
 
 
 def _number(axes: Axes, best: Sequence[ComparisonRow], cost: str, gain: str) -> None:
-    """Number the marked points among many unlike ones, the cheapest first; the legend names them.
+    """Number the points on the front in order of cost; the legend names them.
 
-    A number stands on the better and cheaper side of its point, where few others are.
+    A number is on the cheaper and more accurate side of its point, where few other points are.
     """
     above = 9 if METRICS[gain].higher_is_better else -9
-    known = sorted(((at, row) for row in best if (at := _at(row, cost, gain)) is not None), key=lambda pair: pair[0])
-    for i, (at, row) in enumerate(known[:LABELLED], start=1):
+    points = sorted(((at, row) for row in best if (at := _at(row, cost, gain)) is not None), key=lambda pair: pair[0])
+    for i, (at, row) in enumerate(points[:LABELLED], start=1):
         style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
         axes.annotate(str(i), at, xytext=(-8, above), color=INK, zorder=6, **style)
         size = 4.0 + 3.0 * len(str(i))
@@ -141,7 +139,7 @@ def _number(axes: Axes, best: Sequence[ComparisonRow], cost: str, gain: str) -> 
 
 
 def _beside(row: ComparisonRow, comparison: Comparison) -> str:
-    """The name without the words of the legend; of a folder its last part."""
+    """The label of a point: its name without the words of the legend, or the last part of a folder."""
     if row.kind == "original":
         return comparison.label(row) if len(comparison.models) > 1 else ""
     series = next((s for s in comparison.series if row in s.rows), None)

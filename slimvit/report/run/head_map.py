@@ -1,17 +1,12 @@
-"""The map of a plan: the units of every block, part by part, kept or removed."""
+"""Picture of a plan: the kept and removed units of every block, part by part."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -20,21 +15,18 @@ from slimvit.models.plan import BlockPlan, SlimPlan
 from slimvit.report.columns import parts_shown
 from slimvit.report.plot_style import BLUE, EDGE, INK, MUTED, PALE, RED, save_figure
 from slimvit.report.record import units_of
+from slimvit.report.run.shading import Colour, Shading, UnitScores, draw_scale
 
 FEW = 48
-"""A part with at most so many units in every block is drawn as a grid, one with more as bars."""
+"""Units per block up to which a part is drawn as a grid; a part with more is drawn as bars."""
 BAR, GAP = 4.5, 1.2
-"""Length of a full bar and space between two panels, in squares of the grid."""
+"""Length of a full bar, and space between two panels, in squares."""
 CHARACTER = 0.19
 """Width of a character of a count or a title, in squares."""
 SQUARE = 0.31
 """Side of a square, inches."""
 SHADED = "#9cbfe2"
-LOG_FROM = 30.0
-"""Scores that span more than this factor are shaded on a logarithmic scale."""
-
-Shades = Sequence[Sequence[float | None]]
-"""One number per unit, block by block; None for a unit without one."""
+"""Colour of kept units in the legend of a shaded map."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +54,15 @@ class Panel:
         return f"{self.kept:,} of {self.total:,} {self.part.units} kept"
 
 
-def head_map(plan: SlimPlan, scores: Mapping[str, Shades], path: Path) -> None:
-    """Draw the units that every block keeps: blocks down, the original's units across, part beside part.
+def head_map(plan: SlimPlan, scores: Mapping[str, UnitScores], path: Path) -> None:
+    """Draw the units that every block keeps: one row per block, one panel per part.
 
-    A part with few units per block is a grid with removed units crossed out. Its units are shaded by score relative to
-    the largest of the part, on a logarithmic scale if scores span more than a factor of 30. A part with many units is
-    one bar per block, drawn if some of its units are removed.
+    A part with few units per block is a grid, with removed units crossed out and units shaded by score. A part with
+    many units is one bar per block, drawn only if some of its units are removed.
 
     Args:
         plan: The plan.
-        scores: Score of every unit, block by block, by part; a part without scores is not shaded.
+        scores: Scores of the units of a part, [blocks][units]; a part without scores is not shaded.
         path: The picture.
     """
     name, places = plan.model or "plan", panels(plan)
@@ -95,30 +86,29 @@ def panels(plan: SlimPlan) -> list[Panel]:
 
 
 def _panel(plan: SlimPlan, part: Part, left: float, total: int, kept: int) -> Panel:
-    """As wide as its grid, its bars with their counts, or its title."""
+    """A panel wide enough for its title and for its grid or its bars with their counts."""
     widest = max(_units(block, part)[0] for block in plan.blocks)
     panel = Panel(part, left, 0.0, total, kept, widest)
     content = widest if panel.is_grid else BAR + CHARACTER * (1 + max(len(_count(b, part)) for b in plan.blocks))
     return replace(panel, width=max(content, CHARACTER * len(panel.title)))
 
 
-def draw_units(axes: Axes, plan: SlimPlan, scores: Mapping[str, Shades]) -> None:
+def draw_units(axes: Axes, plan: SlimPlan, scores: Mapping[str, UnitScores]) -> None:
     """Draw the panels of a plan into axes whose unit is one square."""
     places = panels(plan)
-    shares = {name: _shares(rows) for name, rows in scores.items() if any(p.part.name == name for p in places)}
-    norm = _norm([s for rows in shares.values() for row in rows for s in row if s is not None])
+    grids = {place.part.name for place in places if place.is_grid}
+    shading = Shading({part: rows for part, rows in scores.items() if part in grids})
     _frame(axes, plan, places)
     for place in places:
         for row, block in enumerate(plan.blocks):
             if place.is_grid:
-                _draw_row(axes, place, row, block, shares.get(place.part.name), norm)
+                _draw_row(axes, place, row, block, shading)
             else:
                 _draw_bar(axes, place, row, block)
         _label_panel(axes, place, len(plan.blocks))
-    scored = any(place.is_grid and place.part.name in shares for place in places)
-    if scored:
-        _draw_scale(axes, norm)
-    _draw_legend(axes, places, SHADED if scored else BLUE)
+    if shading.shares:
+        draw_scale(axes, shading)
+    _draw_legend(axes, places, SHADED if shading.shares else BLUE)
 
 
 def _units(block: BlockPlan, part: Part) -> tuple[int, tuple[int, ...]]:
@@ -126,34 +116,15 @@ def _units(block: BlockPlan, part: Part) -> tuple[int, tuple[int, ...]]:
     return getattr(block, part.units), getattr(block, f"kept_{part.units}")
 
 
-def _shares(rows: Shades) -> Shades:
-    """Scores relative to the largest."""
-    known = [s for row in rows for s in row if s is not None and np.isfinite(s)]
-    largest = max(known, default=0.0) or 1.0
-    return [[None if s is None or not np.isfinite(s) else s / largest for s in row] for row in rows]
-
-
-def _norm(known: Sequence[float]) -> Normalize:
-    positive = [s for s in known if s > 0]
-    if positive and max(known) / min(positive) > LOG_FROM:
-        return LogNorm(min(positive), max(known))
-    return Normalize(min([0.0, *known]), max([1.0, *known]))
-
-
-def _colour(norm: Normalize, share: float | None) -> Any:
-    return PALE if share is None else colormaps["Blues"](float(norm(max(share, norm.vmin or 0.0))))
-
-
-def _draw_row(axes: Axes, place: Panel, row: int, block: BlockPlan, shares: Shades | None, norm: Normalize) -> None:
+def _draw_row(axes: Axes, place: Panel, row: int, block: BlockPlan, shading: Shading) -> None:
     total, kept = _units(block, place.part)
     for unit in range(total):
-        colour: Any = BLUE if unit in kept else "white"
-        if shares is not None:
-            colour = _colour(norm, shares[row][unit])
+        shade = shading.colour(place.part.name, row, unit)
+        colour = (BLUE if unit in kept else "white") if shade is None else shade
         _draw_square(axes, row, place.left + unit, colour, unit in kept)
 
 
-def _draw_square(axes: Axes, row: int, at: float, colour: Any, kept: bool) -> None:
+def _draw_square(axes: Axes, row: int, at: float, colour: Colour, kept: bool) -> None:
     axes.add_patch(Rectangle((at - 0.44, row - 0.44), 0.88, 0.88, facecolor=colour, edgecolor=EDGE, linewidth=0.6))
     if not kept:
         for rise in (1, -1):
@@ -163,15 +134,15 @@ def _draw_square(axes: Axes, row: int, at: float, colour: Any, kept: bool) -> No
 
 
 def _draw_bar(axes: Axes, place: Panel, row: int, block: BlockPlan) -> None:
-    """A bar, full where all units stay; a block without any left has an empty bar with a red outline."""
+    """A bar filled by the share of kept units; a block without any gets a red dashed outline."""
     total, kept = _units(block, place.part)
-    left, gone = place.left - 0.5, bool(total) and not kept
+    left, is_empty = place.left - 0.5, bool(total) and not kept
     if total:
-        corner, edge, style = (left, row - 0.27), RED if gone else EDGE, "--" if gone else "-"
+        corner, edge, style = (left, row - 0.27), RED if is_empty else EDGE, "--" if is_empty else "-"
         axes.add_patch(Rectangle(corner, BAR, 0.54, facecolor=PALE, edgecolor=edge, linestyle=style))
         axes.add_patch(Rectangle(corner, BAR * len(kept) / total, 0.54, facecolor=BLUE))
     text = _count(block, place.part)
-    axes.text(left + BAR + CHARACTER, row, text, color=RED if gone else INK, fontsize=8, va="center")
+    axes.text(left + BAR + CHARACTER, row, text, color=RED if is_empty else INK, fontsize=8, va="center")
 
 
 def _count(block: BlockPlan, part: Part) -> str:
@@ -203,16 +174,6 @@ def _label_panel(axes: Axes, place: Panel, blocks: int) -> None:
     middle = place.left - 0.5 + (place.widest if place.is_grid else BAR) / 2
     name = place.part.unit if place.is_grid else place.part.units
     axes.text(middle, blocks + 0.35, name, color=INK, fontsize=10, ha="center", va="top")
-
-
-def _draw_scale(axes: Axes, norm: Normalize) -> None:
-    left, right = axes.get_xlim()
-    beside = axes.inset_axes((1 + 0.5 / (right - left), 0.0, 0.45 / (right - left), 1.0))
-    bar = axes.figure.colorbar(ScalarMappable(norm, colormaps["Blues"]), cax=beside)
-    bar.set_label("share of the\nlargest score", fontsize=9)
-    bar.ax.yaxis.label.set_color(INK)
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=8, colors=MUTED)
 
 
 def _draw_legend(axes: Axes, places: Sequence[Panel], kept_colour: str) -> None:

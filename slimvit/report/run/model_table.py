@@ -1,4 +1,4 @@
-"""The text of `slimvit inspect`: size, cost and importance of every block of a model."""
+"""The text of `slimvit inspect`: size, cost and scores of every block of a model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _blocks(inspection: dict[str, Any]) -> str:
 
 
 def _kept(block: Block, part: Part) -> str:
-    """`all 1,536`, `0,2 of 3` with the ids of listed units, or `24 of 288` for units in ranges."""
+    """`all 1,536`, `0,2 of 3` for a part listed by id, or `24 of 288` for a part listed by range."""
     total, kept = block[part.units], block[f"kept_{part.units}"]
     if not total:
         return NOT_MEASURED
@@ -75,7 +75,7 @@ def _by_part(inspection: dict[str, Any]) -> str:
 
 
 def _costs(inspection: dict[str, Any]) -> str:
-    """The cost of one removal step of every part; neighbours of the same cost share a line."""
+    """The cost of one group of units of every part; consecutive blocks of the same cost share a line."""
     header = ["what goes together costs"]
     for part, step in inspection["unit_steps"].items():
         header += [f"{step} {PARTS[part].unit if step == 1 else PARTS[part].units}:", "MFLOPs", "params"]
@@ -91,13 +91,13 @@ def _cost(cost: dict[str, int] | None) -> list[str]:
 
 
 def _importance(inspection: dict[str, Any]) -> str:
-    """The estimated loss of every block without its units."""
+    """The estimated rise of the loss without the units of every block."""
     scored, blocks = inspection["scored"], inspection["blocks"]
     about = (
         f"estimated rise of the loss if units were removed and the rest refitted, by {scored['criterion']} on "
-        f"{scored['images']:,} images\n(figures to be compared with one another)\n"
+        f"{scored['images']:,} images\n(relative figures)\n"
     )
-    alone = [part for part in PARTS.values() if part.name in blocks[0]["unit_scores"]]
+    single = [part for part in PARTS.values() if part.name in blocks[0]["unit_scores"]]
     header = [
         "block",
         *(f"{share} {PARTS[name].units}" for name in blocks[0]["matters"] for share in ("all", "half the")),
@@ -105,9 +105,10 @@ def _importance(inspection: dict[str, Any]) -> str:
     rows = []
     for block in blocks:
         figures = [_score((costs or {}).get(key)) for costs in block["matters"].values() for key in ("all", "half")]
-        each = [" " + " ".join(_score(s, ".2g") for s in block["unit_scores"][part.name]) for part in alone]
+        each = [" " + " ".join(_score(s, ".2g") for s in block["unit_scores"][part.name]) for part in single]
         rows.append([block["block"], *figures, *each])
-    return f"{about}\n{_table([*header, *(f' each {part.unit} alone' for part in alone)], rows, last_left=bool(alone))}"
+    header += [f" each {part.unit} alone" for part in single]
+    return f"{about}\n{_table(header, rows, last_left=bool(single))}"
 
 
 def _score(cost: float | None, style: str = ".3g") -> str:
@@ -115,7 +116,7 @@ def _score(cost: float | None, style: str = ".3g") -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    """`blocks.0-5` for blocks that differ in their last number."""
+    """`blocks.0-5` for names that differ in their last number, otherwise the first and the last name."""
     stems = {name.rpartition(".")[0] for name in names}
     if len(names) > 1 and len(stems) == 1:
         return f"{names[0]}-{names[-1].rpartition('.')[2]}"

@@ -1,4 +1,4 @@
-"""The text of a dry run: what each block keeps, what the cut saves, how long the run takes."""
+"""The text of a dry run: kept units of each block, savings, estimated run time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slimvit.report.columns import MACS, PARAMS, Column, parts_shown, units_colu
 from slimvit.utils.ranges import count_ranges
 
 LONGEST = 40
-"""Characters of a block's units by range; longer ones stay in the plan."""
+"""Characters of a block's unit ranges at most; longer ranges are in the plan alone."""
 WIDTH = 10
 """Characters of a heading."""
 
@@ -45,7 +45,7 @@ def _line(column: Column, before_and_after: Sequence[float], remark: str = "") -
 
 
 def _budgets(estimate: dict[str, Any]) -> list[str]:
-    """The figures of budgets that count something else."""
+    """The costs before and after of budgets other than parameters and MACs."""
     lines = []
     for budget in BUDGETS.values():
         if budget.figure is not None and budget.figure in estimate:
@@ -60,11 +60,11 @@ def _change(before: float, after: float) -> str:
 
 
 def _block(block: dict[str, Any], parts: list[Part]) -> str:
-    """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31)`, and the parts of which nothing is left."""
+    """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31); no ... left`."""
     counts = {part: _kept(block, part) for part in parts if block.get(part.units)}
     kept = [_units(block, part, count) for part, count in counts.items() if count]
-    gone = [f"no {part.units}" for part, count in counts.items() if not count]
-    phrases = [f"keeps {', '.join(kept)}"] * bool(kept) + [f"{' and '.join(gone)} left"] * bool(gone)
+    removed = [f"no {part.units}" for part, count in counts.items() if not count]
+    phrases = [f"keeps {', '.join(kept)}"] * bool(kept) + [f"{' and '.join(removed)} left"] * bool(removed)
     return "; ".join(phrases)
 
 
@@ -74,7 +74,7 @@ def _kept(block: dict[str, Any], part: Part) -> int:
 
 
 def _units(block: dict[str, Any], part: Part, count: int) -> str:
-    """With their ids where those are listed, or are few ranges."""
+    """Number of kept units, with their ids unless their ranges are long."""
     total, kept = block[part.units], block[f"kept_{part.units}"]
     if not isinstance(kept, str):
         return f"{','.join(map(str, kept))} of {total} {part.units}"

@@ -1,4 +1,4 @@
-"""Pictures of one run, as .svg or .png by the file's suffix."""
+"""Pictures of one run: accuracy by stage, training curves, learned mixes; .svg or .png by the suffix."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, sav
 from slimvit.report.record import Report
 
 PERCENTAGES = ("top1", "agreement")
-"""Keys of the figures that share an axis in per cent."""
+"""Keys of the figures on the axis in per cent."""
 WITHOUT_TOP1 = "feature_error"
 DASHES = {"top1": "-", "agreement": "--"}
 PHASES = {"adapt": "adapting the classifier", "finetune": "fine-tuning"}
-"""Title of a training by its name in history.csv; a round of a stepwise cut keeps its name."""
+"""Title of a training by its name in history.csv; other names are shown as they are."""
 HEADROOM = 0.12
 """Space above the highest bar, as a share of the axis."""
 
 
 def stage_accuracy(report: Report, path: Path) -> None:
-    """Draw bars of top-1 and agreement after each stage, or of the feature error where no top-1 was measured.
+    """Draw bars of top-1 and agreement after each stage, or of the feature error if no top-1 was measured.
 
-    The axis starts near the lowest bar, and its label says where.
+    The axis starts near the lowest bar; its label states the start.
     """
     keys = [key for key in PERCENTAGES if any(s.figure(key) is not None for s in report.stages)]
     keys = keys if PERCENTAGES[0] in keys else [WITHOUT_TOP1]
@@ -43,9 +43,9 @@ def stage_accuracy(report: Report, path: Path) -> None:
     axes.set_xticks(range(len(report.stages)), [s.stage for s in report.stages])
     axes.tick_params(axis="x", length=0)
     axes.grid(axis="x", visible=False)
-    known = [value for key in keys for s in report.stages if (value := s.figure(key)) is not None]
+    drawn = [value for key in keys for s in report.stages if (value := s.figure(key)) is not None]
     unit = METRICS[keys[0]].label if len(keys) == 1 else "per cent of the images"
-    start = _set_limits(axes, known)
+    start = _set_limits(axes, drawn)
     axes.set_ylabel(unit if start == 0 else f"{unit}; axis starts at {start:g}", color=INK)
     axes.set_title(report.model, **TITLE)
     if len(keys) > 1:
@@ -54,7 +54,7 @@ def stage_accuracy(report: Report, path: Path) -> None:
 
 
 def _draw_bars(axes: Axes, metric: Metric, values: Sequence[float | None], place: int, places: int) -> None:
-    """One bar a stage, the `place`-th of so many bars side by side, with its figure on top."""
+    """One bar per stage with its figure on top, at position `place` of `places` side by side."""
     width = 0.8 / places
     at = np.arange(len(values)) + (place - (places - 1) / 2) * width
     heights = np.array([np.nan if v is None else v for v in values], dtype=float)
@@ -64,7 +64,7 @@ def _draw_bars(axes: Axes, metric: Metric, values: Sequence[float | None], place
 
 
 def _set_limits(axes: Axes, values: Sequence[float]) -> float:
-    """Limit the axis to where bars differ; return its start, a round figure of at least 0."""
+    """Limit the axis to the range in which bars differ; return its start, a round number of at least 0."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     span = max(high - low, abs(high) / 50) or 1.0
     step = 10.0 ** floor(np.log10(span))
@@ -76,7 +76,7 @@ def _set_limits(axes: Axes, values: Sequence[float]) -> float:
 
 
 def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """Draw the training loss, and the accuracy on the validation images where measured, epoch by epoch.
+    """Draw training loss by epoch, and accuracy on the validation images if measured.
 
     Args:
         histories: Rows of history.csv by training: `adapt`, `round 1`, ..., `finetune`.
@@ -102,7 +102,7 @@ def curves(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
 
 
 def _draw_curves(axes: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence[str]) -> None:
-    """A line a training and figure: coloured by training, dashed by figure."""
+    """One line per training and figure, coloured by training and dashed by figure."""
     for (name, rows), colour in zip(histories.items(), cycle(SERIES), strict=False):
         for key in keys:
             points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
@@ -116,11 +116,11 @@ def _line(colour: str, dashes: Any, label: str) -> Line2D:
 
 
 def mix_map(names: Sequence[str], mixes: Mapping[tuple[str, str, int], float], path: Path) -> None:
-    """Draw the learned mixes as a triangle: a block's row, and the earlier blocks whose values it adds as columns.
+    """Draw the learned mixes of dense attention: rows are blocks, columns the earlier blocks whose values they add.
 
     Args:
         names: The blocks in forward order.
-        mixes: Weight by (block, earlier block, head); the mean over heads is drawn. White pairs do not mix.
+        mixes: Weight by (block, earlier block, head); the mean over heads is drawn. Pairs without a mix are white.
         path: The picture.
     """
     means = _mean_mixes(names, mixes)

@@ -1,4 +1,4 @@
-"""The table of one run, a row a stage: data frame, Markdown, terminal."""
+"""The table of one run, one row per stage: data frame, Markdown, terminal."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from slimvit.report.record import Report
 from slimvit.report.text import markdown_table, print_cells
 
 WRITTEN_ONLY = {LATENCY.key, THROUGHPUT.key}
-"""Keys of columns that a terminal of 80 characters has no room for."""
+"""Keys of the columns that are left out at a terminal of 80 characters."""
 CROWDED = "top5"
-"""Key of the column that gives way to a second part's units at a terminal."""
+"""Key of the column that is left out at a terminal if a second part was cut."""
 
 
 def frame(report: Report) -> pd.DataFrame:
-    """Return one row a stage and one column a figure, as numbers.
+    """Return the figures as numbers, one row per stage; NaN for one that was not measured.
 
-    A figure that was not measured is NaN; a column that no stage measured is left out.
+    Columns that no stage measured are left out.
     """
     columns = _columns(report)
     figures = [figures_of(stage, report.reference) for stage in report.stages]
@@ -56,7 +56,7 @@ def report_markdown(report: Report) -> str:
 
 
 def print_table(report: Report, file: TextIO | None = None) -> None:
-    """Print the table in at most 80 columns for usual figures; it is never cut, and plain ASCII off a terminal."""
+    """Print the table, usually within 80 characters; it is not truncated, and plain ASCII in a file or a pipe."""
     hidden = WRITTEN_ONLY | ({CROWDED} if len(parts_of_stages(report.stages)) > 1 else set())
     columns = [c for c in _columns(report) if c.in_terminal and c.key not in hidden]
     print_cells(_header(columns), _rows(report, columns), file=file)
@@ -87,8 +87,8 @@ def _title(report: Report) -> str:
 
 def _before_and_after(report: Report, part: Part) -> str:
     column = units_column(part)
-    known = [column.text(count) for s in report.stages if (count := s.figure(part.units)) is not None]
-    return f"{known[0]} -> {known[-1]} {part.units}" if known else ""
+    counts = [column.text(count) for s in report.stages if (count := s.figure(part.units)) is not None]
+    return f"{counts[0]} -> {counts[-1]} {part.units}" if counts else ""
 
 
 def _settings(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""The tables of `slimvit bench` at the terminal."""
+"""The terminal tables of `slimvit bench`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CELLS: dict[str, Callable[[Row], str]] = {
     "times as fast\nat 1 image": lambda r: _interval(r["latency_speedup"], r["latency_interval"]),
     "times as fast\nat the batch": lambda r: _interval(r["throughput_speedup"], r["throughput_interval"]),
 }
-"""A row's cell by heading."""
+"""Heading -> function that returns the cell of a row."""
 
 
 def print_timings(rows: Sequence[Row], file: TextIO | None = None) -> None:
-    """Print one table a setting, about 100 columns wide and never cut, and the remarks below each.
+    """Print one table per setting, about 100 characters wide and not truncated, with remarks below each.
 
     Args:
-        rows: A timing's fields beside `model`, `params` and `macs`.
+        rows: Fields of a `Timing`, and `model`, `params`, `macs`.
         file: Default: stdout.
     """
     file = file or sys.stdout
@@ -48,9 +48,9 @@ def print_timings(rows: Sequence[Row], file: TextIO | None = None) -> None:
 
 def _print_table(rows: Sequence[Row], file: TextIO) -> None:
     columns = {header: [cell(row) for row in rows] for header, cell in CELLS.items()}
-    known = {header: cells for header, cells in columns.items() if any(c != NOT_MEASURED for c in cells)}
-    lines = zip([row["model"] for row in rows], *known.values(), strict=True)
-    print_cells(["model", *known], list(lines), file=file, gap=1)
+    measured = {header: cells for header, cells in columns.items() if any(c != NOT_MEASURED for c in cells)}
+    lines = zip([row["model"] for row in rows], *measured.values(), strict=True)
+    print_cells(["model", *measured], list(lines), file=file, gap=1)
 
 
 def _title(row: Row) -> str:

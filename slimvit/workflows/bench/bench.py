@@ -1,4 +1,4 @@
-"""Models timed side by side on this machine, each slim one beside its original, setting by setting."""
+"""Time models side by side on this machine, each pruned one beside its original: `slimvit bench`."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Where and how often."""
+    """Machine settings and method of a benchmark."""
 
     device: str = "auto"
     threads: int | None = None
-    """Of torch on a CPU; None leaves them as they are."""
+    """CPU threads of torch; None keeps torch's number."""
     precisions: tuple[str, ...] = ("fp32",)
-    """What the weights and images are in: `fp32`, `bf16`."""
+    """Precisions of weights and images: `fp32`, `bf16`."""
     compiled: tuple[bool, ...] = (False,)
+    """Time eager models (False), compiled ones (True), or both."""
     batches: tuple[int, ...] = ()
-    """To try for the throughput; none grows the batch until it does not pay."""
+    """Batch sizes to try for throughput; empty grows the batch until it no longer pays."""
     rounds: int = 30
     img_size: int | None = None
     save: bool = True
@@ -51,13 +52,13 @@ class BenchRow:
 
     model: str
     original: str | None
-    """The model it is compared with."""
+    """Name of its original; None for a model that was not cut."""
     params: int | None
     macs: int | None
     timing: Timing
 
     def to_json(self) -> dict[str, Any]:
-        """Return the row as plain data, the timing's fields beside the model's."""
+        """Return the fields of the model and of its timing in one dict."""
         own = {"model": self.model, "original": self.original, "params": self.params, "macs": self.macs}
         return own | self.timing.model_dump(mode="json")
 
@@ -85,19 +86,23 @@ def bench(models: str | Path | Sequence[str | Path], **settings: Any) -> list[Be
 
 
 def bench_models(names: Sequence[str], options: BenchOptions) -> list[BenchRow]:
-    """Time the named models and the originals of the pruned ones; everything is checked first."""
+    """Time the named models and the originals of the pruned ones.
+
+    Raises:
+        SlimvitError: A model cannot be opened, compiled or run here; settings are checked before anything is timed.
+    """
     device = resolve_device(options.device)
     for precision in options.precisions:
         check_precision(precision, device)
     if any(options.compiled) and (defect := compile_defect(device)) is not None:
         raise SlimvitError(f"compile: torch.compile does not work here: {defect}; leave --compile out")
-    with threads(options.threads):  # of ONNX Runtime too, from when it opens a file
+    with threads(options.threads):  # before files are opened: ONNX Runtime reads it then
         models = open_bench_models(names, options.img_size)
         for model in models:
             if model.folder is not None and options.save:
-                read_timings(model.folder)  # damaged files are reported before the long part
+                read_timings(model.folder)  # a damaged file is an error before the long part
         _log_sizes(models)
-        _check_files([c.name for c in models if c.is_file], device, options)
+        _check_onnx_files([c.name for c in models if c.is_file], device, options)
         rows = [row for setting in _settings(models, device, options) for row in setting]
     if options.save:
         _save(models, rows)
@@ -105,7 +110,7 @@ def bench_models(names: Sequence[str], options: BenchOptions) -> list[BenchRow]:
 
 
 def _settings(models: list[BenchModel], device: torch.device, options: BenchOptions) -> Iterator[list[BenchRow]]:
-    """The rows of one precision, compiled or not, after the other; the batch is one for both."""
+    """The rows of each setting; eager and compiled models of one precision share the batch size."""
     for precision, group in groupby(product(options.precisions, options.compiled), key=lambda pair: pair[0]):
         growth: Growth | None = None
         for model in models:
@@ -116,12 +121,12 @@ def _settings(models: list[BenchModel], device: torch.device, options: BenchOpti
                 continue
             log(f"{device_words(device)}, {precision}, {'compiled' if compiled else 'eager'}")
             if growth is None:
-                growth = _filling([c for c in models if c.takes(precision, False)], options.batches)
+                growth = _batch_size([c for c in models if c.takes(precision, False)], options.batches)
             yield _setting(present, growth, device, precision, compiled, options.rounds)
 
 
-def _filling(models: list[BenchModel], batches: tuple[int, ...]) -> Growth:
-    """The batch to measure throughput at, found with the models as they are, uncompiled."""
+def _batch_size(models: list[BenchModel], batches: tuple[int, ...]) -> Growth:
+    """Find the batch size for throughput with eager models."""
     with torch.inference_mode():
         growth = find_batch_size(_timer(models, False).calls, batches)
     if not growth.speeds:
@@ -145,8 +150,8 @@ def _setting(
         device=device_words(device), precision=precision, compiled=compiled, batch=batch, rounds=rounds,
         versions=versions(),
     )  # fmt: skip
-    found = {c.name: _measured(c, one, full, peaks[c.name], growth, compiled) for c in models}
-    return [_row(c, found, shared) for c in models]
+    times = {c.name: _bench_times(c, one, full, peaks[c.name], growth, compiled) for c in models}
+    return [_row(c, times, shared) for c in models]
 
 
 def _timer(models: list[BenchModel], compiled: bool) -> InterleavedTimer:
@@ -154,8 +159,7 @@ def _timer(models: list[BenchModel], compiled: bool) -> InterleavedTimer:
 
 
 def _peak(model: BenchModel, timer: InterleavedTimer, batch: int, device: torch.device, precision: str) -> int | None:
-    """Bytes; None where it is not measured: on a Mac's GPU, and on a CPU for a compiled model, whose compiler needs
-    more than the model."""
+    """Peak memory in bytes; None on a Mac's GPU, and for compiled models on a CPU, where the compiler sets the peak."""
     if device.type == "cuda":
         return peak_on_gpu(model.model, timer.callable_of(model.name), model.input_size, batch)
     if device.type != "cpu" or timer.compiled:
@@ -163,24 +167,25 @@ def _peak(model: BenchModel, timer: InterleavedTimer, batch: int, device: torch.
     return peak_on_cpu(model.build, model.input_size, batch, DTYPES[precision])
 
 
-def _measured(c: BenchModel, one: Times, full: Times, peak: int | None, growth: Growth, compiled: bool) -> BenchTimes:
+def _bench_times(
+    c: BenchModel, one: Times, full: Times, peak: int | None, growth: Growth, compiled: bool
+) -> BenchTimes:
     speeds = growth.speeds
     few = 4 * speeds[1][c.name] / speeds[4][c.name] if {1, 4} <= speeds.keys() and not compiled else None
     return BenchTimes(c, by_round(one[c.name]), one[c.name], by_round(full[c.name]), growth.best, peak, few, compiled)
 
 
-def _row(model: BenchModel, found: dict[str, BenchTimes], shared: Timing) -> BenchRow:
-    mine = found[model.name]
-    original = None if model.original is None else found[model.original]
-    own = {"precision": model.precision or shared.precision, "versions": {**shared.versions, **model.versions}}
-    timing = shared.model_copy(
-        update=own | mine.figures() | ({} if original is None else speedup_fields(mine, original))
-    )
+def _row(model: BenchModel, times: dict[str, BenchTimes], shared: Timing) -> BenchRow:
+    own = times[model.name]
+    original = None if model.original is None else times[model.original]
+    setting = {"precision": model.precision or shared.precision, "versions": {**shared.versions, **model.versions}}
+    speedup = {} if original is None else speedup_fields(own, original)
+    timing = shared.model_copy(update=setting | own.figures() | speedup)
     return BenchRow(model.name, model.original, model.params, model.macs, timing)
 
 
-def _check_files(files: list[str], device: torch.device, options: BenchOptions) -> None:
-    """Say what of the settings ONNX files do not take part in; raise `SlimvitError` where that is all."""
+def _check_onnx_files(files: list[str], device: torch.device, options: BenchOptions) -> None:
+    """Log the settings that ONNX files are not timed in; raise `SlimvitError` if those are all settings."""
     if not files:
         return
     text = f"{', '.join(files)}: ONNX Runtime runs a file on the CPU, in the precision it was written in, uncompiled"

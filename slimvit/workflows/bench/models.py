@@ -1,4 +1,4 @@
-"""What is timed: the models that were named, and the originals of those that were cut."""
+"""The models of a benchmark: the named ones, and the originals of those that were cut."""
 
 from __future__ import annotations
 
@@ -35,86 +35,89 @@ class BenchModel:
     name: str
     model: nn.Module
     build: Callable[[], nn.Module]
-    """Builds it anew; can be sent to another process."""
+    """Builds the model again; picklable."""
     input_size: tuple[int, int, int]
-    """An image [C, H, W]."""
+    """[C, H, W]."""
     params: int | None
-    """None where it is not known; so is the next."""
+    """None for an ONNX file of another program."""
     macs: int | None
+    """None for an ONNX file of another program."""
     original: str | None = None
     """Name of the model it was cut from."""
     folder: Path | None = None
-    """The run folder that its timings belong to."""
+    """The run folder that its timings are saved in."""
     precision: str | None = None
-    """What an ONNX file computes in, since it was written; None takes what a setting asks for."""
+    """Precision of an ONNX file; None for a torch model, which takes that of the setting."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of what runs it besides torch."""
+    """Versions of the runtime packages besides torch."""
 
     @property
     def is_file(self) -> bool:
-        """An ONNX file, which ONNX Runtime runs as it was written: on the CPU, in its own precision, uncompiled."""
+        """Whether it is an ONNX file, which ONNX Runtime runs on the CPU, in its own precision, uncompiled."""
         return self.precision is not None
 
     def takes(self, precision: str, compiled: bool) -> bool:
-        """Whether it takes part in a setting."""
+        """Whether the model can be timed in a setting."""
         return not self.is_file or (precision, compiled) == ("fp32", False)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """attn_dim of every block that has heads."""
+        """Attention width (heads x head_dim) of every block that has heads."""
         views = attention_blocks(self.model)
         return tuple(v.attn.num_heads * v.head_dim for v in views if v.attn.num_heads)
 
 
 def open_bench_models(names: Sequence[str], img_size: int | None = None) -> list[BenchModel]:
-    """The models, each original once and before what was cut from it; ONNX files last.
+    """Open the named models and the originals of the pruned ones: originals first, ONNX files last.
 
-    An original is the uncut form of a saved model: the same timm model, arguments, classes and input size, with random
-    weights, which take as long as any. A model that was named and is that already is not built twice.
-    Raises `ModelError` for a name given twice.
+    An original is the uncut timm model of the same arguments, classes and input size, with random weights; weights have
+    no influence on speed. An original that was named itself is not built twice.
+
+    Raises:
+        ModelError: A name is given twice, or a model cannot be opened.
     """
     _check_names(names)
-    given = {name: _given(name, img_size) for name in names}
-    known = {_key(c.model): c.name for c in given.values() if not is_cut(c.model)}
-    found: list[BenchModel] = []
-    for given_model in given.values():
-        if is_cut(given_model.model):
-            key = _key(given_model.model)
-            if key not in known:
-                found.append(_original(given_model, [c.name for c in (*given.values(), *found)]))
-                known[key] = found[-1].name
-            given_model = replace(given_model, original=known[key])
-        found.append(given_model)
-    return sorted(found, key=lambda c: (c.is_file, c.original is not None))
+    named = {name: _named(name, img_size) for name in names}
+    originals = {_key(c.model): c.name for c in named.values() if not is_cut(c.model)}
+    opened: list[BenchModel] = []
+    for bench_model in named.values():
+        if is_cut(bench_model.model):
+            key = _key(bench_model.model)
+            if key not in originals:
+                opened.append(_original(bench_model, [c.name for c in (*named.values(), *opened)]))
+                originals[key] = opened[-1].name
+            bench_model = replace(bench_model, original=originals[key])
+        opened.append(bench_model)
+    return sorted(opened, key=lambda c: (c.is_file, c.original is not None))
 
 
-def _given(name: str, img_size: int | None) -> BenchModel:
+def _named(name: str, img_size: int | None) -> BenchModel:
     if Path(name).suffix == ".onnx":
         return _onnx_bench_model(name, img_size)
     return _bench_model(name, partial(open_bench_model, pinned_name(name), img_size), _run_folder(name))
 
 
 def open_bench_model(name: str, img_size: int | None) -> nn.Module:
-    """A saved model with its weights, any other with random ones: of timm's, nothing is fetched."""
+    """Build a saved model with its weights, and any other with random ones, so that nothing is downloaded."""
     section = ModelSection(name=name, img_size=img_size, pretrained=saved_folder(name) is not None)
     try:
         return open_model(section)
-    except (RuntimeError, AssertionError) as error:  # what timm and torch raise for a size that cannot be
+    except (RuntimeError, AssertionError) as error:  # raised by timm and torch for an impossible size
         if img_size is None:
             raise
         raise ModelError(f"{name}: --img-size {img_size} does not fit it: {str(error).splitlines()[0]}") from None
 
 
 def open_uncut(name: str, args: dict[str, Any]) -> nn.Module:
-    """The timm model of a description."""
+    """Build the timm model of a saved model's description, with random weights."""
     return create_model(name, pretrained=False, args=args)
 
 
 def is_cut(model: TimmModule) -> bool:
-    """Whether units are gone or dense attention has come."""
+    """Whether units were removed or dense attention was inserted."""
     try:
         return plan_of(model).is_cut or dense_mix(model) is not None
-    except ModelError:  # of no family that slimvit cuts
+    except ModelError:  # no supported family
         return False
 
 
@@ -140,7 +143,7 @@ def _bench_model(name: str, build: Callable[[], nn.Module], folder: Path | None 
 
 
 def _onnx_bench_model(name: str, img_size: int | None) -> BenchModel:
-    """Its cost and precision are known of a file that slimvit wrote."""
+    """An ONNX file; files of slimvit state their parameters, MACs and precision."""
     build = partial(onnx_file.load_onnx, name)
     model = build()
     sides = [*model.input_size[1:]]
@@ -153,7 +156,7 @@ def _onnx_bench_model(name: str, img_size: int | None) -> BenchModel:
         )
     if model.batch == 1:
         log(f"{name}: takes one image at a time, so a batch is as many passes")
-    params, macs = (int(known) if (known := model.label.get(k, "")).isdecimal() else None for k in ("params", "macs"))
+    params, macs = (int(text) if (text := model.label.get(k, "")).isdecimal() else None for k in ("params", "macs"))
     precision = model.label.get("precision", "as written")
     return BenchModel(name, model, build, model.input_size, params, macs, precision=precision, versions=model.versions)
 
@@ -161,17 +164,17 @@ def _onnx_bench_model(name: str, img_size: int | None) -> BenchModel:
 def _original(cut: BenchModel, taken: Sequence[str]) -> BenchModel:
     source = saved_model.description_of(cut.model)
     recipe = None if cut.folder is None else recipe_of(cut.folder)
-    known_as = model_name(cut.model) if recipe is None or saved_model.is_saved(recipe.model.name) else recipe.model.name
-    name = f"{known_as} (original)"
+    base = model_name(cut.model) if recipe is None or saved_model.is_saved(recipe.model.name) else recipe.model.name
+    name = f"{base} (original)"
     if name in taken:
-        name = f"{known_as} (original of {cut.name})"
+        name = f"{base} (original of {cut.name})"
     return _bench_model(name, partial(open_uncut, source.name, source.args))
 
 
 def _key(model: TimmModule) -> str:
-    """What models have in common that were cut from the same one."""
+    """timm name and arguments, equal for models that were cut from the same original."""
     try:
         source = saved_model.description_of(model)
-    except StoreError:  # no description: nothing was cut from it
+    except StoreError:  # a model without a description was not saved by slimvit
         return f"{id(model)}"
     return json.dumps([source.name, source.args], sort_keys=True)

@@ -1,4 +1,4 @@
-"""What of a run folder goes to the Hugging Face Hub, and the card beside it. Nobody is asked here."""
+"""The files and the model card of a push to the Hugging Face Hub, without contacting it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slimvit.io.hub.name import FOLDERS, PREFIX, check_repo, hub_name, is_hub_na
 from slimvit.models.base import TimmModule
 from slimvit.models.insert_dense import dense_mix
 from slimvit.models.registry import model_name, plan_of
-from slimvit.report.compare.collect import measured
+from slimvit.report.compare.run_reader import read_run
 from slimvit.report.model_card import CardFacts, card
 from slimvit.report.record import units_of
 from slimvit.utils.errors import ModelError, StoreError
@@ -30,51 +30,62 @@ TOP = (
     *(saved_model.WEIGHTS, saved_model.DESCRIPTION, "recipe.yaml", "plan.json", "report.json", "report.md"),
     *("history.csv", "timings.json", "head_map.png", "stages.png", "mixes.png", "curves.png"),
 )
-"""What a run writes, and all that is put on the Hub of it, with the models of further folders where asked."""
+"""Files of a run folder that are uploaded."""
 MODEL = (saved_model.WEIGHTS, saved_model.DESCRIPTION)
+"""Files of a further model that are uploaded."""
 OURS = frozenset({CARD, *TOP, *(f"{folder}/{file}" for folder in FOLDERS for file in MODEL)})
+"""Every path that slimvit may have uploaded; a push deletes those that it does not write again."""
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
 GENERATIONS = 20
-"""Runs at most that a run is followed through to the model at the beginning."""
+"""Runs that are followed back at most, to find the pretrained model of the first."""
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """Where to, and how."""
+    """Repository and settings of a push."""
 
     repo: str
     """user/name."""
     private: bool = False
-    """Where the repository does not exist yet; otherwise it must be so."""
+    """Create the repository as a private one; an existing one must be private."""
     license: str | None = None
+    """License id of the Hub."""
     base_model: str | None = None
-    """None takes what the recipes tell."""
+    """user/name; None takes the pretrained model of the recipe."""
     revision: str | None = None
     """Branch; None is the main one."""
     message: str | None = None
+    """Commit message."""
     include: tuple[str, ...] = ()
-    """Of `slimvit.io.hub.name.FOLDERS`."""
+    """Further models to upload, of `slimvit.io.hub.name.FOLDERS`."""
     keep_card: bool = False
-    """Leave a README.md that is there as it is."""
+    """Keep an existing README.md."""
     force: bool = False
+    """Replace an earlier push."""
 
 
 @dataclass(frozen=True)
 class UploadContents:
-    """What is to be put on the Hub."""
+    """The contents of a push."""
 
     repo: str
     files: Mapping[str, Path]
-    """Path in the repository -> file."""
+    """Path in the repository -> local file."""
     card: str
+    """Text of README.md."""
     left_out: Sequence[str]
-    """What else lies in the run folder."""
+    """Files and folders of the run folder that are not uploaded."""
     places: Sequence[str]
-    """Paths of this machine that its recipe names."""
+    """Local paths in the recipe, which is uploaded."""
 
 
 def upload_contents(run: Path, options: PushOptions) -> UploadContents:
-    """What a push would put on the Hub; asks nobody. Raises `SlimvitError` for whatever it can know is wrong."""
+    """Return the contents of a push, without contacting the Hub.
+
+    Raises:
+        StoreError: The folder holds no finished run, or lacks a model of `include`.
+        ModelError: An option is invalid.
+    """
     repo = _check_options(options)
     if is_hub_name(run):
         raise StoreError(f"{run}: lies on the Hub already; give the folder of a run")
@@ -84,7 +95,7 @@ def upload_contents(run: Path, options: PushOptions) -> UploadContents:
         raise StoreError(
             f"{run}: no folder of a finished run (no {saved_model.DESCRIPTION}); make one with slimvit prune --out"
         )
-    model: TimmModule = saved_model.load_folder(run)  # whole, and as its checksum says
+    model: TimmModule = saved_model.load_folder(run)  # checks the checksum
     files = {file: run / file for file in TOP if (run / file).is_file()}
     for folder in options.include:
         if not saved_model.is_saved(run / folder):
@@ -118,7 +129,7 @@ def _check_options(options: PushOptions) -> str:
 
 
 def _repo_of(base_model: str) -> str:
-    """user/name, however it was named."""
+    """user/name without prefix and revision."""
     return base_model.removeprefix(PREFIX).partition("@")[0]
 
 
@@ -126,7 +137,7 @@ def _facts(
     model: TimmModule, run: Path, recipe: Recipe | None, options: PushOptions, repo: str, files: tuple[str, ...]
 ) -> CardFacts:
     base = options.base_model
-    run_ = measured(run, str(run), str(run)) if "report.json" in files else None
+    measurement = read_run(run, str(run), str(run)) if "report.json" in files else None
     return CardFacts(
         repo=repo,
         architecture=model_name(model),
@@ -141,23 +152,23 @@ def _facts(
         license=options.license,
         base_model=_base_model(recipe) if base is None else _repo_of(base),
         dataset=_dataset(recipe),
-        report=None if run_ is None else run_.report,
-        before=None if run_ is None else run_.original,
-        after=None if run_ is None else run_.last,
+        report=None if measurement is None else measurement.report,
+        before=None if measurement is None else measurement.original,
+        after=None if measurement is None else measurement.last,
         recipe=None if recipe is None else _changed(recipe),
         trained=recipe is not None and recipe.finetune.epochs > 0,
     )
 
 
 def _changed(recipe: Recipe) -> str:
-    """What a recipe sets, as YAML."""
+    """The keys of a recipe that differ from their defaults, as YAML."""
     import yaml
 
     return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
 
 
 def _base_model(recipe: Recipe | None) -> str | None:
-    """The repository of the pretrained model at the beginning, where the recipes tell which that is."""
+    """The Hub repository of the pretrained model that the first of successive runs started from, if known."""
     for _ in range(GENERATIONS):
         if recipe is None or recipe.model.weights is not None or not recipe.model.pretrained:
             return None
@@ -175,7 +186,7 @@ def _base_model(recipe: Recipe | None) -> str | None:
 
 
 def _dataset(recipe: Recipe | None) -> str | None:
-    """The data's own repository on the Hub, where they come from one."""
+    """The repository of a data set on the Hub; None for other data."""
     prefix, _, name = ("" if recipe is None else recipe.data.name).partition("/")
     try:
         check_repo(name)
@@ -185,7 +196,7 @@ def _dataset(recipe: Recipe | None) -> str | None:
 
 
 def _places(recipe: Recipe | None) -> list[str]:
-    """What a recipe names that lies on this machine."""
+    """Local paths that a recipe names."""
     if recipe is None:
         return []
     teacher = recipe.finetune.teacher

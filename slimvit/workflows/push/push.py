@@ -1,4 +1,4 @@
-"""slimvit.push: a run folder to the Hugging Face Hub."""
+"""slimvit.push: upload a run folder to the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def push(
         include: Further models of the run to upload: `best`, `original`.
         keep_card: Keep an existing README.md.
         force: Replace an earlier push.
-        dry_run: Return the files and the card; contact nobody.
+        dry_run: Return the files and the card without contacting the Hub.
 
     Returns:
         `repo`, `model` (the name for `slimvit.load`), `url`, `commit`, `files`, `left_out`; with `dry_run` the

@@ -35,14 +35,14 @@ class Task:
 
 
 class Executor(Protocol):
-    """Takes tasks. A future gives None when the run folder is written, or the error in one line."""
+    """Runs tasks."""
 
     def submit(self, task: Task) -> Future[str | None]:
-        """Start a task, now or when there is a place for it."""
+        """Queue a task. Its future returns None once the run folder is written, or the error in one line."""
 
 
 def run_task(task: Task) -> str | None:
-    """Carry out one run in this process. An error ends this run alone; only an interrupt goes further."""
+    """Carry out one run in this process, and return its error in one line or None; interrupts are raised."""
     try:
         run(task.recipe, task.options).context.engine.close()
     except Interrupted:
@@ -65,7 +65,7 @@ class SerialExecutor(Executor):
 
 
 class ProcessExecutor(Executor):
-    """A process a run, `jobs` at once; they share the cores, and each has a GPU of its own where there are enough."""
+    """One process per run, `jobs` at a time; they share the cores and are spread over the GPUs."""
 
     def __init__(self, jobs: int) -> None:
         self.pool = ThreadPoolExecutor(jobs)
@@ -75,14 +75,14 @@ class ProcessExecutor(Executor):
         for i in range(jobs if count else 0):
             self.gpus.put(i % count)
         self.stdin, self.stdin_end = os.pipe()
-        """The pipe that runs have as standard input. It ends when this process closes `stdin_end` or is killed."""
+        """Standard input of the runs: a pipe that closes with `stdin_end` or when this process is killed."""
 
     def submit(self, task: Task) -> Future[str | None]:
         return self.pool.submit(self._run_process, task)
 
     def stop(self) -> None:
-        """Ask every run to save its state and end; they do not hear the terminal's Ctrl-C themselves."""
-        self.pool.shutdown(wait=False, cancel_futures=True)  # first: the place of a run that ends would go to the next
+        """Stop every run after it has saved its state. Runs do not get the Ctrl-C of the terminal."""
+        self.pool.shutdown(wait=False, cancel_futures=True)  # first, so that no waiting run starts when one ends
         os.close(self.stdin_end)
         self.pool.shutdown()
         os.close(self.stdin)
@@ -100,11 +100,11 @@ class ProcessExecutor(Executor):
             recipe.unlink()
             if code == 0:
                 task.log_file.unlink()
-        return None if code == 0 else _why(code, task.log_file)
+        return None if code == 0 else _error_line(code, task.log_file)
 
     @contextmanager
     def _gpu(self) -> Iterator[dict[str, str]]:
-        """The environment of one run; its GPU is free again afterwards."""
+        """The environment of one run, with the GPU that it holds meanwhile."""
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads)}
         if self.gpus.empty():
             yield environment
@@ -124,8 +124,8 @@ def _command(task: Task, recipe: Path) -> list[str]:
     return words + (["--cache", str(options.cache)] if options.cache else [])
 
 
-def _why(code: int, log_file: Path) -> str:
-    """The last line of the log file, or how the process ended."""
+def _error_line(code: int, log_file: Path) -> str:
+    """The last line of the log file, or the signal or exit code of a process that wrote none."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = [line for line in log_file.read_text(errors="replace").splitlines() if line.strip()]
@@ -133,7 +133,7 @@ def _why(code: int, log_file: Path) -> str:
 
 
 class RayExecutor(Executor):
-    """A Ray cluster, or the one that Ray makes of this machine. The folders must be seen by all of its machines."""
+    """A Ray cluster, by default a local one. All machines of the cluster must see the sweep folder."""
 
     def __init__(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""The runs of a sweep file, each in its own run folder; finished ones are skipped."""
+"""Run the points of a sweep, each in its own run folder; finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from slimvit.workflows.sweep.executors import Executor, ProcessExecutor, RayExec
 
 DEFAULTS = Options()
 CACHE, FAILED, REPORT = "shelf", "failed", "report"
-"""Folders inside a sweep folder. The cache has had the name `shelf` since the first version."""
+"""Subfolders of a sweep folder; the cache is named `shelf` as in the first version."""
 
 
 def sweep(
@@ -53,7 +53,7 @@ def sweep(
     Args:
         sweep: A sweep file, or the name of a sweep of the package.
         out: Folder of the sweep; finished points in it are skipped.
-        options: How the runs are carried out; its folders are set for each run.
+        options: Device, workers and precision of the runs; `out`, `cache` and `resume` are set for each run.
         data: Keys of the data section that replace those of every point, such as `{"name": "photos/"}`.
         jobs: Runs at a time on this machine.
         engine: `local`, or `ray` for a cluster.
@@ -64,7 +64,7 @@ def sweep(
 
     Raises:
         RecipeError: The sweep file or one of its points is wrong.
-        StoreError: `out` holds other runs under the names of these.
+        StoreError: `out` holds runs of another sweep.
         Interrupted: The sweep was stopped; the same call continues it.
 
     Example:
@@ -82,10 +82,21 @@ def sweep(
 def run_points(
     file: Sweep, points: Sequence[Point], out: Path, options: Options, *, jobs: int = 1, engine: str = "local"
 ) -> Contents:
-    """Carry out the points of a sweep file that `out` does not hold yet; what was done is kept after an interruption.
+    """Run the points of a sweep that `out` does not hold yet.
+
+    Args:
+        file: The sweep.
+        points: Its points.
+        out: Folder of the sweep.
+        options: Device, workers and precision of the runs.
+        jobs: Runs at a time on this machine.
+        engine: `local` or `ray`.
+
+    Returns:
+        The points with the errors of those that failed.
 
     Raises:
-        StoreError: `out` holds other runs under the names of these; nothing is run.
+        StoreError: `out` holds runs of another sweep; nothing is run.
         Interrupted: The sweep was stopped; the same call continues it.
     """
     with locked(out):
@@ -106,7 +117,7 @@ def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jo
         with _interrupted_by_sigterm():
             _run_tasks(tasks, executor, errors, len(points))
     except (KeyboardInterrupt, Interrupted):
-        raise Interrupted(f"stopped; what was done lies in {out}, and the same command goes on with the rest") from None
+        raise Interrupted(f"stopped; finished points are in {out}; the same command continues the sweep") from None
     finally:
         if isinstance(executor, ProcessExecutor):
             executor.stop()
@@ -119,7 +130,7 @@ def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jo
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """Let a polite kill be what Ctrl-C is. Python allows it in the main thread alone."""
+    """Treat SIGTERM as Ctrl-C, in the main thread alone: Python allows no signal handlers in others."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -135,13 +146,13 @@ def _interrupted_by_sigterm() -> Iterator[None]:
 
 
 def is_finished(out: Path, point: Point) -> bool:
-    """Whether the point's run folder is there. Raises `StoreError` when another run lies in its place."""
+    """Whether the run folder of a point is finished. Raises `StoreError` if it holds another run."""
     folder = point_folder(out, point.id)
     if run_folder.finished(folder, point.recipe) is not None:
         return True
-    begun = recipe_in(folder)
-    made_by = Recipe.read(begun) if begun is not None else run_folder.recipe_of(folder)
-    if made_by not in (None, point.recipe) or (made_by is None and entries(folder)):
+    unfinished = recipe_in(folder)
+    recipe = Recipe.read(unfinished) if unfinished is not None else run_folder.recipe_of(folder)
+    if recipe not in (None, point.recipe) or (recipe is None and entries(folder)):
         raise StoreError(
             f"{folder}: holds another run than this sweep's; name another --out, or begin anew with --force"
         )
@@ -149,7 +160,7 @@ def is_finished(out: Path, point: Point) -> bool:
 
 
 def report_on(out: Path, contents: Contents) -> Comparison | None:
-    """Write the report of a sweep into its folder; None where nothing is measured to report on."""
+    """Write the report of a sweep into its folder, and return it; None if every point failed."""
     if all(entry.error for entry in contents.points):
         return None
     comparison = compare_runs(collect_runs([out], allow_mixed=True))
@@ -164,18 +175,18 @@ def begin_anew(out: Path) -> None:
 
 
 def _pinned(points: Sequence[Point], out: Path) -> tuple[list[Point], dict[str, str]]:
-    """The points with models on the Hub at one commit each, that of the sweep's first call, and what those are."""
+    """Pin models on the Hub to their commit in the first call of the sweep; return points and commits by name."""
     commits = read_contents(out).commits if is_sweep_folder(out) else {}
     for name in dict.fromkeys(name for point in points for name in hub_names(point.recipe)):
         if name in commits:
-            log(f"{name}: taken as it was when this sweep began, {commits[name]}")
+            log(f"{name}: pinned to the commit of this sweep's first call, {commits[name]}")
         else:
             commits[name] = pinned_name(name)
     return [replace(point, recipe=pinned(point.recipe, commits)) for point in points], commits
 
 
 def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str, str]) -> Contents:
-    """The folder of the sweep, with what it is to hold."""
+    """Write the sweep file and the list of points into the sweep folder, created if missing."""
     entries = [Entry(id=p.id, name=p.name) for p in points]
     contents = Contents(points=entries, claims=file.claims, commits=commits)
     if not is_sweep_folder(out):
@@ -187,8 +198,8 @@ def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str,
     with disk_errors(out):
         write_whole(out / SWEEP, file.to_yaml())
         write_contents(out, contents)
-        for left in (out / FAILED, *(out / CACHE).glob(f"{NEW}*")):  # the failed get another chance
-            shutil.rmtree(left, ignore_errors=True)
+        for stale in (out / FAILED, *(out / CACHE).glob(f"{NEW}*")):  # failed points run again
+            shutil.rmtree(stale, ignore_errors=True)
     return contents
 
 
@@ -198,28 +209,28 @@ def _options(point: Point, out: Path, options: Options) -> Options:
 
 
 def _run_tasks(tasks: Mapping[str, Task], executor: Executor, errors: dict[str, str], total: int) -> None:
-    """Every task, none before what it has in common with one under way is there to be taken."""
+    """Run every task; a task waits while a running one computes a cache entry that it needs too."""
     waiting, done = dict(tasks), total - len(tasks)
-    known: set[str] = set()
+    cached: set[str] = set()
     running: dict[Future[str | None], str] = {}
     needs = {id: set(keys_of(task.recipe).values()) for id, task in tasks.items()}
     while waiting or running:
         for id in list(waiting):
-            busy = set().union(*(needs[other] for other in running.values())) - known
-            if not needs[id] & busy:
+            computing = set().union(*(needs[other] for other in running.values())) - cached
+            if not needs[id] & computing:
                 running[executor.submit(waiting.pop(id))] = id
                 if isinstance(executor, SerialExecutor):
-                    break  # it is done: tell of it before the next begins
+                    break  # it has finished: log it before the next one starts
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             id, error, done = running.pop(future), future.result(), done + 1
-            known |= needs[id]
+            cached |= needs[id]
             if error is not None:
                 errors[id] = error
             log(f"[{done}/{total}] {id}: {_summary(tasks[id]) if error is None else f'failed: {error}'}")
 
 
 def _summary(task: Task) -> str:
-    """The result of a run in a few figures."""
+    """Top-1 and FLOPs of a finished run, for the log."""
     assert task.options.out is not None
     report = Report.read(task.options.out / "report.json")
     last, first = report.last, report.reference

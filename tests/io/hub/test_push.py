@@ -107,7 +107,7 @@ def test_what_is_no_part_of_a_run_stays_here(hub: Any, copy: Path, slimvit_: Inv
 def test_paths_of_this_machine_are_told_of(copy: Path, slimvit_: Invoke) -> None:
     recipe = (copy / "recipe.yaml").read_text()
     (copy / "recipe.yaml").write_text(recipe.replace("  root: null\n", "  root: /home/me/private\n"))
-    assert "names places here: /home/me/private" in slimvit_("push", copy, "me/x", "--dry-run").stderr
+    assert "names local paths: /home/me/private" in slimvit_("push", copy, "me/x", "--dry-run").stderr
 
 
 def test_an_earlier_push_is_replaced_with_force_alone(hub: Any, copy: Path, slimvit_: Invoke) -> None:

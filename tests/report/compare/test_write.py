@@ -124,7 +124,7 @@ def test_what_cannot_be_drawn_is_told(run: Make, timing: Callable[..., Any], tmp
     (old := tmp_path / "old").mkdir()
     write_comparison(compared(run("a", parts=False), run("b", 0.3, parts=False)), old)
     assert not (old / "flops_by_part.svg").exists()
-    assert "FLOPs by part are not known of 3 of 3 rows" in (old / "tradeoff.md").read_text()
+    assert "FLOPs by part are unknown for 3 of 3 rows" in (old / "tradeoff.md").read_text()
 
 
 def test_the_parts_add_up(folder: Path, many: list[Measurement]) -> None:

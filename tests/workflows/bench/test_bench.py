@@ -139,7 +139,7 @@ def test_the_input_size_is_that_of_all(runs: Path) -> None:
 @pytest.mark.usefixtures("quick_bench")
 def test_threads_are_given_back(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = torch.get_num_threads(), []
-    monkeypatch.setattr(bench_workflow, "_filling", lambda *_: seen.append(torch.get_num_threads()) or 1 / 0)
+    monkeypatch.setattr(bench_workflow, "_batch_size", lambda *_: seen.append(torch.get_num_threads()) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bench_models(["vit_digits"], BenchOptions(threads=before + 1))
     assert seen == [before + 1] and torch.get_num_threads() == before
@@ -170,7 +170,7 @@ def test_bad_words(slimvit_: Invoke, words: tuple[object, ...], code: int, told:
 @pytest.fixture
 def never(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is wrong is told before anything is timed."""
-    monkeypatch.setattr(bench_workflow, "_filling", lambda *_: pytest.fail("it was timed"))
+    monkeypatch.setattr(bench_workflow, "_batch_size", lambda *_: pytest.fail("it was timed"))
 
 
 @pytest.mark.usefixtures("never")

@@ -24,7 +24,7 @@ from slimvit.models.registry import plan_of
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.utils.errors import StoreError
 from slimvit.utils.lock import lock_owner
-from slimvit.workflows import cache, plan
+from slimvit.workflows import cache, pruning
 from slimvit.workflows.run import run
 from slimvit.workflows.state import RunContext
 from slimvit.workflows.sweep import executors
@@ -66,7 +66,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_original_and_the_scores_are_computed_once(tmp_path, monkeypatch):
     scored, measured = [], []
     monkeypatch.setattr(
-        plan,
+        pruning,
         "score_parts",
         lambda *a: scored.append(a[2]) or score_parts(*a),  # type: ignore[func-returns-value]
     )
@@ -221,7 +221,7 @@ def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(
     said = process.communicate()[1]
     while any(lock_owner(out / "points" / name) for name in ("cut", "trained", "more")):  # its runs save and end
         time.sleep(0.02)
-    assert process.returncode in (-how, 0, 130) and (process.returncode != 130 or "goes on with the rest" in said)
+    assert process.returncode in (-how, 0, 130) and (process.returncode != 130 or "continues the sweep" in said)
     with drawing():  # as the process that was stopped did
         slimvit_(*words, "--out", out)
     assert figures(out) == figures(unbroken)
@@ -238,7 +238,7 @@ def test_ctrl_c_during_a_training_names_the_way_on(tmp_path, monkeypatch, slimvi
 
     monkeypatch.setattr(executors, "run", interrupt)
     result = slimvit_("sweep", tmp_path / "s.yaml", "--out", tmp_path / "sweep", code=130)
-    assert "the same command goes on with the rest" in result.output
+    assert "the same command continues the sweep" in result.output
     monkeypatch.undo()
     slimvit_("sweep", tmp_path / "s.yaml", "--out", tmp_path / "sweep")
 
