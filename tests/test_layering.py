@@ -20,7 +20,7 @@ ONE_IMPORTER: dict[str, str | tuple[str, ...]] = {
     "fvcore": "measure/",
     "pandas": "report/",
 }
-ONE_IMPORTER |= {"onnx": "io/export/onnx_file.py", "onnxruntime": "io/export/runtime.py"}
+ONE_IMPORTER |= {"onnx": "io/export/onnx_file.py", "onnxruntime": "io/export/onnx_file.py"}
 
 WITHOUT_TORCH = (
     "slimvit",

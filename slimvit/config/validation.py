@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from slimvit.config.training import FIELDS_ALONE, Section
 from slimvit.utils.errors import RecipeError, closest, nearest
-from slimvit.utils.files import Unreadable, read_yaml
+from slimvit.utils.files import read_errors, read_yaml
 
 ROUNDS = 4
 """Rounds of repair: a wrong section is dropped, then added empty, then its missing name is added."""
@@ -50,12 +50,9 @@ class Document(Section):
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read and check a file; raises `RecipeError` where it is missing, no YAML, or has defects."""
-        try:
+        missing = f"{path}: no such {cls.kind}; `slimvit recipes list` names the shipped ones"
+        with read_errors(RecipeError, missing=missing, unreadable=f"{path}: not readable as YAML"):
             data = read_yaml(path)
-        except FileNotFoundError:
-            raise RecipeError(f"{path}: no such {cls.kind}; `slimvit recipes list` names the shipped ones") from None
-        except Unreadable as error:
-            raise RecipeError(f"{path}: not readable as YAML: {error}") from None
         return cls.parse(data, str(path))
 
     def to_yaml(self) -> str:

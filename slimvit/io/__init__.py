@@ -1,1 +1,1 @@
-"""Models in and out: folders, the Hub, export formats."""
+"""Reading and writing models: saved models, the Hub, export formats."""

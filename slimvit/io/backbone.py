@@ -1,4 +1,4 @@
-"""A model as the backbone of a detector or segmenter: it returns feature maps instead of classes."""
+"""Backbones for detectors and segmenters: models that return feature maps instead of logits."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from slimvit.models.base import TimmModule
 from slimvit.models.registry import attention_blocks, model_name
 from slimvit.utils.errors import ModelError
 
-FROM_ONE_STAGE = 4
-"""Number of maps, evenly spread, of a network whose blocks all have the same resolution."""
+MAPS_OF_ONE_STAGE = 4
+"""Default number of evenly spaced maps for networks of one resolution."""
 
 
 def backbone(
@@ -28,26 +28,25 @@ def backbone(
 
     Args:
         model: A model, a run folder, or a model on the Hub.
-        out_indices: Which maps, from 0, or from the end where negative. There is one per block, in Swins one per
-            stage. A number n means the last n; None means all stages of a Swin, and four maps of other networks.
+        out_indices: Indices of the maps; negative ones count from the end. ViTs have one map per block, Swins one per
+            stage. A number n selects the last n. None selects all stages of a Swin, or four evenly spaced blocks.
         norm: Whether to apply the network's last norm to the maps.
 
     Raises:
-        ModelError: The model is of no supported family, or a map does not exist.
+        ModelError: The model's family is not supported, or a map does not exist.
     """
     net: TimmModule = load(model) if isinstance(model, str | Path) else copy.deepcopy(model)
     stages = len({block.stage for block in attention_blocks(net)})
-    wanted = _maps(model_name(net), len(net.feature_info), stages, out_indices)
-    return FeatureGetterNet(net.eval(), out_indices=tuple(wanted), norm=norm)
+    indices = _map_indices(model_name(net), len(net.feature_info), stages, out_indices)
+    return FeatureGetterNet(net.eval(), out_indices=tuple(indices), norm=norm)
 
 
-def _maps(name: str, count: int, stages: int, wanted: int | Sequence[int] | None) -> list[int]:
-    """Indices of the maps, in the order in which the network computes them."""
-    every = list(range(count))
-    if wanted is None:
-        spread = {(i + 1) * count // FROM_ONE_STAGE - 1 for i in range(FROM_ONE_STAGE)}
-        return every if stages > 1 or count < FROM_ONE_STAGE else sorted(spread)
-    asked = [-i for i in range(1, wanted + 1)] if isinstance(wanted, int) else list(wanted)
-    if not asked or any(i not in range(-count, count) for i in asked):
-        raise ModelError(f"{name}: out_indices {wanted} does not fit its maps 0-{count - 1}")
-    return sorted({every[i] for i in asked})
+def _map_indices(name: str, count: int, stages: int, out_indices: int | Sequence[int] | None) -> list[int]:
+    """Indices of the maps in forward order."""
+    if out_indices is None:
+        spaced = {(i + 1) * count // MAPS_OF_ONE_STAGE - 1 for i in range(MAPS_OF_ONE_STAGE)}
+        return list(range(count)) if stages > 1 or count < MAPS_OF_ONE_STAGE else sorted(spaced)
+    indices = [-i for i in range(1, out_indices + 1)] if isinstance(out_indices, int) else list(out_indices)
+    if not indices or any(i not in range(-count, count) for i in indices):
+        raise ModelError(f"{name}: out_indices {out_indices} does not fit its maps 0-{count - 1}")
+    return sorted({i % count for i in indices})

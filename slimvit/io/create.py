@@ -1,8 +1,9 @@
-"""`slimvit.create_model`: timm models and embedded ones, and narrower or dense ones to train from scratch."""
+"""`slimvit.create_model`: builds timm and embedded models, also with fewer heads or dense attention."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from slimvit.io import saved_model
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub.name import is_hub_name
 from slimvit.io.hub.timm_repo import timm_repo
-from slimvit.models import build
+from slimvit.io.slim_file import read_description, timm_config
 from slimvit.models.base import TimmModule
+from slimvit.models.build import build_model, check_known
 from slimvit.models.insert_dense import insert_dense_attention
 from slimvit.models.parts.heads import HEADS
 from slimvit.models.plan import SlimPlan
@@ -44,15 +46,15 @@ def create_model(
     Args:
         name: A timm model, an embedded model such as `vit_digits`, or a timm model's own repository on the Hub,
             `hf-hub:user/name[@revision]`, from which only safetensors are read.
-        pretrained: Whether to load the model's weights; by default unless `heads` is given.
+        pretrained: Whether to load the model's weights. The default is True, and False with `heads`.
         weights: A .safetensors or .pth file to load instead, through timm's own checkpoint filters.
         img_size: Side of the square images in pixels.
-        num_classes: None keeps the classifier that comes with the weights (none, when they have none); another number
-            gives a new, untrained classifier.
+        num_classes: None keeps the classifier of the weights, if they have one. A number that differs from theirs gives
+            a new, untrained classifier.
         args: Further arguments of timm's constructor.
-        heads: Heads of every block, or one number per stage: a narrower network to train from scratch.
+        heads: Heads of every block, or one number per stage, for a narrower network to train from scratch.
         dense: `layer` or `head` inserts dense attention as `slimvit.insert_dense_attention` does.
-        init: How the mixes of dense attention start: `zero` or `normal`.
+        init: Initial mixes of dense attention: `zero` or `normal`.
         seed: Seed of `normal`.
 
     Raises:
@@ -62,17 +64,16 @@ def create_model(
     if heads is not None and (pretrained or weights is not None):
         raise ModelError(f"{name}: heads={heads} builds a network without weights; to cut a pretrained one, prune it")
     pretrained = heads is None if pretrained is None else pretrained
-    build_model = _from_hub if is_hub_name(name) else _embedded if name in EMBEDDED else _from_timm
-    model = build_model(
-        name, pretrained=pretrained, weights=weights, img_size=img_size, num_classes=num_classes, args=args
-    )
+    request = _Request(pretrained, weights, img_size, num_classes, args or {})
+    build = _from_hub if is_hub_name(name) else _embedded if name in EMBEDDED else _from_timm
+    model = build(name, request)
     if heads is not None:
         model = prune_model(model, _first_heads(model, heads))
     return model if dense is None else insert_dense_attention(model, dense, init, seed=seed)
 
 
 def fit_to_section(model: TimmModule, img_size: int | None, num_classes: int | None) -> TimmModule:
-    """Give a loaded model another image size or a new, untrained classifier, where one is asked for."""
+    """Set the image size of a loaded model and give it a new, untrained classifier; None keeps what it has."""
     if img_size is not None:
         model.set_input_size(img_size)
     if num_classes is not None and num_classes != model.num_classes:
@@ -81,66 +82,72 @@ def fit_to_section(model: TimmModule, img_size: int | None, num_classes: int | N
     return model
 
 
-def _from_timm(name: str, **given: Any) -> TimmModule:
-    """The timm model of that name."""
-    build.check_known(name, EMBEDDED)
-    return build.build_model(name, **given)
+@dataclass(frozen=True)
+class _Request:
+    """Arguments of `create_model` for the uncut model."""
+
+    pretrained: bool
+    weights: str | Path | None
+    img_size: int | None
+    num_classes: int | None
+    args: dict[str, Any]
+
+    def build(
+        self,
+        architecture: str,
+        args: dict[str, Any],
+        num_classes: int | None,
+        cfg: dict[str, Any],
+        weights: str | Path | None,
+    ) -> TimmModule:
+        """Build an architecture of timm with the arguments, number of classes and preprocessing of a description.
+
+        The request's arguments and number of classes override them. A weight file keeps its own classifier.
+        """
+        if weights is not None or self.num_classes is not None:
+            num_classes = self.num_classes
+        return build_model(
+            architecture, pretrained=False, weights=weights, img_size=self.img_size, num_classes=num_classes,
+            args=args | self.args, cfg=cfg,
+        )  # fmt: skip
 
 
-def _embedded(
-    name: str,
-    *,
-    pretrained: bool,
-    weights: str | Path | None,
-    img_size: int | None,
-    num_classes: int | None,
-    args: dict[str, Any] | None,
-) -> TimmModule:
-    """The embedded model of that name; without its weights, its architecture."""
+def _from_timm(name: str, request: _Request) -> TimmModule:
+    """Build a model by its timm name."""
+    check_known(name, EMBEDDED)
+    return build_model(name, **vars(request))
+
+
+def _embedded(name: str, request: _Request) -> TimmModule:
+    """Build an embedded model, or without its weights only its architecture."""
     folder = EMBEDDED[name]
-    if pretrained and weights is None:
-        if args:
+    if request.pretrained and request.weights is None:
+        if request.args:
             raise ModelError(f"{name}: a saved model brings its own arguments; drop args, or give pretrained=False")
-        return fit_to_section(saved_model.load_folder(folder), img_size, num_classes)
-    info = saved_model.read_description(folder)
-    own = {key: value for key, value in info.model_args.items() if key != "num_classes"}
-    classes = num_classes if num_classes is not None or weights is not None else info.num_classes
-    model: TimmModule = build.build_model(
-        info.model, pretrained=False, weights=weights, img_size=img_size, num_classes=classes,
-        args=own | (args or {}), cfg=saved_model.timm_config(info.preprocessing),
-    )  # fmt: skip
+        return fit_to_section(saved_model.load_folder(folder), request.img_size, request.num_classes)
+    info = read_description(folder)
+    args = {key: value for key, value in info.model_args.items() if key != "num_classes"}
+    model = request.build(info.model, args, info.num_classes, timm_config(info.preprocessing), request.weights)
     model.slim_name = name
     return model
 
 
-def _from_hub(
-    name: str,
-    *,
-    pretrained: bool,
-    weights: str | Path | None,
-    img_size: int | None,
-    num_classes: int | None,
-    args: dict[str, Any] | None,
-) -> TimmModule:
-    """The timm model that a repository on the Hub describes."""
-    repo = timm_repo(name, weights=pretrained and weights is None)
-    file = weights if weights is not None else repo.weights
-    classes = num_classes if file is not None or num_classes is not None else repo.num_classes
+def _from_hub(name: str, request: _Request) -> TimmModule:
+    """Build the timm model that a repository on the Hub describes."""
+    repo = timm_repo(name, weights=request.pretrained and request.weights is None)
+    weights = request.weights if request.weights is not None else repo.weights
     try:
-        model: TimmModule = build.build_model(
-            repo.architecture, pretrained=False, weights=file, img_size=img_size, num_classes=classes,
-            args=repo.args | (args or {}), cfg=repo.cfg,
-        )  # fmt: skip
+        model = request.build(repo.architecture, repo.args, repo.num_classes, repo.cfg, weights)
     except ModelError as error:
         message = str(error) if repo.weights is None else str(error).replace(f"{repo.weights}: ", "")
         raise ModelError(f"{name}: {message}") from None
-    if file is repo.weights is not None and len(repo.class_names) == model.num_classes:
+    if weights is repo.weights is not None and len(repo.class_names) == model.num_classes:
         model.class_names = repo.class_names
     return model
 
 
 def _first_heads(model: nn.Module, heads: int | Sequence[int]) -> SlimPlan:
-    """The heads with the lowest ids of every block: untrained heads are alike, and blocks mix the heads they share."""
+    """Keep the heads with the lowest ids of every block, so that dense attention finds the same ids in all blocks."""
     plan = plan_of(model)
     counts = units_per_block(plan, heads, HEADS.units)
     return plan.keeping(heads=[b.kept_heads[:n] for b, n in zip(plan.blocks, counts, strict=True)])

@@ -1,4 +1,4 @@
-"""From a recipe's `model:` section to a model: a run folder, an embedded model, a timm name, or one on the Hub."""
+"""Opens the model of a recipe's `model:` section: a run folder, an embedded model, a timm name, or a Hub name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from slimvit.config.recipe import ModelSection, Recipe
-from slimvit.io import saved_model
+from slimvit.io import saved_model, slim_file
 from slimvit.io.create import create_model, fit_to_section
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub import fetch
@@ -26,8 +26,8 @@ def open_model(section: ModelSection) -> nn.Module:
     """Build or load the model of a recipe's section, in eval mode on the CPU.
 
     Raises:
-        ModelError: An unknown name, a folder without a model, or options that a saved model does not take.
-        StoreError: A saved model that is damaged.
+        ModelError: The name is unknown, the folder holds no model, or a saved model does not take an option.
+        StoreError: The saved model is damaged.
     """
     section = pinned_section(section)
     folder = saved_folder(section.name)
@@ -36,7 +36,7 @@ def open_model(section: ModelSection) -> nn.Module:
             state = f"holds an unfinished run and no model yet; go on with slimvit run {section.name} --resume"
             raise ModelError(f"{section.name}: {state}")
         if Path(section.name).is_dir():
-            raise ModelError(f"{section.name}: a folder without {saved_model.DESCRIPTION}, so it is no saved model")
+            raise ModelError(f"{section.name}: a folder without {slim_file.DESCRIPTION}, so it is no saved model")
         return create_model(
             section.name,
             pretrained=section.pretrained,
@@ -46,9 +46,9 @@ def open_model(section: ModelSection) -> nn.Module:
             args=section.args,
             heads=section.heads,
         )
-    given: dict[str, object] = {"--weights": section.weights, "--no-pretrained": not section.pretrained}
-    given |= {"--model-arg": section.args, "heads": section.heads}
-    if refused := [option for option, value in given.items() if value]:
+    options: dict[str, object] = {"--weights": section.weights, "--no-pretrained": not section.pretrained}
+    options |= {"--model-arg": section.args, "heads": section.heads}
+    if refused := [option for option, value in options.items() if value]:
         raise ModelError(
             f"{section.name}: a saved model brings its own weights and arguments; drop {', '.join(refused)}"
         )
@@ -58,7 +58,7 @@ def open_model(section: ModelSection) -> nn.Module:
 
 
 def model_of(model: nn.Module | str | Path) -> nn.Module:
-    """A model as it is, or the model of a name, in eval mode on the CPU.
+    """Return a model as it is, or open the model of a name in eval mode on the CPU.
 
     Raises:
         ModelError: The name is unknown, or the model is a compiled or parallel wrapper.
@@ -71,33 +71,32 @@ def model_of(model: nn.Module | str | Path) -> nn.Module:
 
 def random_weights(section: ModelSection) -> bool:
     """Return whether a section asks for a network with random weights."""
-    drawn = section.weights is None and not section.pretrained
-    return drawn and (is_hub_name(section.name) or saved_folder(section.name) is None)
+    untrained = section.weights is None and not section.pretrained
+    return untrained and (is_hub_name(section.name) or saved_folder(section.name) is None)
 
 
 RECIPE = "recipe.yaml"
 
 
 def teacher_on_hub(name: str) -> ModelSection | None:
-    """Find the uncut network of a run on the Hub: `original/` beside it, or the model that its recipe starts from.
+    """Find the uncut network of a run on the Hub: its folder `original/`, or the model of its recipe.
 
     Args:
         name: The run's name on the Hub, with a commit.
 
     Returns:
-        The section of that network. None, with a line on stderr, where the recipe is missing or starts from a file or
-        folder of another machine.
+        The section of that network. None, with a line on stderr, if the recipe is missing or names local files.
     """
-    found = fetch.listing(hub_name(name))
-    original = replace(found.name, folder="original")
-    if original.path(saved_model.DESCRIPTION) in (found.sizes or ()):
+    listing = fetch.listing(hub_name(name))
+    original = replace(listing.name, folder="original")
+    if original.path(slim_file.DESCRIPTION) in (listing.sizes or ()):
         return ModelSection(name=str(original))
-    if found.has(RECIPE):
-        folder = fetch.fetch(found, {RECIPE: MOST})
+    if listing.has(RECIPE):
+        folder = fetch.fetch(listing, {RECIPE: MOST})
         with named(name, folder):
             section = Recipe.read(folder / RECIPE).model
-        anywhere = is_hub_name(section.name) or section.name in EMBEDDED or is_timm_model(section.name)
-        if anywhere and section.weights is None and section.pretrained:
+        portable = is_hub_name(section.name) or section.name in EMBEDDED or is_timm_model(section.name)
+        if portable and section.weights is None and section.pretrained:
             return section
     log(f"{name}: its uncut network is not on the Hub, so there is none to learn from")
     return None

@@ -1,4 +1,4 @@
-"""The status of an output folder: whole, unfinished, being written, or left by a killed process. No torch."""
+"""Status of an output folder: whole, unfinished, being written, or left by a killed process. No torch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class FolderStatus:
     """The status of one output folder."""
 
     state: str
-    """`whole`, `unfinished`, `sweep`, or `nothing` where a killed process left only temporary files."""
+    """`whole`, `unfinished`, `sweep`, or `nothing` (temporary files of a killed process only)."""
     text: str
     """The state in words."""
     go_on: str | None = None
-    """The command that continues it."""
+    """Command that resumes the run."""
     writer: str | None = None
-    """The process that is writing to it now."""
+    """Process that is writing to the folder."""
     points: tuple[int, int] | None = None
-    """For a sweep: points done, and points in all."""
+    """Done points and all points of a sweep."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain data."""
@@ -35,19 +35,19 @@ class FolderStatus:
 
 
 def folder_status(folder: Path) -> FolderStatus | None:
-    """Return the status of a folder; None where slimvit has not written and is not writing.
+    """Return the status of a folder; None for a folder without files or processes of slimvit.
 
     Raises:
-        StoreError: The contents of a sweep are damaged.
+        StoreError: points.json of a sweep is damaged.
     """
-    busy = lock_owner(folder)
-    found = _sweep(folder) if is_sweep_folder(folder) else _run(folder)
-    if busy is not None:
-        content = "nothing yet" if found is None or found.state == "nothing" else found.text
-        text = f"{busy} is writing to it; so far it holds {content}"
-        state, points = ("nothing", None) if found is None else (found.state, found.points)
-        return FolderStatus(state, text, writer=busy, points=points)
-    return found
+    writer = lock_owner(folder)
+    status = _sweep(folder) if is_sweep_folder(folder) else _run(folder)
+    if writer is None:
+        return status
+    content = "nothing yet" if status is None or status.state == "nothing" else status.text
+    text = f"{writer} is writing to it; so far it holds {content}"
+    state, points = ("nothing", None) if status is None else (status.state, status.points)
+    return FolderStatus(state, text, writer=writer, points=points)
 
 
 def has_model(folder: Path) -> bool:
@@ -57,26 +57,28 @@ def has_model(folder: Path) -> bool:
 
 def _run(folder: Path) -> FolderStatus | None:
     if (folder / UNFINISHED).is_dir():
-        go_on = f"slimvit run {shlex.quote(str(folder))} --resume"
-        beside = "the whole run that it is to replace, and " if has_model(folder) else ""
-        text = f"{beside}an unfinished run ({_epochs(folder)} of its training saved); go on with: {go_on}"
-        return FolderStatus("unfinished", text, go_on)
+        command = f"slimvit run {shlex.quote(str(folder))} --resume"
+        replaced = ", and the whole run that it will replace" if has_model(folder) else ""
+        text = f"an unfinished run ({_epochs(folder)} of its training saved){replaced}; go on with: {command}"
+        return FolderStatus("unfinished", text, command)
     if has_model(folder):
         return FolderStatus("whole", "a whole run" if (folder / REPORT).is_file() else "a whole saved model")
     if (folder / EXPORT).is_file():
         return FolderStatus("whole", "a whole export")
-    left = stale_files(folder)
-    if not left or entries(folder):
+    stale = stale_files(folder)
+    if not stale or entries(folder):
         return None
-    if any(path.suffix == OLD for path in left):
-        text = "nothing, for a killed process left its content aside; the next command that writes to it puts it back"
+    if any(path.suffix == OLD for path in stale):
+        text = (
+            "nothing: a killed process moved its content aside; the next command that writes to it restores the content"
+        )
     else:
-        text = "nothing yet, only what a killed process left beside it; the next command that writes to it clears that"
+        text = "nothing yet, only temporary files of a killed process; the next command that writes to it removes them"
     return FolderStatus("nothing", text)
 
 
 def _epochs(folder: Path) -> str:
-    """`2 epochs`, from the history of the unfinished training."""
+    """Number of epochs in the history of the unfinished training, as in `2 epochs`."""
     path = folder / UNFINISHED / HISTORY
     count = max(0, len(path.read_text(errors="replace").splitlines()) - 1) if path.is_file() else 0
     return f"{count} epoch{'s' * (count != 1)}"
@@ -89,5 +91,5 @@ def _sweep(folder: Path) -> FolderStatus:
     failed = sum(entry.error is not None for entry in entries)
     text = f"a sweep with {done} of {len(entries)} points done" + (f", {failed} failed" if failed else "")
     if done < len(entries):
-        text += "; the command that began it goes on with the rest"
+        text += "; the same command runs the rest"
     return FolderStatus("sweep", text, points=(done, len(entries)))

@@ -1,4 +1,4 @@
-"""The folder of a sweep: points/ID/ holds a run each, points.json lists them."""
+"""Sweep folders: points/ID/ holds one run each, points.json lists them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CONTENTS, POINTS, SWEEP = "points.json", "points", "sweep.yaml"
 
 
 class Entry(BaseModel):
-    """One point of a sweep: done, failed or still to come."""
+    """One point of a sweep: done, failed or pending."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$")
-    """The name of its run folder in points/."""
+    """Name of the run folder in points/."""
     name: str
-    """The name in tables, the same for points that differ only in the seed."""
+    """Name in tables, the same for points that differ only in the seed."""
     error: str | None = None
-    """Why it failed, in one line; failed/ID.txt holds the traceback."""
+    """The error in one line; failed/ID.txt holds the traceback."""
 
 
 class Contents(BaseModel):
@@ -38,7 +38,7 @@ class Contents(BaseModel):
     points: list[Entry]
     claims: list[PublishedFigure] = Field(default_factory=list)
     commits: dict[str, str] = Field(default_factory=dict)
-    """Names of models on the Hub without a commit -> the names with the commit of the sweep's first call."""
+    """Maps Hub names without a commit to the names with the commit of the sweep's first call."""
 
 
 def is_sweep_folder(folder: Path) -> bool:

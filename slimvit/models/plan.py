@@ -15,7 +15,7 @@ from slimvit.models.block_plan import KEPT, REMOVED, BlockPlan
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS, part_with_units
 from slimvit.utils.errors import PlanError, nearest
-from slimvit.utils.files import Unreadable, read_json
+from slimvit.utils.files import read_errors, read_json
 
 FORMATS = (1, 2, 3)
 """Format 1 holds heads, format 2 heads and neurons, format 3 any part."""
@@ -180,12 +180,9 @@ class SlimPlan:
     @classmethod
     def read(cls, path: Path) -> SlimPlan:
         """Read a plan file; raises `PlanError` where it is missing or damaged."""
-        try:
+        missing = f"{path}: no such plan file; write one with --dry-run --out DIR"
+        with read_errors(PlanError, missing=missing, unreadable=f"{path}: not a readable plan"):
             data = read_json(path)
-        except FileNotFoundError:
-            raise PlanError(f"{path}: no such plan file; write one with --dry-run --out DIR") from None
-        except Unreadable as error:
-            raise PlanError(f"{path}: not a readable plan: {error}") from None
         return cls.from_json(data, str(path))
 
     def write(self, path: Path) -> None:

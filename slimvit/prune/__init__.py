@@ -1,1 +1,1 @@
-"""Scores, costs, plan, cut, refit."""
+"""Pruning: scores, costs, plan, cut, refit."""

@@ -1,8 +1,8 @@
-"""From scores and a target to a plan: one greedy search over the units of all parts and whole branches.
+"""Greedy search for a plan that meets a budget, over the units of all parts and whole branches.
 
-Each part of each block is a track. Its stops are the numbers of units that may stay; each stop has a cost (the
-estimated rise of the loss) and a saving (MACs, parameters or milliseconds). The search moves one track at a time, to
-the stop with the lowest cost per unit saved, until the target is met.
+Each part of each block is a track. Its stops are the allowed numbers of kept units. Each stop has a cost (the estimated
+rise of the loss) and a saving (MACs, parameters or milliseconds). The search moves one track at a time, to the stop
+with the lowest cost per unit saved, until the target is met.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Track:
     part: str
     order: tuple[int, ...]
     stops: list[int]
-    """Units that stay at each stop, from all to the fewest allowed."""
+    """Number of kept units at each stop, from all to the fewest allowed."""
     cost: Floats
     """Estimated rise of the loss at each stop."""
     saved: Floats
@@ -43,18 +43,18 @@ class Track:
 
     @property
     def kept(self) -> list[int]:
-        """Positions of the units that stay at the present stop."""
+        """Positions of the kept units at the present stop."""
         return sorted(self.order[len(self.order) - self.stops[self.at] :])
 
     def gains(self) -> Floats:
-        """Return the savings of the later stops beyond that of the present one."""
+        """Return the savings of the later stops, relative to the present one."""
         return self.saved[self.at + 1 :] - self.saved[self.at]
 
     def move(self, at_most: float = np.inf) -> tuple[float, int] | None:
         """Find the later stop with the lowest cost per unit saved, among those that save no more than `at_most`.
 
         Returns:
-            The cost per unit saved, and the index of the stop; None where no stop qualifies.
+            The cost per unit saved, and the index of the stop; None if no stop qualifies.
         """
         gains = self.gains()
         allowed = (gains > 0) & (gains <= at_most)
@@ -69,7 +69,7 @@ class Track:
         """Find the next stop that saves anything.
 
         Returns:
-            The share of the part that is removed there, and the index of the stop; None where no stop is left.
+            The removed share of the part at that stop, and the index of the stop; None if no stop is left.
         """
         gains = self.gains()
         if not (gains > 0).any():
@@ -87,20 +87,20 @@ def plan_budget(
     scope: str = "global",
     limits: Mapping[str, Limits] | None = None,
 ) -> SlimPlan:
-    """Find a plan that costs at most `target`, and little less.
+    """Find a plan whose cost is at most `target`, and close to it.
 
     Args:
         scores: Scores of all parts that may be cut.
         costs: Costs of the model's parts.
         target: The most that the pruned model may cost, in the unit of `costs`.
-        parts: The parts that may be cut, such as `heads`, `mlp` (neurons) or `branches` (whole attentions and MLPs);
-            by default all scored parts.
+        parts: The parts that may be cut: `heads`, `mlp` (neurons), `branches` (whole attentions and MLPs). The default
+            is all scored parts.
         scope: `global` removes the units with the lowest score per unit saved; `uniform` removes the same share of
             every part of every block.
         limits: Limits of the cut in every block, by part; by default those of a recipe without limits.
 
     Raises:
-        PlanError: The target cannot be reached (the message names the lowest cost that can), or is met already.
+        PlanError: The target cannot be reached (the message names the lowest reachable cost), or is met already.
     """
     parts = tuple(scores.parts) if parts is None else parts
     limits = limits or limits_of()
@@ -110,19 +110,19 @@ def plan_budget(
         raise PlanError(
             f"the model costs {cost:.6g} {costs.unit} already, and the target is {target:.6g}; nothing to cut"
         )
-    least = reachable(plan, costs, parts, limits)
-    if least > target:
-        raise PlanError(f"{least:.6g} {costs.unit} is the least that can be reached, the target is {target:.6g}")
+    lowest = reachable(plan, costs, parts, limits)
+    if lowest > target:
+        raise PlanError(f"the lowest reachable cost is {lowest:.6g} {costs.unit}, the target is {target:.6g}")
     tracks = [
         _track(b, part, scores.of(part)[b], costs.of(part)[b], stops) for part, b, stops in _stops(plan, parts, limits)
     ]
-    over = -(_move_evenly if scope == "uniform" else _move_cheapest)(tracks, cost - target)
-    _give_back(tracks, over)
+    excess = -(_move_evenly if scope == "uniform" else _move_cheapest)(tracks, cost - target)
+    _undo_moves(tracks, excess)
     return _result(plan, tracks)
 
 
 def reachable(plan: SlimPlan, costs: Costs, parts: Sequence[str], limits: Mapping[str, Limits]) -> float:
-    """Return the lowest cost that any plan can reach within the limits."""
+    """Return the lowest cost of any plan within the limits."""
     total = costs.total(plan)
     for part, block, stops in _stops(plan, parts, limits):
         price = costs.of(part)[block]
@@ -131,7 +131,7 @@ def reachable(plan: SlimPlan, costs: Costs, parts: Sequence[str], limits: Mappin
 
 
 def _stops(plan: SlimPlan, parts: Sequence[str], limits: Mapping[str, Limits]) -> Iterator[tuple[str, int, list[int]]]:
-    """Part, index of the block, and the numbers of units that may stay there, in falling order."""
+    """Yield part, block index, and allowed numbers of kept units in falling order."""
     for name, part in PARTS.items():
         if not may_go(part, parts):
             continue
@@ -148,53 +148,53 @@ def _track(block: int, part: str, scores: PartScores, price: Price, stops: list[
     return Track(block, part, scores.order, stops, cost, saved)
 
 
-def _move_cheapest(tracks: list[Track], wanted: float) -> float:
-    """Move the tracks with the lowest cost per unit saved until `wanted` is saved.
+def _move_cheapest(tracks: list[Track], missing: float) -> float:
+    """Move the tracks with the lowest cost per unit saved until `missing` is saved.
 
-    Moves that would save more than is still wanted are avoided. Returns what is still wanted: 0 or less.
+    Moves that save more than the missing rest come last. Returns the missing rest: 0 or less.
     """
     queue = [(slope, i, stop) for i, t in enumerate(tracks) if (move := t.move()) for slope, stop in [move]]
     heapq.heapify(queue)
-    while queue and wanted > 0:
+    while queue and missing > 0:
         _, i, stop = heapq.heappop(queue)
         track = tracks[i]
-        if track.saved[stop] - track.saved[track.at] > wanted:
+        if track.saved[stop] - track.saved[track.at] > missing:
             break
-        wanted -= _move_to(track, stop)
+        missing -= _move_to(track, stop)
         if (move := track.move()) is not None:
             heapq.heappush(queue, (move[0], i, move[1]))
-    while wanted > 0:
-        small = min(float(g[g > 0].min()) for t in tracks if ((g := t.gains()) > 0).any())
-        moves = [(*move, i) for i, t in enumerate(tracks) if (move := t.move(max(wanted, small))) is not None]
+    while missing > 0:
+        smallest = min(float(g[g > 0].min()) for t in tracks if ((g := t.gains()) > 0).any())
+        moves = [(*move, i) for i, t in enumerate(tracks) if (move := t.move(max(missing, smallest))) is not None]
         _, stop, i = min(moves)
-        wanted -= _move_to(tracks[i], stop)
-    return wanted
+        missing -= _move_to(tracks[i], stop)
+    return missing
 
 
-def _move_evenly(tracks: list[Track], wanted: float) -> float:
-    """The same, but always with the track that has lost the smallest share."""
-    while wanted > 0:
-        small = min(float(g[g > 0][0]) for t in tracks if ((g := t.gains()) > 0).any())
+def _move_evenly(tracks: list[Track], missing: float) -> float:
+    """Move the track with the smallest removed share, until `missing` is saved; returns the missing rest."""
+    while missing > 0:
+        smallest = min(float(g[g > 0][0]) for t in tracks if ((g := t.gains()) > 0).any())
         steps = [(*step, i) for i, t in enumerate(tracks) if (step := t.step()) is not None]
-        fitting = [s for s in steps if tracks[s[2]].gains()[s[1] - tracks[s[2]].at - 1] <= max(wanted, small)]
+        fitting = [s for s in steps if tracks[s[2]].gains()[s[1] - tracks[s[2]].at - 1] <= max(missing, smallest)]
         _, stop, i = min(fitting, key=lambda s: (s[0], s[2]))
-        wanted -= _move_to(tracks[i], stop)
-    return wanted
+        missing -= _move_to(tracks[i], stop)
+    return missing
 
 
-def _give_back(tracks: list[Track], over: float) -> None:
-    """Undo the dearest moves that fit into `over`, which is saved beyond the target."""
+def _undo_moves(tracks: list[Track], excess: float) -> None:
+    """Undo the moves of highest cost whose savings fit into `excess`, the saving beyond the target."""
     while True:
         moves = [
             (float(t.cost[t.at] - t.cost[stop]), -i, -stop)
             for i, t in enumerate(tracks)
             for stop in range(t.at)
-            if 0 < t.saved[t.at] - t.saved[stop] <= over
+            if 0 < t.saved[t.at] - t.saved[stop] <= excess
         ]
         if not moves:
             return
         _, i, stop = max(moves)
-        over += _move_to(tracks[-i], -stop)
+        excess += _move_to(tracks[-i], -stop)
 
 
 def _move_to(track: Track, stop: int) -> float:

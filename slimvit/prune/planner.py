@@ -1,4 +1,4 @@
-"""From a recipe and scores to a plan: choose the parts to cut, the budget and the search."""
+"""Plans of a recipe: chooses the parts to cut and the search for the recipe's budget."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import log
 
 ATTEMPTS = 4
-"""Attempts of a search. Each leaves room for the cost that the last finished model had beyond its estimate."""
+"""Attempts of a search. Each lowers the target by the last finished model's excess over its estimate."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A target in the unit of its budget, and the parts that are cut for it."""
+    """The target cost of one prune round, and the parts to cut."""
 
     target: Target
     costs: Costs
     """Costs of the present model's parts."""
-    wanted: float
-    """The most that the finished model may cost."""
+    limit: float
+    """Largest allowed cost of the finished model."""
     parts: tuple[str, ...]
     """The parts that may be cut."""
     remark: str | None = None
-    """The choice of parts in words, where the recipe leaves it open."""
+    """The choice of parts in words, if the recipe leaves it open."""
 
 
 def check_budget(recipe: Recipe, model: nn.Module, target: Target | None) -> None:
-    """Raise `PlanError` if the plan file does not fit the model or no scores could meet the budget."""
+    """Raise `PlanError` if the plan file does not fit the model, or the budget cannot be met with any scores."""
     section = recipe.prune
     if section.plan is not None:
         read_plan(section.plan, model)
@@ -60,7 +60,7 @@ def check_budget(recipe: Recipe, model: nn.Module, target: Target | None) -> Non
 
 
 def read_plan(file: str, model: nn.Module) -> SlimPlan:
-    """Read a plan file; raises `PlanError` where it does not fit the model or removes nothing."""
+    """Read a plan file; raises `PlanError` if it does not fit the model or removes nothing."""
     current = plan_of(model)
     plan = SlimPlan.read(Path(file)).on(current)
     if plan.same_size(current):
@@ -70,16 +70,16 @@ def read_plan(file: str, model: nn.Module) -> SlimPlan:
 
 
 def scored_parts(section: PruneSection, goal: Goal | None) -> tuple[str, ...]:
-    """Return the parts to score: those that the budget may cut, and those that every block has, for the pictures."""
+    """Return the parts to score: those that the budget may cut, and for the pictures those that every block has."""
     return tuple(
         name
         for name, part in PARTS.items()
-        if part.everywhere or (_asked(part, section) if goal is None else may_go(part, goal.parts))
+        if part.everywhere or (_has_budget(part, section) if goal is None else may_go(part, goal.parts))
     )
 
 
-def _asked(part: Part, section: PruneSection) -> bool:
-    """Whether a recipe has a budget for this part alone."""
+def _has_budget(part: Part, section: PruneSection) -> bool:
+    """Whether a recipe has a ratio or a number of units to keep for this part."""
     return _setting(section, part.ratio_key) is not None or _setting(section, part.keep_key) is not None
 
 
@@ -98,13 +98,13 @@ def decide(
         model: The model at the beginning of the round.
         original: The model before any round.
         goal: The result of `goal_of` for the same arguments.
-        share: Share of the way from `original` to the budget that is covered after the round.
+        share: Share of the whole cut that is done after this round, 0-1.
     """
     if goal is not None:
         return _to_target(scores, recipe, model, goal)
     plan, uncut = plan_of(model), plan_of(original)
     for part in PARTS.values():
-        if _asked(part, recipe.prune):
+        if _has_budget(part, recipe.prune):
             plan = _to_ratio(scores, recipe.prune, part, plan, uncut, model, share)
     return plan
 
@@ -112,10 +112,10 @@ def decide(
 def _to_ratio(
     scores: Scores, section: PruneSection, part: Part, plan: SlimPlan, uncut: SlimPlan, model: nn.Module, share: float
 ) -> SlimPlan:
-    """The plan without the units that the budget of one part removes."""
+    """Remove from a plan the units that the budget of one part removes."""
     ratio = _setting(section, part.ratio_key)
     if ratio is not None:
-        ratio = _further(ratio * share, uncut.kept_of(part.name), scores.plan.kept_of(part.name))
+        ratio = _remaining_ratio(ratio * share, uncut.kept_of(part.name), scores.plan.kept_of(part.name))
     macs = [part.macs(view).unit for view in attention_blocks(model)] if part.ratio_per_mac else None
     return plan_units(
         scores, part=part.name, ratio=ratio, keep=_setting(section, part.keep_key), plan=plan, unit_macs=macs,
@@ -123,22 +123,22 @@ def _to_ratio(
     )  # fmt: skip
 
 
-def _further(ratio: float, uncut: int, now: int) -> float:
-    """The share of the `now` units to remove, so that `ratio` of the `uncut` units are removed in all."""
-    return ratio if now == uncut else 1 - (1 - ratio) * uncut / max(1, now)
+def _remaining_ratio(ratio: float, uncut: int, kept: int) -> float:
+    """Fraction of the `kept` units to remove, so that in total `ratio` of the `uncut` units are removed."""
+    return ratio if kept == uncut else 1 - (1 - ratio) * uncut / max(1, kept)
 
 
 def goal_of(
     recipe: Recipe, model: nn.Module, original: nn.Module, target: Target | None, share: float = 1.0
 ) -> Goal | None:
-    """Compute the cost to reach in one prune round, and choose the parts to cut.
+    """Compute the target cost of one prune round, and choose the parts to cut.
 
     Args:
         recipe: The recipe, with the limits of the cut.
         model: The model at the beginning of the round.
         original: The model before any round.
         target: The target of the recipe.
-        share: Share of the way from `original` to the target that is covered after the round.
+        share: Share of the whole cut that is done after this round, 0-1.
 
     Returns:
         The goal; None without a target.
@@ -151,24 +151,24 @@ def goal_of(
     section, plan = recipe.prune, plan_of(model)
     costs = target.costs(model, original)
     total = (costs if original is model else target.costs(original, original)).total(plan_of(original))
-    wanted = total * (1 - (1 - target.fraction) * share)
+    limit = total * (1 - (1 - target.fraction) * share)
     parts, remark = tuple(section.parts or everywhere()), None
-    least = _least(section, plan, costs, parts)
+    lowest = _lowest(section, plan, costs, parts)
     if section.parts is None:
         more = tuple(n for n, part in PARTS.items() if part.fallback and all(b.of(n).total for b in plan.blocks))
-        remark = _remark(target, parts, more, least / total, least > wanted)
-        if least > wanted and more:
+        remark = _remark(target, parts, more, lowest / total, lowest > limit)
+        if lowest > limit and more:
             parts = (*parts, *more)
-            least = _least(section, plan, costs, parts)
-    if least > wanted:
-        raise PlanError(_out_of_reach(target, section, parts, least / total))
-    return Goal(target, costs, wanted, parts, remark)
+            lowest = _lowest(section, plan, costs, parts)
+    if lowest > limit:
+        raise PlanError(_unreachable(target, section, parts, lowest / total))
+    return Goal(target, costs, limit, parts, remark)
 
 
-def _remark(target: Target, parts: tuple[str, ...], more: tuple[str, ...], least: float, needed: bool) -> str:
-    """The choice of parts in words."""
+def _remark(target: Target, parts: tuple[str, ...], more: tuple[str, ...], lowest: float, needed: bool) -> str:
+    """The choice of parts in words; `lowest` is the fraction that `parts` alone can reach."""
     if needed:
-        return f"{target.name}: {labels(parts)} alone reach {least:.3f} at the least, so {labels(more)} are cut too"
+        return f"{target.name}: {labels(parts)} alone cannot go below {lowest:.3f}, so {labels(more)} are cut too"
     both = ",".join([*parts, *(name for name, part in PARTS.items() if part.fallback)])
     return (
         f"{target.name}: {labels(parts)} alone can meet it, so only {labels(parts)} are cut; --parts {both} often "
@@ -176,38 +176,39 @@ def _remark(target: Target, parts: tuple[str, ...], more: tuple[str, ...], least
     )
 
 
-def _out_of_reach(target: Target, section: PruneSection, parts: Sequence[str], least: float) -> str:
+def _unreachable(target: Target, section: PruneSection, parts: Sequence[str], lowest: float) -> str:
+    """The message for a target below the lowest reachable fraction."""
     keys = [PARTS[name].limit_key for name in parts if name in PARTS]
     limits = ", ".join(f"{key} {getattr(section, key)}" for key in keys if key is not None)
     missing = [word for word in PART_WORDS if word not in parts]
     more = f", or cut more parts: --parts {','.join([*parts, *missing])}" if missing else ""
     return (
-        f"{target.name}: {labels(parts)} alone reach {math.ceil(least * 1000) / 1000} of the {target.budget.noun} at "
-        f"the least{f' ({limits})' if limits else ''}; give a larger target{more}"
+        f"{target.name}: {labels(parts)} alone cannot go below {math.ceil(lowest * 1000) / 1000} of the "
+        f"{target.budget.noun}{f' ({limits})' if limits else ''}; give a larger target{more}"
     )
 
 
-def _least(section: PruneSection, plan: SlimPlan, costs: Costs, parts: Sequence[str]) -> float:
+def _lowest(section: PruneSection, plan: SlimPlan, costs: Costs, parts: Sequence[str]) -> float:
     return reachable(plan, costs, parts, limits_of(section))
 
 
 def _to_target(scores: Scores, recipe: Recipe, model: nn.Module, goal: Goal) -> SlimPlan:
-    """Search, compute the true cost of the finished model, and search again with room for the difference."""
-    section, beyond = recipe.prune, 0.0
+    """Search for a plan; if the finished model costs too much, search again with a lower target."""
+    section, excess = recipe.prune, 0.0
     for _ in range(ATTEMPTS):
         plan = plan_budget(
-            scores, goal.costs, goal.wanted - beyond, parts=goal.parts, scope=section.scope, limits=limits_of(section)
+            scores, goal.costs, goal.limit - excess, parts=goal.parts, scope=section.scope, limits=limits_of(section)
         )
-        promised = goal.costs.total(plan)
-        cost = goal.target.budget.true_cost(partial(_finished, recipe, model, plan), promised)
-        if cost <= goal.wanted:
+        estimate = goal.costs.total(plan)
+        cost = goal.target.budget.true_cost(partial(_finished, recipe, model, plan), estimate)
+        if cost <= goal.limit:
             return plan
-        beyond = max(beyond, cost - promised)
+        excess = max(excess, cost - estimate)
     raise PlanError(f"{goal.target.name}: no plan was found that meets it; give a slightly larger target")
 
 
 def _finished(recipe: Recipe, model: nn.Module, plan: SlimPlan) -> nn.Module:
-    """The model cut to the plan, with its dense attention."""
+    """The model cut to the plan, with the recipe's dense attention."""
     slim = prune_model(model, plan)
     mix = recipe.dense.mix
     if mix is not None and dense_mix(slim) is None and can_mix(plan):

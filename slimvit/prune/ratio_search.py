@@ -1,6 +1,6 @@
-"""From scores and a fraction of units to a plan: the units with the lowest scores are removed.
+"""Plans for a ratio or a number of units: removes the units with the lowest scores.
 
-Budgets in MACs, parameters or milliseconds are met in budget_search.py.
+budget_search.py meets budgets in MACs, parameters or milliseconds.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def plan_units(
         scores: Scores of the part.
         part: Name of the part; by default `heads`.
         ratio: Fraction of the model's units to remove.
-        keep: Number of units that every block keeps, or one number per stage. Blocks with fewer are left alone.
-        plan: The plan whose other parts are kept; by default that of the scored model.
-        unit_macs: MACs of one unit, block by block, which make scores of different blocks comparable.
+        keep: Number of units that every block keeps, or one number per stage. Blocks with fewer do not change.
+        plan: The plan to take the other parts from; by default that of the scored model.
+        unit_macs: MACs of one unit, block by block; scores are divided by them. The default is 1.
         scope: `global` removes the units with the lowest scores of the whole model; `uniform` removes the same share
             of every block.
         limits: Limits of the cut in every block; by default those of a recipe without limits.
@@ -64,7 +64,7 @@ def plan_units(
 
 
 class _Search:
-    """The number of removed groups of each block. Units are removed in the order of their scores."""
+    """A search that counts the removed groups of each block. Units are removed in the order of their scores."""
 
     def __init__(self, scores: Scores, part: Part, limits: Limits, unit_macs: Sequence[int] | None) -> None:
         self.plan, self.part, self.limits = scores.plan, part, limits
@@ -89,37 +89,37 @@ class _Search:
     def drop_evenly(self, ratio: float) -> None:
         """Remove the same share of every block, rounded to whole groups."""
         group, part = self.limits.group, self.part
-        wanted = [_nearest_count(ratio * n / group) for n in self.counts]
-        if max(wanted) <= 0:
+        counts = [_nearest_count(ratio * n / group) for n in self.counts]
+        if max(counts) <= 0:
             widest = max(self.counts)
             raise PlanError(
-                f"{self._asked(ratio)} of {widest} {part.units} a block{self._grouped} rounds to nothing; the smallest "
-                f"ratio that removes a {part.unit} everywhere alike is {_up(0.5 * group / widest)}, or use --scope "
-                "global"
+                f"{self._option_value(ratio)} of {widest} {part.units} a block{self._grouped} rounds to nothing; the "
+                f"smallest ratio that removes a {part.unit} everywhere alike is {_up(0.5 * group / widest)}, "
+                "or use --scope global"
             )
-        for i, (count, most) in enumerate(zip(wanted, self.may_go, strict=True)):
+        for i, (count, most) in enumerate(zip(counts, self.may_go, strict=True)):
             if count > most:
                 raise PlanError(
-                    f"{self._asked(ratio)} removes {count * group} of the {self.counts[i]} {part.units} of "
-                    f"{self.plan.blocks[i].name}, but {self._limit} is {self.limits.least}; {self._way_out}"
+                    f"{self._option_value(ratio)} removes {count * group} of the {self.counts[i]} {part.units} of "
+                    f"{self.plan.blocks[i].name}, but {self._limit} is {self.limits.least}; {self._advice}"
                 )
-        self.gone = wanted
+        self.gone = counts
 
     def drop_cheapest(self, ratio: float) -> None:
         """Remove the groups with the lowest scores of the whole model."""
         group, total, units = self.limits.group, sum(self.counts), self.part.units
-        wanted, most = _nearest_count(ratio * total / group), sum(self.may_go)
-        if wanted <= 0:
+        count, most = _nearest_count(ratio * total / group), sum(self.may_go)
+        if count <= 0:
             raise PlanError(
-                f"{self._asked(ratio)} of {total} {units}{self._grouped} rounds to nothing; the smallest ratio that "
-                f"does not is {_up(0.5 * group / total)}"
+                f"{self._option_value(ratio)} of {total} {units}{self._grouped} rounds to nothing; the smallest ratio "
+                f"that does not is {_up(0.5 * group / total)}"
             )
-        if wanted > most:
+        if count > most:
             raise PlanError(
-                f"{self._asked(ratio)} removes {wanted * group} of {total} {units}, but with {self._limit} "
-                f"{self.limits.least} at most {most * group} may go (ratio {most * group / total:.3f}); {self._way_out}"
+                f"{self._option_value(ratio)} removes {count * group} of {total} {units}, but with {self._limit} "
+                f"{self.limits.least} at most {most * group} may go (ratio {most * group / total:.3f}); {self._advice}"
             )
-        self._drop(wanted)
+        self._drop(count)
 
     def _drop(self, count: int) -> None:
         """Remove `count` groups, each time the one with the lowest score per MAC."""
@@ -136,13 +136,14 @@ class _Search:
 
     def kept(self) -> list[list[int]]:
         """Return the original ids of the kept units, block by block."""
-        found = []
+        kept = []
         for block, scores, gone in zip(self.plan.blocks, self.scores, self.gone, strict=True):
             ids = block.of(self.part.name).kept
-            found.append(sorted(ids[i] for i in scores.order[gone * self.limits.group :]))
-        return found
+            kept.append(sorted(ids[i] for i in scores.order[gone * self.limits.group :]))
+        return kept
 
-    def _asked(self, ratio: float) -> str:
+    def _option_value(self, ratio: float) -> str:
+        """Option and value, as in `mlp-ratio 0.5`."""
         return f"{_option(self.part.ratio_key or 'ratio').removeprefix('--')} {ratio}"
 
     @property
@@ -154,7 +155,7 @@ class _Search:
         return self.part.limit_key or "the limit"
 
     @property
-    def _way_out(self) -> str:
+    def _advice(self) -> str:
         key = self.part.limit_key
         return "give a smaller ratio" + (f" or a smaller {_option(key)}" if key else "")
 

@@ -1,9 +1,9 @@
-"""Refit of the last linear layer of every branch in closed form (ridge regression), from the first block to the last.
+"""Refit: solves the last linear layer of every branch again by ridge regression, from the first block to the last.
 
     minimise over W, b:  mean ||X W + b - Y||^2 + lambda' ||W - W0||^2,   lambda' = ridge * mean diag(cov X)
     W = (Sxx + lambda' I)^-1 (Sxy + lambda' W0),   b = mean Y - mean X W
 
-X [tokens, k] are the inputs of the layer. Y [tokens, C] are the wanted outputs of the branch. Sxx and Sxy are the
+X [tokens, k] are the inputs of the layer and Y [tokens, C] the target outputs of the branch. Sxx and Sxy are their
 centred second moments. W0 are the weights before the refit. A large ridge keeps W near W0, for few calibration images.
 """
 
@@ -27,7 +27,7 @@ from slimvit.utils.progress import log, track
 
 TARGETS_OF_REFIT = ("own", "teacher", "stream")
 TINY_SCALE = 1e-6
-"""LayerScale below which a channel cannot correct the stream."""
+"""Smallest absolute LayerScale through which the refit corrects a channel."""
 
 
 class PairedMoments:
@@ -43,8 +43,11 @@ class PairedMoments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add rows `x` [..., k] and `y` [..., C]; all leading dimensions are rows."""
-        x, y = x.flatten(0, -2).float(), y.flatten(0, -2).float()  # reshape(-1, k) cannot take the k = 0 of no heads
-        if self.shift is None:  # values near the mean keep float32 products exact enough
+        x, y = (
+            x.flatten(0, -2).float(),
+            y.flatten(0, -2).float(),
+        )  # reshape(-1, k) fails for k = 0, a branch without heads
+        if self.shift is None:  # shifted values keep float32 products exact enough
             self.shift = (x.mean(0), y.mean(0))
         x, y = x - self.shift[0], y - self.shift[1]
         self.n += len(x)
@@ -57,9 +60,9 @@ class PairedMoments:
         """Solve the ridge regression.
 
         Args:
-            old_weight: The weight [C, k] that the solution is pulled towards.
-            ridge: Strength of that pull, in units of the mean variance of X.
-            intercept: Without it the bias is zero and the moments are not centred.
+            old_weight: The weight W0 [C, k] before the refit.
+            ridge: Strength of the pull towards W0, in units of the mean variance of X.
+            intercept: Whether to solve for a bias. Without it the moments are not centred.
 
         Returns:
             Weight [C, k] and bias [C] in torch's layout, float64.
@@ -88,19 +91,18 @@ def refit(
     ridge: float = 0.1,
     cache: bool | None = None,
 ) -> nn.Module:
-    """Copy the pruned model and refit its `proj` and `fc2` layers, so that they compensate for the cut.
+    """Copy the pruned model and refit its `proj` and `fc2` layers to compensate for the cut.
 
     Args:
         model: The pruned model.
         original: The model before the cut.
         batches: Calibration images [B, C, H, W] with labels [B], the same in every pass.
-        target: The wanted output of each branch, given the stream of the model refitted so far. `own`: the output of
-            the uncut branch on that stream. `teacher`: the output of the original model on its own stream. `stream`:
-            the output after which both streams are equal.
+        target: Target output of each branch. `own`: the uncut branch's output on the refitted model's stream.
+            `teacher`: the branch's output in the original model. `stream`: the output that makes the refitted model's
+            stream equal to the original's.
         ridge: Pull towards the old weights, in units of the mean variance of the inputs.
-        cache: Whether to keep the token streams of all images in memory. Without it memory does not grow with the
-            number of images, but time grows with the square of the depth. None caches if the streams take less than
-            half of the free memory.
+        cache: Whether to keep the token streams of all images in memory. Without the cache, time grows with the square
+            of the depth. None caches if the streams take less than half of the free memory.
 
     Returns:
         A new model.
@@ -115,90 +117,94 @@ def refit(
     batches = checked_batches(batches, original)
     slim = copy.deepcopy(model)
     with evaluating(slim), evaluating(original):
-        own, whole = steps(slim), steps(original)
-        walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(own, whole, batches)
-        if fits(whole, batches, device_of(original)) if cache is None else cache:
-            walk = _CachedWalk(own, whole, [x.to(device_of(original)) for x, _ in batches])
-        for i in track(range(len(own)), "refitting", unit="layers"):
-            branch, uncut = own[i], whole[i]
+        slim_steps, original_steps = steps(slim), steps(original)
+        walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(slim_steps, original_steps, batches)
+        if fits(original_steps, batches, device_of(original)) if cache is None else cache:
+            walk = _CachedWalk(slim_steps, original_steps, [x.to(device_of(original)) for x, _ in batches])
+        for i in track(range(len(slim_steps)), "refitting", unit="layers"):
+            branch, uncut = slim_steps[i], original_steps[i]
             if isinstance(branch, Branch) and isinstance(uncut, Branch):
                 moments = PairedMoments()
-                for features, wanted in walk.visit(i, branch, uncut, target):
-                    moments.add(features, wanted)
+                for features, outputs in walk.visit(i, branch, uncut, target):
+                    moments.add(features, outputs)
                 _rewrite(branch.out, moments, ridge)
             walk.advance(i)
     return slim
 
 
 class _CachedWalk:
-    """Both models' streams of every batch, moved from step to step, and the features of the present branch."""
+    """A walk that caches the streams of all batches in both models, and the features of the current branch."""
 
-    def __init__(self, own: list[Branch | Step], whole: list[Branch | Step], images: list[Tensor]) -> None:
-        self.own, self.whole = own, whole
-        self.now, self.goal = [State(x) for x in images], [State(x) for x in images]
-        self.seen: list[tuple[Tensor, Tensor | None]] = []
+    def __init__(self, slim: list[Branch | Step], original: list[Branch | Step], images: list[Tensor]) -> None:
+        self.slim, self.original = slim, original
+        self.slim_states, self.original_states = [State(x) for x in images], [State(x) for x in images]
+        self.features: list[tuple[Tensor, Tensor | None]] = []
 
     def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the features [B, N, k] and wanted outputs [B, N, C] of branch `i`, batch by batch."""
-        for b, state in enumerate(self.now):
+        """Yield the features [B, N, k] and target outputs [B, N, C] of branch `i`, batch by batch."""
+        for b, state in enumerate(self.slim_states):
             features, values = branch.run_with_features(state)
-            wanted, self.goal[b] = _wanted(target, branch, uncut, state, self.goal[b])
-            self.seen.append((features, values))
-            yield features, wanted
+            outputs, self.original_states[b] = _target_output(target, branch, uncut, state, self.original_states[b])
+            self.features.append((features, values))
+            yield features, outputs
 
     def advance(self, i: int) -> None:
-        step = self.own[i]
+        """Apply step `i`, with the branch refitted."""
+        step = self.slim[i]
         if isinstance(step, Step):
-            self.now = [step.apply(state) for state in self.now]
-            self.goal = [self.whole[i].apply(state) for state in self.goal]
+            self.slim_states = [step.apply(state) for state in self.slim_states]
+            self.original_states = [self.original[i].apply(state) for state in self.original_states]
             return
-        self.now = [step.after(s, step.out(f), v) for s, (f, v) in zip(self.now, self.seen, strict=True)]
-        self.seen = []
+        pairs = zip(self.slim_states, self.features, strict=True)
+        self.slim_states = [step.after(state, step.out(features), values) for state, (features, values) in pairs]
+        self.features = []
 
 
 class _RecomputingWalk:
-    """The same, computed from the images for every branch: memory does not grow with their number."""
+    """A walk that computes the streams again for every branch. Its memory does not grow with the number of images."""
 
-    def __init__(self, own: list[Branch | Step], whole: list[Branch | Step], batches: Batches) -> None:
-        self.own, self.whole, self.batches = own, whole, batches
+    def __init__(self, slim: list[Branch | Step], original: list[Branch | Step], batches: Batches) -> None:
+        self.slim, self.original, self.batches = slim, original, batches
 
     def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         for images, _ in self.batches:
-            state = goal = State(images.to(branch.out.weight.device))
-            for own, whole in zip(self.own[:i], self.whole[:i], strict=True):
-                state, goal = own.apply(state), whole.apply(goal)
+            state = original_state = State(images.to(branch.out.weight.device))
+            for step, original_step in zip(self.slim[:i], self.original[:i], strict=True):
+                state, original_state = step.apply(state), original_step.apply(original_state)
             features, _ = branch.run_with_features(state)
-            yield features, _wanted(target, branch, uncut, state, goal)[0]
+            yield features, _target_output(target, branch, uncut, state, original_state)[0]
 
     def advance(self, i: int) -> None:
         pass
 
 
-def _wanted(target: str, ours: Branch, uncut: Branch, state: State, goal: State) -> tuple[Tensor, State]:
-    """The wanted output of a branch before its scale [B, ..., C], and the original's state after the branch."""
-    branch, values = uncut.run(goal)
-    after = uncut.after(goal, branch, values)
+def _target_output(
+    target: str, branch: Branch, uncut: Branch, state: State, original_state: State
+) -> tuple[Tensor, State]:
+    """The target output of a branch before its scale [B, ..., C], and the original's state after the branch."""
+    output, values = uncut.run(original_state)
+    after = uncut.after(original_state, output, values)
     if target == "stream":
-        return _before(ours.scale, after.stream - state.stream, branch), after
+        return _inverse_scale(branch.scale, after.stream - state.stream, output), after
     if target == "own":
-        branch = uncut.run(state._replace(values=goal.values))[0]
+        output = uncut.run(state._replace(values=original_state.values))[0]
     # the norm behind an empty branch was removed with its units
-    normed = isinstance(uncut.scale, nn.LayerNorm) and not isinstance(ours.scale, nn.LayerNorm)
-    return uncut.scale(branch) if normed else branch, after
+    lost_norm = isinstance(uncut.scale, nn.LayerNorm) and not isinstance(branch.scale, nn.LayerNorm)
+    return uncut.scale(output) if lost_norm else output, after
 
 
-def _before(scale: Callable[[Tensor], Tensor], missing: Tensor, branch: Tensor) -> Tensor:
-    """The input of `scale` for which it outputs `missing` [B, ..., C]: its inverse.
+def _inverse_scale(scale: Callable[[Tensor], Tensor], scaled: Tensor, output: Tensor) -> Tensor:
+    """The input for which `scale` returns `scaled` [B, ..., C].
 
-    `branch` [B, ..., C] is its input in the original. It replaces the inverse in channels whose scale is almost zero.
-    A norm discards the mean and the variance of its input, so both are taken from `branch`, token by token.
+    Channels whose scale is almost zero have no inverse; they get `output` [B, ..., C], the input of `scale` in the
+    original. A norm discards the mean and the variance of each token, so both are taken from `output`.
     """
     if isinstance(scale, nn.LayerNorm):
-        size = (branch.var(-1, unbiased=False, keepdim=True) + scale.eps).sqrt()
-        whole = (missing - scale.bias) / scale.weight * size + branch.mean(-1, keepdim=True)
-        return torch.where(scale.weight.abs() > TINY_SCALE, whole, branch)
+        std = (output.var(-1, unbiased=False, keepdim=True) + scale.eps).sqrt()
+        inverse = (scaled - scale.bias) / scale.weight * std + output.mean(-1, keepdim=True)
+        return torch.where(scale.weight.abs() > TINY_SCALE, inverse, output)
     gamma = getattr(scale, "gamma", None)
-    return missing if gamma is None else torch.where(gamma.abs() > TINY_SCALE, missing / gamma, branch)
+    return scaled if gamma is None else torch.where(gamma.abs() > TINY_SCALE, scaled / gamma, output)
 
 
 def _rewrite(linear: nn.Linear, moments: PairedMoments, ridge: float) -> None:
@@ -209,10 +215,10 @@ def _rewrite(linear: nn.Linear, moments: PairedMoments, ridge: float) -> None:
 
 
 def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) -> bool:
-    """Return whether the cache of a refit fits into half of the free memory of `device`, and log where it does not.
+    """Return whether the cache of a refit fits into half of the free memory of `device`; log if it does not.
 
-    The cache holds the streams of all batches in two models and the features of one branch. True where the free
-    memory or the number of batches is not known.
+    The cache holds the streams of all batches in two models and the features of one branch. The result is True if the
+    free memory or the number of batches is unknown.
     """
     free = free_bytes(device)
     count = length_hint(batches)
@@ -231,19 +237,16 @@ def fits(walk: Sequence[Branch | Step], batches: Batches, device: torch.device) 
 
 
 def bytes_per_image(walk: Sequence[Branch | Step], image: torch.Tensor) -> int:
-    """Return the most bytes that the cache holds of one image [1, C, H, W] at any step.
-
-    It holds two streams, and the features and values of one branch.
-    """
-    state, most = State(image), 0
+    """Return the peak bytes of the cache for one image [1, C, H, W]: two streams, features and values of one branch."""
+    state, peak = State(image), 0
     for step in walk:
         features = 0
         if isinstance(step, Branch):
-            seen, values = step.run_with_features(state)
-            features = _bytes(seen) + _bytes(values)
-        most = max(most, features + 2 * sum(map(_bytes, (state.stream, *state.values))))
+            inputs, values = step.run_with_features(state)
+            features = _bytes(inputs) + _bytes(values)
+        peak = max(peak, features + 2 * sum(map(_bytes, (state.stream, *state.values))))
         state = step.apply(state)
-    return most
+    return peak
 
 
 def _bytes(tensor: torch.Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""Cut a copy of a model to a plan. The result is an ordinary timm model with narrower layers."""
+"""Surgery: cuts a copy of a model to a plan. The result is an ordinary timm model with narrower layers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from slimvit.models.registry import attention_blocks, plan_of
 def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
     """Copy a model and remove the units that `plan` does not keep.
 
-    Up to rounding, the result computes what `model` computes with the outputs of the removed units set to zero.
+    Up to rounding, the result equals the model with the outputs of the removed units set to zero.
 
     Raises:
-        PlanError: The plan is for another model, or keeps a unit that was removed earlier.
+        PlanError: The plan is of another model, or keeps a unit that was removed earlier.
     """
     mix = dense_mix(model)
     if mix is not None:
@@ -31,9 +31,9 @@ def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
     plan = plan.on(current)
     slim: TimmModule = copy.deepcopy(model)
     blocks = []
-    for view, wanted, now in zip(attention_blocks(slim), plan.blocks, current.blocks, strict=True):
-        _cut(view, {part: _gone(units.kept, wanted.of(part).kept) for part, units in now.units.items()})
-        blocks.append(_as_cut(view, wanted))
+    for view, after, before in zip(attention_blocks(slim), plan.blocks, current.blocks, strict=True):
+        _cut(view, {part: _gone(units.kept, after.of(part).kept) for part, units in before.units.items()})
+        blocks.append(_as_cut(view, after))
     slim.slim_plan = SlimPlan(tuple(blocks), plan.model)
     return slim
 
@@ -43,16 +43,16 @@ def pruned_block(view: AttentionBlock, keep: Mapping[str, int]) -> TimmModule:
 
     Args:
         view: The block.
-        keep: Number of units to keep, by part; parts that are left out keep all.
+        keep: Number of units to keep, by part; other parts keep all.
 
     Returns:
-        A block that shares the branches that are not cut with the original one.
+        A block that shares its uncut branches with the original one.
     """
-    whole = {name: part.count(view) for name, part in PARTS.items()}
-    gone = {name: list(range(keep.get(name, n), n)) for name, n in whole.items()}
-    changed = {id(PARTS[name].module(view)) for name, units in gone.items() if 0 < len(units) < whole[name]}
-    own = {id(branch): branch for branch in (view.attn, view.mlp) if id(branch) not in changed}
-    block = copy.deepcopy(view.block, own)
+    counts = {name: part.count(view) for name, part in PARTS.items()}
+    gone = {name: list(range(keep.get(name, n), n)) for name, n in counts.items()}
+    changed = {id(PARTS[name].module(view)) for name, units in gone.items() if 0 < len(units) < counts[name]}
+    shared = {id(branch): branch for branch in (view.attn, view.mlp) if id(branch) not in changed}
+    block = copy.deepcopy(view.block, shared)
     _cut(replace(view, block=block, attn=block.attn), gone)
     return block
 
@@ -60,31 +60,31 @@ def pruned_block(view: AttentionBlock, keep: Mapping[str, int]) -> TimmModule:
 def _cut(view: AttentionBlock, gone: Mapping[str, Sequence[int]]) -> None:
     """Remove units in place, given their positions among the present ones."""
     for name, part in PARTS.items():
-        view = replace(view, attn=view.block.attn)  # the part before may have replaced it
-        positions, there = gone.get(name, ()), part.count(view)
-        if not positions or not there:
+        view = replace(view, attn=view.block.attn)  # an earlier part may have replaced it
+        positions, count = gone.get(name, ()), part.count(view)
+        if not positions or not count:
             continue
-        if len(positions) < there:
+        if len(positions) < count:
             part.remove(view, positions)
         else:
             part.remove_branch(view)
 
 
 def _as_cut(view: AttentionBlock, plan: BlockPlan) -> BlockPlan:
-    """The plan of a block after the cut: a removed branch takes the units of all of its parts with it."""
+    """The plan of a block after the cut. A removed branch loses the units of all of its parts."""
     view = replace(view, attn=view.block.attn)
     empty = [name for name, units in plan.units.items() if units.kept and not PARTS[name].count(view)]
     return plan.keeping({name: () for name in empty})
 
 
-def _gone(now: tuple[int, ...], wanted: tuple[int, ...]) -> list[int]:
-    """Positions among the ids `now` of those that are not `wanted`."""
-    keep = set(wanted)
-    return [position for position, i in enumerate(now) if i not in keep]
+def _gone(before: tuple[int, ...], after: tuple[int, ...]) -> list[int]:
+    """Positions of the ids in `before` that are missing in `after`."""
+    kept = set(after)
+    return [position for position, i in enumerate(before) if i not in kept]
 
 
 def _prune_dense(model: nn.Module, plan: SlimPlan, mix: str) -> nn.Module:
-    """Prune a model with dense attention; block pairs that still share a head keep their mixes."""
+    """Prune a model with dense attention. Block pairs with a common head keep their mixes."""
     slim = prune_model(remove_dense_attention(model), plan)
     if not can_mix(plan):
         return slim

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import Unreadable, read_json
+from slimvit.utils.files import read_errors, read_json
 
 FORMAT_VERSION = 3
 """2 added `macs_by_part` and `input_size`, 3 the units of every part."""
@@ -154,12 +154,9 @@ class Report(Record):
         Raises:
             StoreError: The file is missing, not JSON, or not a report.
         """
-        try:
+        missing = f"{path}: no such report; give the folder of a finished run"
+        with read_errors(StoreError, missing=missing, unreadable=f"{path}: not a readable report"):
             data = read_json(path)
-        except FileNotFoundError:
-            raise StoreError(f"{path}: no such report; give the folder of a finished run") from None
-        except Unreadable as error:
-            raise StoreError(f"{path}: not a readable report: {error}") from None
         return cls.from_json(data, str(path))
 
     def write(self, path: Path) -> None:

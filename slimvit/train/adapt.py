@@ -1,4 +1,4 @@
-"""A classifier for the data's classes: trained on the frozen features first, on the whole network if asked."""
+"""Linear probe: a new classifier for the data's classes, trained on frozen features."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from slimvit.models.base import TimmModule
 from slimvit.models.modes import device_of
+from slimvit.train.state import classifiers
 from slimvit.utils.progress import track
 
 HEAD_BATCH = 256
 HEAD_LR = 1e-2
 HEAD_L2 = 1e-3
-"""Weight of the squared weights in the loss."""
+"""Factor of the L2 penalty in the loss."""
 
 
 def fit_head(
@@ -27,11 +28,18 @@ def fit_head(
     seed: int,
     balanced: bool = False,
 ) -> nn.Module:
-    """A copy of `model` with a new linear classifier for `num_classes` classes; nothing else changes.
+    """Copy a model and train a new linear classifier on its frozen features.
 
-    `features` [n, F]: what the network gives before its classifier, for the training images; `labels` [n]. The
-    classifier is trained on standardised features (Adam, cosine, L2), then the scaling is folded into its weights.
-    `balanced`: images are drawn, with replacement, so that every class comes equally often.
+    The classifier is trained on standardised features (Adam, cosine schedule, L2). Its weights absorb the scaling.
+
+    Args:
+        model: The network; it does not change.
+        features: Inputs of the classifier for the training images [n, F].
+        labels: Classes of the training images [n].
+        num_classes: Number of classes.
+        epochs: Passes over the features.
+        seed: Seed of the order of the images.
+        balanced: Whether to draw images with replacement, so that all classes are equally frequent.
     """
     mean, std = features.mean(0), features.std(0, correction=0).clamp_min(1e-6)
     weight, bias = _linear_probe((features - mean) / std, labels, num_classes, epochs, seed, balanced)
@@ -39,18 +47,17 @@ def fit_head(
     bias = bias - weight @ mean
     adapted = copy.deepcopy(model)
     adapted.reset_classifier(num_classes)
-    found = adapted.get_classifier()
-    for head in found if isinstance(found, tuple) else (found,):  # the distilled DeiT averages two
+    for head in classifiers(adapted):
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
-    return adapted.to(device_of(model))  # older timm puts a new classifier on the CPU
+    return adapted.to(device_of(model))  # older timm creates a new classifier on the CPU
 
 
 def _linear_probe(
     x: Tensor, labels: Tensor, classes: int, epochs: int, seed: int, balanced: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Weight [classes, F] and bias [classes] by softmax regression on [n, F]."""
+    """Train a softmax regression on x [n, F]; returns weight [classes, F] and bias [classes]."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.zeros(classes, x.shape[1], requires_grad=True)
     bias = torch.zeros(classes, requires_grad=True)
@@ -69,8 +76,8 @@ def _linear_probe(
 
 
 def _order(labels: Tensor, balanced: bool, generator: torch.Generator) -> Tensor:
-    """Indices [n] of an epoch: every image once, or drawn so that the classes come equally often."""
+    """Image indices [n] of an epoch: a permutation, or draws with equally frequent classes."""
     if not balanced:
         return torch.randperm(len(labels), generator=generator)
-    shares = 1 / labels.bincount()[labels]
-    return torch.multinomial(shares, len(labels), replacement=True, generator=generator)
+    weights = 1 / labels.bincount()[labels]
+    return torch.multinomial(weights, len(labels), replacement=True, generator=generator)

@@ -1,4 +1,4 @@
-"""Files of a training under way (its last state, its best network), and stopping it without losing them."""
+"""Checkpoints of a training: the last state, the best network, and a stop that saves the state first."""
 
 from __future__ import annotations
 
@@ -21,59 +21,59 @@ LAST, BEST = "last.pt", "best.pt"
 
 
 class Interrupted(SlimvitError):
-    """The user, or whoever runs the machine, asked the training to stop; its state is saved."""
+    """A signal stopped the training; its state is saved."""
 
     exit_code = 130
-    """What a shell expects of a command that an interrupt ended."""
+    """Exit status of an interrupted command by the convention of shells."""
 
 
 @dataclass
 class Checkpoints:
-    """The files of one training in `folder`, which must exist."""
+    """Checkpoint files of one training in an existing folder."""
 
     folder: Path
-    go_on: str = ""
-    """The command that goes on with the training, for messages."""
+    resume_command: str = ""
+    """Command that resumes the training, for messages."""
     minutes: float = 10.0
-    """A state is due when this much has passed since the last one."""
+    """Minutes between two saved states within an epoch."""
     writes: bool = True
-    """Whether this is the process that writes."""
-    saved: float = field(default_factory=time.monotonic)
-    place: str = ""
-    """Where in the training the last state was taken."""
+    """Whether this process writes the files."""
+    saved_at: float = field(default_factory=time.monotonic)
+    position: str = ""
+    """Epochs and steps of the last state, in words."""
 
     @property
     def due(self) -> bool:
-        """Whether more than `minutes` have passed since the last state was saved."""
-        return time.monotonic() - self.saved > 60 * self.minutes
+        """Whether the last state is older than `minutes`."""
+        return time.monotonic() - self.saved_at > 60 * self.minutes
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the last state."""
         self._write(state, LAST)
-        self.saved = time.monotonic()
-        self.place = _place(state)
+        self.saved_at = time.monotonic()
+        self.position = _position(state)
 
     def describe(self) -> str | None:
-        """The last state in words; None before the first."""
-        return f"{self.folder / LAST} ({self.place})" if self.place else None
+        """Return file and position of the last state in words, or None."""
+        return f"{self.folder / LAST} ({self.position})" if self.position else None
 
     def save_best(self, weights: dict[str, Any]) -> None:
-        """Replace the best network so far."""
+        """Replace the weights of the best epoch."""
         self._write(weights, BEST)
 
     def last(self) -> dict[str, Any] | None:
-        """The last state; None before the first."""
+        """Load the last state; None if there is none."""
         state = _read(self.folder / LAST)
-        self.place = "" if state is None else _place(state)
+        self.position = "" if state is None else _position(state)
         return state
 
     def history(self) -> list[dict[str, Any]]:
-        """The rows of the epochs that the last state has behind it."""
+        """Load the history rows of the last state."""
         state = self.last()
         return [] if state is None else state["history"]
 
     def best(self) -> dict[str, Any] | None:
-        """The weights of the best epoch; None where none was measured."""
+        """Load the weights of the best epoch; None if none was evaluated."""
         return _read(self.folder / BEST)
 
     def _write(self, content: dict[str, Any], name: str) -> None:
@@ -86,7 +86,7 @@ class Checkpoints:
         self.put(name, write)
 
     def put(self, name: str, write: Callable[[Path], None]) -> None:
-        """Replace a file beside the states by what `write` writes to the path that it is given."""
+        """Replace a file in the folder atomically; `write` writes the new content to the path that it gets."""
         if not self.writes:
             return
         partial = self.folder / f".{name}.partial"
@@ -94,18 +94,18 @@ class Checkpoints:
             write(partial)
             os.replace(partial, self.folder / name)
         except (OSError, RuntimeError) as error:
-            reason = error.__context__ if isinstance(error, RuntimeError) else error
-            if not isinstance(reason, OSError):  # torch, closing its file, buries the disk's own complaint
+            cause = error.__context__ if isinstance(error, RuntimeError) else error
+            if not isinstance(cause, OSError):  # torch raises a RuntimeError over the disk's OSError
                 raise
             with suppress(OSError):
                 partial.unlink()
             raise DiskError(
-                f"{disk_error(self.folder / name, reason)}. The state before it is intact; then go on with: "
-                f"{self.go_on}"
+                f"{disk_error(self.folder / name, cause)}. The state before it is intact; then go on with: "
+                f"{self.resume_command}"
             ) from None
 
 
-def _place(state: dict[str, Any]) -> str:
+def _position(state: dict[str, Any]) -> str:
     return f"{state['epoch']} epochs and {state['batch']} steps"
 
 
@@ -114,41 +114,41 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes torch raise
+    except Exception as error:  # a damaged file can make torch raise any error
         reason = " ".join(str(error).split())[:200]
         raise StoreError(f"{path}: damaged, so it cannot be resumed from ({reason}); begin anew with --force") from None
 
 
 class StopFlag:
-    """Whether the user or the system asked the training to stop."""
+    """Whether a signal asked the training to stop."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.is_set = False
 
 
 @contextmanager
-def stop_flag(listens: bool) -> Iterator[StopFlag]:
-    """Catch the first SIGINT or SIGTERM in the block: it sets the flag, and the next one acts as usual.
+def stop_flag(enabled: bool) -> Iterator[StopFlag]:
+    """Let the first SIGINT or SIGTERM in the block set a flag; later ones act as usual.
 
-    Signals are left alone where `listens` is false, and outside the main thread, where Python allows no handlers.
+    Without `enabled`, and outside the main thread, no handler is installed.
     """
     flag = StopFlag()
-    if not listens or threading.current_thread() is not threading.main_thread():
+    if not enabled or threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def give_back() -> None:
-        for number, handler in before.items():
+    def restore() -> None:
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def ask(*_: Any) -> None:
-        flag.asked = True
-        give_back()
+    def set_flag(*_: Any) -> None:
+        flag.is_set = True
+        restore()
 
-    for number in before:
-        signal.signal(number, ask)
+    for number in handlers:
+        signal.signal(number, set_flag)
     try:
         yield flag
     finally:
-        give_back()
+        restore()

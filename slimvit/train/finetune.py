@@ -1,4 +1,4 @@
-"""Fine-tuning a model on labels, on a teacher, or on both."""
+"""Fine-tuning on labels, by distillation from a teacher, or both."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def finetune(
     labelled: bool = True,
     options: TrainOptions = DEFAULTS,
 ) -> tuple[nn.Module, History]:
-    """Train a copy of `model`.
+    """Fine-tune a copy of a model.
 
     Args:
         model: The network to train; it does not change.
         loader: Batches (images [B, C, H, W], labels [B]) from `slimvit.data.loaders.train_loader`.
-        section: Epochs, learning rate, schedule, augmentation. A `FinetuneSection` with `distill` learns from
-            `teacher` too.
-        teacher: The network to learn from, often the uncut one. A `Teacher` also says how it sees the images.
-        labelled: Whether the labels mean anything; without them the teacher alone is learned from.
+        section: Epochs, learning rate, schedule, augmentation. A `FinetuneSection` with `distill` uses the teacher.
+        teacher: The teacher, usually the uncut network. A `Teacher` also holds its preprocessing and cached
+            predictions.
+        labelled: Whether the data has labels. Without labels the loss is distillation alone.
         options: Learning rate, seed, device, checkpoints and callback.
 
     Returns:
-        The trained copy in eval mode, and one row an epoch: epoch, loss, lr, seconds.
+        The trained copy in eval mode, and one row per epoch: epoch, loss, lr, seconds.
 
     Raises:
-        DataError: There is nothing to learn from, or the images come in no DataLoader.
+        DataError: Neither labels nor a teacher are given, or `loader` is no DataLoader.
         ModelError: The model is a compiled or parallel wrapper.
         Diverged: The loss became NaN or infinite.
 

@@ -1,8 +1,8 @@
-"""The training loop: batches in, optimizer steps out, one row an epoch.
+"""The training loop: optimizer steps, one history row per epoch, checkpoints.
 
-No random state is carried from step to step. An image's augmentation is drawn from (seed, epoch, index); mixing,
-drop-path and dropout of a batch from (seed, epoch, batch, process). A training resumed from a checkpoint therefore ends
-where an unbroken one would have: bit for bit on a CPU, on a GPU as far as its kernels are deterministic.
+Random numbers depend on seeds, not on earlier steps: the augmentation of an image on (seed, epoch, index), mixing,
+drop-path and dropout of a batch on (seed, epoch, batch, process). A resumed training therefore has the result of an
+uninterrupted one: bit for bit on a CPU, on a GPU as far as its kernels are deterministic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.modes import device_of
 from slimvit.train.checkpoint import Checkpoints, Interrupted, StopFlag, stop_flag
 from slimvit.train.distill import Loss
-from slimvit.train.optimizer import rate_of
+from slimvit.train.optimizer import learning_rate
 from slimvit.train.state import History, TrainState, begin, finish, training_mode
 from slimvit.train.step import Losses, Mix, ModelWithLoss, mixing
 from slimvit.utils.distributed import Engine, open_engine
@@ -31,21 +31,21 @@ from slimvit.utils.progress import track
 from slimvit.utils.seeds import seed_step, seeded
 
 AfterEpoch = Callable[[nn.Module, dict[str, Any]], None]
-"""(network in eval mode, row of the epoch) -> None; may add figures to the row."""
+"""(network in eval mode, row of the epoch) -> None. It may add figures to the row."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a training is carried out, beside its section of the recipe.
+    """Options of a training besides its section of the recipe.
 
     Attributes:
-        lr: Peak learning rate where the section names none.
-        mix_lr_scale: Learning rate of the mixes of dense attention, in units of the others'.
+        lr: Peak learning rate if the section has none.
+        mix_lr_scale: Learning rate of the mixes of dense attention, relative to the other parameters.
         seed: Seed of mixing, drop-path and dropout.
-        engine: Device, precision and processes; None takes one process on the model's device, in fp32.
+        engine: Device, precision and processes. None is one process on the model's device, in fp32.
         name: Name of the training in messages.
-        after_epoch: Called after each epoch, before its row is kept.
-        checkpoints: Where the state is saved. A state found there is resumed from.
+        after_epoch: Callback after each epoch, before its row is added to the history.
+        checkpoints: Checkpoint files. Training resumes from the last state in them.
     """
 
     lr: float = 2e-5
@@ -57,7 +57,7 @@ class TrainOptions:
     checkpoints: Checkpoints | None = None
 
     def engine_for(self, model: nn.Module) -> Engine:
-        """The engine, or a new one on the model's device."""
+        """Return the engine, or a new one on the model's device."""
         return self.engine or open_engine(str(device_of(model)))
 
 
@@ -66,7 +66,7 @@ DEFAULTS = TrainOptions()
 
 @dataclass(frozen=True)
 class _Training:
-    """The parts of one training that stay the same from step to step."""
+    """The constant parts of one training."""
 
     section: TrainSection
     options: TrainOptions
@@ -74,11 +74,11 @@ class _Training:
     network: Any
     optimizer: Any
     loader: Any
-    """Network with loss, optimizer and loader as accelerate returns them."""
+    """Network with loss, optimizer and loader, wrapped by accelerate."""
     images: int
-    """Images of a batch, over all processes."""
+    """Batch size over all processes."""
     batches: int
-    """Batches of an epoch in one process."""
+    """Batches per epoch and process."""
     mix: Mix
     stop: StopFlag
 
@@ -86,30 +86,30 @@ class _Training:
 def train(
     model: TimmModule, loader: DataLoader, loss: Loss, section: TrainSection, options: TrainOptions = DEFAULTS
 ) -> tuple[nn.Module, History]:
-    """Train a copy of `model`.
+    """Train a copy of a model.
 
     Args:
         model: The network to train; it does not change.
-        loader: Batches from `slimvit.data.loaders.train_loader`. Each of several processes takes every n-th batch, so
-            a step sees n times its `batch_size`.
+        loader: Batches from `slimvit.data.loaders.train_loader`. Each of n processes takes every n-th batch, so the
+            effective batch is n times `batch_size`.
         loss: (network, images [B, C, H, W], targets) -> mean loss.
         section: Epochs, optimizer, schedule, augmentation.
         options: Learning rate, seed, engine, checkpoints and callback.
 
     Returns:
-        The trained copy in eval mode on the engine's device (with `ema_decay` its moving average), and one row an
+        The trained copy (with `ema_decay` its moving average) in eval mode on the engine's device, and one row per
         epoch.
 
     Raises:
         Diverged: The loss is NaN or infinite.
-        Interrupted: The training was asked to stop; its state is saved.
+        Interrupted: A signal stopped the training; its state is saved.
     """
     engine, checkpoints = options.engine_for(model), options.checkpoints
-    images = _images_a_step(loader)
+    images = _batch_size(loader)
     mix = mixing(section, model.num_classes, images)
     with seeded(options.seed), stop_flag(checkpoints is not None) as stop:
-        share = engine.accelerator.prepare_data_loader(loader)
-        batches = max(1, len(share))
+        process_loader = engine.accelerator.prepare_data_loader(loader)
+        batches = max(1, len(process_loader))
         updates = math.ceil(batches / section.accumulate)
         state = begin(model, section, section.lr or options.lr, options.mix_lr_scale, updates, engine.device)
         if engine.compiles:
@@ -117,9 +117,9 @@ def train(
         engine.accelerator.gradient_accumulation_steps = section.accumulate
         network, optimizer = engine.accelerator.prepare(ModelWithLoss(state.model, loss), state.optimizer)
         images *= engine.processes
-        training = _Training(section, options, engine, network, optimizer, share, images, batches, mix, stop)
-        if checkpoints is not None and (saved := checkpoints.last()) is not None:
-            state.restore(saved)
+        training = _Training(section, options, engine, network, optimizer, process_loader, images, batches, mix, stop)
+        if checkpoints is not None and (last := checkpoints.last()) is not None:
+            state.restore(last)
         while state.epoch < section.epochs:
             _epoch(state, training)
             _end_epoch(state, training)
@@ -129,20 +129,20 @@ def train(
 
 
 def _epoch(state: TrainState, training: _Training) -> None:
-    """The rest of the epoch under way."""
+    """Run the remaining batches of the current epoch."""
     section, accelerator, options = training.section, training.engine.accelerator, training.options
     training_mode(state.model, section)
     losses = Losses(state, training.engine, options.name, options.checkpoints)
-    size, started = 1, time.perf_counter() - state.seconds
+    window, started = 1, time.perf_counter() - state.seconds
     for images, targets in _batches(state, training):
         if state.batch % section.accumulate == 0:
-            size = min(section.accumulate, training.batches - state.batch)  # an epoch's last step may have fewer
+            window = min(section.accumulate, training.batches - state.batch)  # an epoch's last step may be smaller
             state.schedule.step_update(state.updates)
         seed_step(options.seed, state.epoch, state.batch, accelerator.process_index)
         with accelerator.accumulate(training.network):
-            value = training.network(*training.mix(images, targets))
-            losses.add(value.detach())
-            accelerator.backward(value * (section.accumulate / size))  # accelerate divides by `accumulate`
+            loss = training.network(*training.mix(images, targets))
+            losses.add(loss.detach())
+            accelerator.backward(loss * (section.accumulate / window))  # accelerate divides by `accumulate`
             if accelerator.sync_gradients and section.clip_grad is not None:
                 accelerator.clip_grad_norm_(state.model.parameters(), section.clip_grad)
             training.optimizer.step()
@@ -153,69 +153,72 @@ def _epoch(state: TrainState, training: _Training) -> None:
             if losses.are_due:
                 state.seconds = time.perf_counter() - started
                 _between_steps(state, training, losses)
-    losses.look()
+    losses.read()
     state.seconds = time.perf_counter() - started
 
 
 def _batches(state: TrainState, training: _Training) -> Iterator[Any]:
-    """The batches of the epoch that are not done yet."""
+    """The remaining batches of the current epoch."""
     training.loader.set_epoch(state.epoch)
-    rest = training.loader
+    remaining = training.loader
     if state.batch:
-        rest = skip_first_batches(rest, state.batch)
-        rest.set_epoch(state.epoch)
+        remaining = skip_first_batches(remaining, state.batch)
+        remaining.set_epoch(state.epoch)
     title = f"{training.options.name} {state.epoch + 1}/{training.section.epochs}"
-    return track(rest, title, training.batches - state.batch)
+    return track(remaining, title, training.batches - state.batch)
 
 
 def _between_steps(state: TrainState, training: _Training, losses: Losses) -> None:
-    """Check the losses, save the state when due, and stop when asked to."""
-    losses.look()
+    """Check the losses, save the state if due, and stop if a signal arrived."""
+    losses.read()
     checkpoints = training.options.checkpoints
     if checkpoints is not None and checkpoints.due:
         checkpoints.save(state.to_dict())
-    _stop_if_asked(state, training)
+    _stop_if_signalled(state, training)
 
 
-def _stop_if_asked(state: TrainState, training: _Training) -> None:
-    """A signal does not reach all processes at the same step, so they ask each other."""
-    asked, engine, checkpoints = training.stop.asked, training.engine, training.options.checkpoints
+def _stop_if_signalled(state: TrainState, training: _Training) -> None:
+    """Save the state and raise `Interrupted` if any process has received a signal.
+
+    Signals reach the processes at different steps, so the flags are reduced over all of them.
+    """
+    stop, engine, checkpoints = training.stop.is_set, training.engine, training.options.checkpoints
     if engine.processes > 1:
-        asked = bool(engine.accelerator.reduce(torch.tensor(float(asked), device=engine.device)).item())
-    if asked and checkpoints is not None:
+        stop = bool(engine.accelerator.reduce(torch.tensor(float(stop), device=engine.device)).item())
+    if stop and checkpoints is not None:
         checkpoints.save(state.to_dict())
         raise Interrupted(
             f"{training.options.name}: stopped after epoch {state.epoch} of {training.section.epochs} and "
             f"{state.batch} of the next {training.batches} steps; the state is saved. "
-            f"Go on with: {checkpoints.go_on}"
+            f"Go on with: {checkpoints.resume_command}"
         )
 
 
 def _end_epoch(state: TrainState, training: _Training) -> None:
-    """Measure, keep the row, save."""
+    """Evaluate, add the row to the history, save the state."""
     options = training.options
     row = _row(state, training)
     state.model.eval()
     options.after_epoch(state.result, row)
     earlier = [r["top1"] for r in state.history if r.get("top1") is not None]
-    best = row.get("top1") is not None and all(row["top1"] > other for other in earlier)
+    is_best = row.get("top1") is not None and all(row["top1"] > top1 for top1 in earlier)
     state.history.append(row)
     state.epoch, state.batch, state.total, state.seconds = state.epoch + 1, 0, 0.0, 0.0
     if options.checkpoints is not None:
-        if best:
+        if is_best:
             options.checkpoints.save_best(state.result.state_dict())
         options.checkpoints.save(state.to_dict())
-    _stop_if_asked(state, training)
+    _stop_if_signalled(state, training)
 
 
 def _row(state: TrainState, training: _Training) -> dict[str, Any]:
-    """The epoch's row of the history, before anything is measured."""
+    """The history row of the epoch, without evaluation figures."""
     accumulate = training.section.accumulate
-    row = {"epoch": state.epoch + 1, "loss": state.total / training.batches, "lr": rate_of(state.optimizer)}
+    row = {"epoch": state.epoch + 1, "loss": state.total / training.batches, "lr": learning_rate(state.optimizer)}
     if accumulate > 1 or training.engine.processes > 1:
         row["batch"] = min(accumulate, training.batches) * training.images
     return row | {"seconds": round(state.seconds, 2)}
 
 
-def _images_a_step(loader: DataLoader) -> int:
+def _batch_size(loader: DataLoader) -> int:
     return min(loader.batch_size or 1, len(loader.dataset))  # type: ignore[arg-type]

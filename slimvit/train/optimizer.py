@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups with their rates and decays, timm's optimizers, the cosine schedule."""
+"""Parameter groups, timm's optimizers and the cosine schedule."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from slimvit.models.base import TimmModule
 from slimvit.utils.errors import RecipeError
 
 MIX = "attn.mix"
-"""How the names of dense attention's mixes end."""
+"""Suffix of the parameter names of dense attention's mixes."""
 
 
 def parameter_groups(model: TimmModule, section: TrainSection, lr: float, mix_lr_scale: float) -> list[dict[str, Any]]:
-    """The parameters that ask for gradients, by learning rate and weight decay.
+    """Group the trainable parameters by learning rate and weight decay.
 
-    No decay on norms, biases and what timm lists (tokens, position tables). With `layer_decay` a group has timm's
-    `lr_scale`, smaller towards the input. The mixes of dense attention, without decay too, have the learning rate
+    Norms, biases, the mixes of dense attention, and the tokens and position tables that timm lists get no weight decay.
+    With `layer_decay`, groups have timm's `lr_scale`, which falls towards the input. Mixes have the learning rate
     `lr * mix_lr_scale` in every block.
     """
-    never = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    undecayed = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     if section.layer_decay is None:
-        groups = param_groups_weight_decay(model, section.weight_decay, no_weight_decay_list=never)
+        groups = param_groups_weight_decay(model, section.weight_decay, no_weight_decay_list=undecayed)
     else:
-        groups = param_groups_layer_decay(model, section.weight_decay, never, layer_decay=section.layer_decay)
+        groups = param_groups_layer_decay(model, section.weight_decay, undecayed, layer_decay=section.layer_decay)
     mixes = [p for name, p in model.named_parameters() if name.endswith(MIX) and p.requires_grad]
     for group in groups:
         group["params"] = [p for p in group["params"] if not any(p is mix for mix in mixes)]
@@ -38,14 +38,14 @@ def parameter_groups(model: TimmModule, section: TrainSection, lr: float, mix_lr
 
 
 def build_optimizer(groups: list[dict[str, Any]], section: TrainSection, lr: float) -> torch.optim.Optimizer:
-    """The optimizer that a section names, with the peak learning rate in every group that has none of its own."""
-    given = {"momentum": section.momentum, "betas": section.betas and tuple(section.betas), "eps": section.eps}
-    arguments: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    """Build the optimizer of a section; `lr` is the peak learning rate of groups without their own."""
+    settings = {"momentum": section.momentum, "betas": section.betas and tuple(section.betas), "eps": section.eps}
+    arguments: dict[str, Any] = {k: v for k, v in settings.items() if v is not None}
     return create_optimizer_v2(groups, section.optimizer, lr=lr, **arguments)
 
 
 def check_optimizer(section: TrainSection) -> None:
-    """Raise `RecipeError` when the optimizer needs a package or a device that is not here."""
+    """Raise `RecipeError` if the optimizer needs a missing package or device."""
     try:
         build_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))], "weight_decay": 0.0}], section, 1e-3)
     except (AssertionError, ImportError, RuntimeError) as error:
@@ -54,7 +54,13 @@ def check_optimizer(section: TrainSection) -> None:
 
 
 def cosine_schedule(optimizer: torch.optim.Optimizer, section: TrainSection, updates: int) -> CosineLRScheduler:
-    """Linear warm-up to the peak, then a cosine over the updates that are left; `updates`: those of one epoch."""
+    """Build the schedule: linear warm-up to the peak, then a cosine.
+
+    Args:
+        optimizer: The optimizer.
+        section: Epochs, warm-up and smallest learning rate.
+        updates: Optimizer steps per epoch.
+    """
     total = max(1, section.epochs * updates)
     warmup = min(round(section.warmup_epochs * updates), total - 1)
     return CosineLRScheduler(
@@ -63,12 +69,12 @@ def cosine_schedule(optimizer: torch.optim.Optimizer, section: TrainSection, upd
         lr_min=section.min_lr,
         warmup_t=warmup,
         warmup_lr_init=section.warmup_lr,
-        warmup_prefix=True,  # otherwise the cosine begins under the warm-up, and the peak is never reached
+        warmup_prefix=True,  # otherwise the cosine starts during the warm-up, and the peak is never reached
         t_in_epochs=False,
     )
 
 
-def rate_of(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate now, of the layers that have the whole of it."""
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the present learning rate without layer decay."""
     first = optimizer.param_groups[0]
     return first["lr"] / first.get("lr_scale", 1.0)

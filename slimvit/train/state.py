@@ -1,4 +1,4 @@
-"""Everything a training carries from one step to the next, in one place."""
+"""The mutable state of a training: model, optimizer, schedule, moving average, counters, history."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from slimvit.models.registry import attention_blocks
 from slimvit.train.optimizer import build_optimizer, cosine_schedule, parameter_groups
 
 History = list[dict[str, Any]]
-"""A row an epoch: epoch (from 1), loss (mean over batches), lr (at the epoch's end), batch (images a step of the
-optimizer, where it is not the loader's), seconds, and what was measured."""
+"""One row per epoch: epoch (from 1), loss (mean over batches), lr (at the epoch's end), batch (effective batch size, if
+it is not the loader's), seconds, and the evaluation figures."""
 
 
 @dataclass
 class TrainState:
-    """`model` is trained in place; `result` is what a user gets.
+    """The state of a training. `model` is trained in place; `result` is the trained network.
 
-    Nothing random is part of it: every step draws from a seed of its own (`slimvit.train.loop`).
+    It holds no random state, since every step has its own seed (`slimvit.train.loop`).
     """
 
     model: TimmModule
@@ -34,30 +34,30 @@ class TrainState:
     schedule: Scheduler
     ema: ModelEmaV3 | None
     epoch: int = 0
-    """Epochs that are done."""
+    """Completed epochs."""
     batch: int = 0
-    """Batches of the epoch under way that are done."""
+    """Completed batches of the current epoch."""
     updates: int = 0
-    """Steps of the optimizer that are done."""
+    """Completed optimizer steps."""
     total: float = 0.0
-    """Sum of the losses of the epoch under way."""
+    """Sum of the losses of the current epoch."""
     seconds: float = 0.0
-    """Time that the epoch under way took before it was interrupted."""
+    """Duration of the current epoch so far."""
     history: History = field(default_factory=list)
 
     @property
     def result(self) -> TimmModule:
-        """The moving average where there is one, otherwise the model itself."""
+        """The moving average, or the model itself without one."""
         return self.model if self.ema is None else self.ema.module
 
     def to_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, from which `restore` goes on bit for bit."""
+        """Return tensors and plain values from which `restore` continues bit for bit."""
         counts = {name: getattr(self, name) for name in COUNTS}
         ema = None if self.ema is None else self.ema.module.state_dict()
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema, **counts}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Become the state that was saved."""
+        """Load a state that `to_dict` returned."""
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.ema is not None:
@@ -66,7 +66,7 @@ class TrainState:
             setattr(self, name, saved[name])
 
     def update(self) -> None:
-        """Count one step of the optimizer, and let the average follow."""
+        """Count an optimizer step and update the moving average."""
         self.updates += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.updates)
@@ -78,9 +78,18 @@ COUNTS = ("epoch", "batch", "updates", "total", "seconds", "history")
 def begin(
     model: TimmModule, section: TrainSection, lr: float, mix_lr_scale: float, updates: int, device: torch.device | str
 ) -> TrainState:
-    """The state before the first step, on a copy of `model`; `updates`: steps of the optimizer in an epoch."""
+    """Return the state before the first step, for a copy of a model.
+
+    Args:
+        model: The network; it does not change.
+        section: The training's settings.
+        lr: Peak learning rate.
+        mix_lr_scale: Learning rate of the mixes of dense attention, relative to `lr`.
+        updates: Optimizer steps per epoch.
+        device: Device of the copy.
+    """
     model = copy.deepcopy(model).to(device)
-    if section.drop_path:  # 0 leaves what the model was built with
+    if section.drop_path:  # 0 keeps the rate that the model was built with
         set_drop_path(model, section.drop_path)
     if section.train == "head":
         _freeze_body(model)
@@ -91,31 +100,31 @@ def begin(
     return TrainState(model, optimizer, cosine_schedule(optimizer, section, updates), ema)
 
 
-def classifiers(model: TimmModule) -> tuple[nn.Module, ...]:
-    """The classifier, or the two of a distilled DeiT; nothing where a model has none."""
-    found = model.get_classifier()
-    return tuple(m for m in (found if isinstance(found, tuple) else (found,)) if not isinstance(m, nn.Identity))
+def classifiers(model: TimmModule) -> tuple[TimmModule, ...]:
+    """Return the classifier of a model, both classifiers of a distilled DeiT, or nothing."""
+    heads = model.get_classifier()
+    return tuple(m for m in (heads if isinstance(heads, tuple) else (heads,)) if not isinstance(m, nn.Identity))
 
 
 def training_mode(model: TimmModule, section: TrainSection) -> None:
-    """Training mode, for the classifier alone where nothing else learns."""
+    """Set training mode, for the classifier alone if nothing else is trained."""
     model.train(section.train == "all")
     if section.train == "head":
         for head in classifiers(model):
             head.train()
 
 
-def finish(state: TrainState, section: TrainSection, like: nn.Module) -> nn.Module:
-    """The result in eval mode, without what was put in for training; parameters are as free as those of `like`."""
+def finish(state: TrainState, section: TrainSection, model: nn.Module) -> nn.Module:
+    """Return the result in eval mode, without drop-path, with `requires_grad` as in `model`."""
     if section.drop_path:
         set_drop_path(state.result, 0.0)
-    for mine, theirs in zip(state.result.parameters(), like.parameters(), strict=True):
-        mine.requires_grad_(theirs.requires_grad)
+    for trained, original in zip(state.result.parameters(), model.parameters(), strict=True):
+        trained.requires_grad_(original.requires_grad)
     return state.result.eval()
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Stochastic depth, rising linearly from 0 at the first block to `rate` at the last, in place."""
+    """Set stochastic depth in place, rising linearly from 0 in the first block to `rate` in the last."""
     blocks = attention_blocks(model)
     for i, view in enumerate(blocks):
         p = rate * i / max(1, len(blocks) - 1)

@@ -1,4 +1,4 @@
-"""One training step: mixing the batch, the loss, and the check that the loss stays finite."""
+"""One training step: mixup and cutmix, the loss, and the check for a finite loss."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from slimvit.config.training import TrainSection
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.train.distill import Loss
-from slimvit.train.optimizer import rate_of
+from slimvit.train.optimizer import learning_rate
 from slimvit.train.state import TrainState
 from slimvit.utils.distributed import Engine
 from slimvit.utils.errors import RecipeError, SlimvitError
 
-LOOK_EVERY = 50
-"""Batches between two reads of the losses where reading makes the device or other processes wait."""
+READ_EVERY = 50
+"""Batches between two reads of the losses if a read has to wait for the device or other processes."""
 
 Mix = Callable[[Tensor, Tensor], Any]
 """(images, targets [B]) -> (mixed images, soft targets [B, K]), or both unchanged."""
 
 
 class Diverged(SlimvitError):
-    """The training's loss became NaN or infinite."""
+    """The training loss became NaN or infinite."""
 
 
 class ModelWithLoss(nn.Module):
@@ -47,68 +47,64 @@ class ModelWithLoss(nn.Module):
 
 
 class Losses:
-    """The losses since they were last read.
+    """The losses that were not read yet.
 
-    On a CPU with one process every loss is read before its step is taken. Elsewhere reading waits for the device or
-    the other processes, so it happens every `LOOK_EVERY` batches and before a state is saved.
+    One process on a CPU reads every loss before the optimizer step. Elsewhere a read waits for the device or the other
+    processes, so it happens every `READ_EVERY` batches and before a state is saved.
     """
 
     def __init__(self, state: TrainState, engine: Engine, name: str, checkpoints: Checkpoints | None) -> None:
         self.state, self.engine, self.name, self.checkpoints = state, engine, name, checkpoints
-        self.waits = engine.device.type != "cpu" or engine.processes > 1
-        self.unseen: list[tuple[int, float, Tensor]] = []
-        """Step in the epoch, learning rate, loss."""
+        self.is_slow = engine.device.type != "cpu" or engine.processes > 1
+        self.unread: list[tuple[int, float, Tensor]] = []
+        """Step of the epoch, learning rate, loss."""
 
     def add(self, value: Tensor) -> None:
-        """Note the loss of a batch."""
-        self.unseen.append((self.state.batch + 1, rate_of(self.state.optimizer), value))
-        if not self.waits:
-            self.look()
+        """Add the loss of a batch."""
+        self.unread.append((self.state.batch + 1, learning_rate(self.state.optimizer), value))
+        if not self.is_slow:
+            self.read()
 
     @property
     def are_due(self) -> bool:
-        """Whether the losses should be read now."""
-        return not self.waits or len(self.unseen) >= LOOK_EVERY
+        """Whether the losses should be read after this step."""
+        return not self.is_slow or len(self.unread) >= READ_EVERY
 
-    def look(self) -> None:
-        """Add the losses to the epoch's total, as means over the processes.
+    def read(self) -> None:
+        """Read the losses and add their means over the processes to the epoch's total.
 
         Raises:
             Diverged: A loss is NaN or infinite.
         """
-        if not self.unseen:
+        if not self.unread:
             return
-        together = self.engine.accelerator.reduce(torch.stack([value for *_, value in self.unseen]).float(), "mean")
-        for (step, rate, _), value in zip(self.unseen, together.tolist(), strict=True):
+        means = self.engine.accelerator.reduce(torch.stack([value for *_, value in self.unread]).float(), "mean")
+        for (step, lr, _), value in zip(self.unread, means.tolist(), strict=True):
             if not math.isfinite(value):
-                raise Diverged(self._message(value, step, rate))
+                raise Diverged(self._message(value, step, lr))
             self.state.total += value
-        self.unseen = []
+        self.unread = []
 
-    def _message(self, value: float, step: int, rate: float) -> str:
-        where = f"in epoch {self.state.epoch + 1}, step {step}, at lr {rate:.2e}"
-        kept = None if self.checkpoints is None else self.checkpoints.describe()
+    def _message(self, value: float, step: int, lr: float) -> str:
+        where = f"in epoch {self.state.epoch + 1}, step {step}, at lr {lr:.2e}"
+        checkpoint = None if self.checkpoints is None else self.checkpoints.describe()
         return f"{self.name}: the loss became {value} {where}; " + (
-            f"the last good state is {kept}; " * bool(kept) + "give a smaller learning rate"
+            f"the last good state is {checkpoint}; " * bool(checkpoint) + "give a smaller learning rate"
         )
 
 
-def check_mixing(section: TrainSection, images_a_step: int) -> None:
-    """Check that the images of a step make pairs where mixup or cutmix is asked for.
-
-    Raises:
-        RecipeError: The number of images is odd.
-    """
-    if (section.mixup or section.cutmix) and images_a_step % 2:
+def check_mixing(section: TrainSection, batch_size: int) -> None:
+    """Raise `RecipeError` for mixup or cutmix with an odd batch size."""
+    if (section.mixup or section.cutmix) and batch_size % 2:
         raise RecipeError(
-            f"mixup and cutmix mix images in pairs, but a step has {images_a_step}; give an even batch_size, "
+            f"mixup and cutmix mix images in pairs, but a step has {batch_size}; give an even batch_size, "
             "or leave both out"
         )
 
 
-def mixing(section: TrainSection, num_classes: int, images_a_step: int) -> Mix:
-    """mixup and cutmix of a batch, through timm; no change where the section asks for neither."""
-    check_mixing(section, images_a_step)
+def mixing(section: TrainSection, num_classes: int, batch_size: int) -> Mix:
+    """Return timm's mixup and cutmix for a batch, or no change if the section has neither."""
+    check_mixing(section, batch_size)
     if section.mixup == 0 and section.cutmix == 0:
         return lambda images, targets: (images, targets)
     mixup = Mixup(
@@ -116,8 +112,8 @@ def mixing(section: TrainSection, num_classes: int, images_a_step: int) -> Mix:
         section.cutmix,
         prob=section.mixup_prob,
         switch_prob=section.switch_prob,
-        label_smoothing=0.0,  # the loss smooths
+        label_smoothing=0.0,  # the loss applies it
         num_classes=max(1, num_classes),
     )
-    # without labels (-1) or classes no loss reads the targets, but timm still indexes with them
+    # timm indexes with the targets even if there are no labels (-1) or classes and no loss reads them
     return lambda images, targets: mixup(images, targets.clamp_min(0) if num_classes else torch.zeros_like(targets))

@@ -1,4 +1,4 @@
-"""The teacher of a distillation: its predictions, its features and its residual streams."""
+"""The teacher of a distillation: predictions, features and residual streams."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ View = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network to learn from. It does not change.
+    """A teacher network. It does not change.
 
     Attributes:
         model: The network.
-        view: Turns the student's images [B, C, H, W] into those the teacher expects
+        view: Converts the student's images [B, C, H, W] to the teacher's preprocessing
             (`slimvit.data.preprocessing.converter`).
-        answers: Its predictions [n, K] for the n training images, so that it need not run again; None runs it in
-            every step.
+        answers: Cached predictions [n, K] for the n training images. None runs the teacher in every step.
     """
 
     model: TimmModule
@@ -36,19 +35,19 @@ class Teacher:
     answers: Tensor | None = None
 
     def on(self, device: torch.device) -> Teacher:
-        """The teacher in eval mode on `device`."""
+        """Return the teacher in eval mode on `device`."""
         return replace(self, model=self.model.to(device).eval())
 
     @torch.no_grad()
     def with_answers(self, batches: Batches, device: torch.device) -> Teacher:
-        """The teacher with its predictions for batches of all training images, in order, kept on `device`."""
+        """Return the teacher with cached predictions for batches of all training images, in order, on `device`."""
         teacher = self.on(device)
-        answers = [teacher.predictions(images.to(device)) for images, _ in track(batches, "asking the teacher")]
+        answers = [teacher.predictions(images.to(device)) for images, _ in track(batches, "running the teacher")]
         return replace(teacher, answers=torch.cat(answers))
 
     @torch.no_grad()
     def predictions(self, images: Tensor, numbers: Tensor | None = None) -> Tensor:
-        """Logits [B, K]; the kept ones where the images come with their `numbers` [B]."""
+        """Return logits [B, K], from the cache if the images' `numbers` [B] are given."""
         if self.answers is not None and numbers is not None:
             return self.answers[numbers]
         logits: Tensor = self.model(self.view(images))
@@ -56,35 +55,35 @@ class Teacher:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features before the classifier [B, F]."""
+        """Return the features before the classifier [B, F]."""
         return features_of(self.model, self.view(images))
 
     @torch.no_grad()
     def streams(self, images: Tensor) -> list[Tensor]:
-        """The residual stream [B, ..., C] after every block."""
+        """Return the residual stream [B, ..., C] after every block."""
         return run_with_streams(self.model, self.view(images))[1]
 
 
 def features_of(model: TimmModule, images: Tensor) -> Tensor:
-    """Features [B, F] of images [B, C, H, W] before the classifier."""
+    """Return the features [B, F] of images [B, C, H, W] before the classifier."""
     features: Tensor = model.forward_head(model.forward_features(images), pre_logits=True)
     return features
 
 
 def run_with_streams(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """The model's output for images [B, C, H, W], and the residual stream [B, ..., C] after every block.
+    """Return the model's output for images [B, C, H, W], and the residual stream [B, ..., C] after every block.
 
-    The stream has the same width however many heads were cut.
+    Cutting does not change the width of the stream.
     """
-    seen: list[Tensor] = []
+    streams: list[Tensor] = []
 
-    def look(_: nn.Module, args: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)  # a dense block also returns its values
+    def hook(_: nn.Module, args: Any, output: Any) -> None:
+        streams.append(output[0] if isinstance(output, tuple) else output)  # a dense block also returns its values
 
     with ExitStack() as stack:
         for view in attention_blocks(model):
-            stack.callback(view.block.register_forward_hook(look).remove)
-        return model(images), seen
+            stack.callback(view.block.register_forward_hook(hook).remove)
+        return model(images), streams
 
 
 @torch.no_grad()
@@ -92,19 +91,21 @@ def check_same_streams(student: nn.Module, teacher: nn.Module, image: Tensor, te
     """Check that student and teacher have equally many blocks, with streams of the same shapes.
 
     Args:
-        student: The network that is to learn.
-        teacher: The network to learn from.
+        student: The student.
+        teacher: The teacher.
         image: One image [1, C, H, W] of the student's input size.
-        teacher_image: The same image as the teacher expects it.
+        teacher_image: The same image in the teacher's preprocessing.
 
     Raises:
         ModelError: The streams differ.
     """
-    mine, theirs = run_with_streams(student, image)[1], run_with_streams(teacher, teacher_image)[1]
-    if [s.shape for s in mine] != [t.shape for t in theirs]:
+    student_streams = run_with_streams(student, image)[1]
+    teacher_streams = run_with_streams(teacher, teacher_image)[1]
+    if [s.shape for s in student_streams] != [t.shape for t in teacher_streams]:
         raise ModelError(
-            f"distill_kind features: {model_name(teacher)} has {_described(theirs)}, but {model_name(student)} has "
-            f"{_described(mine)}; name a teacher with the same blocks, or use soft or hard"
+            f"distill_kind features: {model_name(teacher)} has {_described(teacher_streams)}, but "
+            f"{model_name(student)} has {_described(student_streams)}; "
+            "name a teacher with the same blocks, or use soft or hard"
         )
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from slimvit.utils.errors import DiskError, StoreError
+from slimvit.utils.errors import DiskError, SlimvitError, StoreError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Constants of Linux's `renameat2`."""
@@ -174,6 +174,23 @@ def copy_files(source: Path, target: Path, most: int = MOST_COPIED) -> list[Path
 
 def _size(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if is_regular(path))
+
+
+@contextmanager
+def read_errors(error: type[SlimvitError], *, missing: str, unreadable: str) -> Iterator[None]:
+    """Raise `error` for a file that cannot be read in the block.
+
+    Args:
+        error: The class to raise.
+        missing: Message for a missing file.
+        unreadable: Message for `Unreadable`, whose reason is appended.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise error(missing) from None
+    except Unreadable as reason:
+        raise error(f"{unreadable}: {reason}") from None
 
 
 def check_regular(path: Path) -> None:

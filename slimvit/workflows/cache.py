@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from slimvit.config.recipe import Recipe
-from slimvit.io import saved_model
+from slimvit.io import saved_model, weight_file
 from slimvit.io.open import random_weights
 from slimvit.measure.accuracy import Outputs
 from slimvit.models.base import TimmModule
@@ -136,7 +136,7 @@ def _entry_path(context: RunContext, kind: str, suffix: str) -> Path | None:
 def _write_entry(context: RunContext, path: Path | None, write: Callable[[Path], Any]) -> None:
     if path is None or not context.engine.is_main:
         return
-    with disk_errors(path), saved_model.safetensors_errors():
+    with disk_errors(path), weight_file.safetensors_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=NEW, dir=path.parent))
         try:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from slimvit.config.recipe import Recipe
-from slimvit.io import saved_model
+from slimvit.io import saved_model, slim_file
 from slimvit.models.base import TimmModule
 from slimvit.models.parts.registry import everywhere
 from slimvit.report.record import Stage
@@ -135,7 +135,7 @@ def read_saved(context: RunContext) -> Saved | None:
     folder = out / UNFINISHED
     progress = _progress(folder / PROGRESS)
     model = _loaded(folder / MODEL, context)
-    original = _loaded(folder / ORIGINAL, context) if saved_model.is_saved(folder / ORIGINAL) else model
+    original = _loaded(folder / ORIGINAL, context) if slim_file.is_saved(folder / ORIGINAL) else model
     return Saved(progress.training, model, original, {name: getattr(progress, name) for name in SHARED_FIELDS})
 
 

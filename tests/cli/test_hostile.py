@@ -23,7 +23,9 @@ from slimvit.config.shipped import recipe_files, sweep_files
 from slimvit.config.sweep import Sweep
 from slimvit.data.images import ImageError, decode
 from slimvit.data.preprocessing import to_mode
-from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, load_folder, save
+from slimvit.io.saved_model import load_folder, save
+from slimvit.io.slim_file import DESCRIPTION
+from slimvit.io.weight_file import WEIGHTS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import plan_of
 from slimvit.report.record import Report, Stage
@@ -148,7 +150,7 @@ def test_tables_are_bounded_before_they_are_made(swin, tmp_path):
     tree = json.loads((tmp_path / "run" / DESCRIPTION).read_text())
     tree["model_args"] |= {"img_size": 4096, "window_size": 512}
     (tmp_path / "run" / DESCRIPTION).write_text(json.dumps(tree))
-    with pytest.raises(SlimvitError, match="ask for tables of"):
+    with pytest.raises(SlimvitError, match="ask for buffers of"):
         load_folder(tmp_path / "run")
 
 

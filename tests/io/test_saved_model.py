@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import slimvit
-from slimvit.io.saved_model import DESCRIPTION, WEIGHTS, is_saved, load_folder, save
+from slimvit.io.saved_model import load_folder, save
+from slimvit.io.slim_file import DESCRIPTION, is_saved
+from slimvit.io.weight_file import WEIGHTS
 from slimvit.models.build import build_model
 from slimvit.models.registry import is_uncut_form, model_name, plan_of
 from slimvit.prune.surgery import prune_model

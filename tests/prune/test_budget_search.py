@@ -130,7 +130,7 @@ def test_a_price_that_does_not_fall_is_never_paid():
 def test_what_cannot_be_reached_and_what_is_met_already():
     scores, costs = case()
     least = reachable(scores.plan, costs, ("heads",), limits_of())
-    with pytest.raises(PlanError, match=rf"{least:.6g} MACs is the least that can be reached, the target is 10"):
+    with pytest.raises(PlanError, match=rf"the lowest reachable cost is {least:.6g} MACs, the target is 10"):
         plan_budget(scores, costs, 10, parts=("heads",))
     with pytest.raises(PlanError, match="nothing to cut"):
         plan_budget(scores, costs, 1e9)

@@ -124,8 +124,8 @@ def test_what_the_cache_takes_is_known_before(family, vit, swin, data, monkeypat
     real = refit_module._CachedWalk.advance
 
     def advance(walk, i):
-        tensors = [t for s in (*walk.now, *walk.goal) for t in (s.stream, *s.values)] + [
-            t for p in walk.seen for t in p
+        tensors = [t for s in (*walk.slim_states, *walk.original_states) for t in (s.stream, *s.values)] + [
+            t for p in walk.features for t in p
         ]
         held.append(sum(t.numel() * t.element_size() for t in tensors if t is not None))
         real(walk, i)

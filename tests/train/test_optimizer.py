@@ -10,7 +10,7 @@ import torch
 import slimvit
 from slimvit.config.training import TrainSection
 from slimvit.models.registry import plan_of
-from slimvit.train.optimizer import build_optimizer, check_optimizer, cosine_schedule, parameter_groups, rate_of
+from slimvit.train.optimizer import build_optimizer, check_optimizer, cosine_schedule, learning_rate, parameter_groups
 from slimvit.utils.errors import RecipeError
 
 Build = Callable[..., Any]
@@ -81,7 +81,7 @@ def test_the_reported_rate_is_that_of_the_last_layers(vit: Build) -> None:
     section = TrainSection(layer_decay=0.5, epochs=1, warmup_epochs=0)
     optimizer = build_optimizer(parameter_groups(vit(), section, LR, 1.0), section, LR)
     cosine_schedule(optimizer, section, 10).step_update(0)
-    assert rate_of(optimizer) == pytest.approx(LR)
+    assert learning_rate(optimizer) == pytest.approx(LR)
     assert optimizer.param_groups[0]["lr"] < LR / 4
 
 
@@ -91,7 +91,7 @@ def test_the_first_step_has_the_rate_that_was_asked_for(vit: Build) -> None:
     schedule, rates = cosine_schedule(optimizer, section, 10), []
     for step in range(20):
         schedule.step_update(step)
-        rates.append(rate_of(optimizer))
+        rates.append(learning_rate(optimizer))
     assert rates[0] == pytest.approx(1e-4) and rates[10] == max(rates) == pytest.approx(LR)
     assert rates[:11] == sorted(rates[:11]) and 1e-5 <= rates[-1] == min(rates[10:])
 

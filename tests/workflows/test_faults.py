@@ -213,13 +213,13 @@ def test_inspect_says_how_a_folder_stands(slimvit_, tmp_path):
     assert stands()["state"] == "whole" and os.listdir(tmp_path) == ["run"]
     assert slimvit_(*words[:-1]).stdout.endswith(f"\n{out}: a whole run\n")
     out.rename(tmp_path / f".run.{ASIDE}abc{OLD}")
-    assert stands()["state"] == "nothing" and "left its content aside" in stands()["text"]
+    assert stands()["state"] == "nothing" and "moved its content aside" in stands()["text"]
     assert "in use" in slimvit_(*PRUNE, "--ratio", 0.5, "--out", out, code=1).stderr
     assert stands()["state"] == "whole" and os.listdir(tmp_path) == ["run"]
     (out / f".unfinished.{ASIDE}abc{OLD}").mkdir()
     lock.clean_up(out)
     assert (
-        stands()["go_on"] == f"slimvit run {out} --resume" and "the whole run that it is to replace" in stands()["text"]
+        stands()["go_on"] == f"slimvit run {out} --resume" and "the whole run that it will replace" in stands()["text"]
     )
 
 

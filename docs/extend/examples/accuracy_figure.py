@@ -1,4 +1,4 @@
-"""An accuracy figure of one's own: the expected calibration error (Guo et al., 2017, https://arxiv.org/abs/1706.04599)."""
+"""An accuracy figure: the expected calibration error (Guo et al., 2017, https://arxiv.org/abs/1706.04599)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ BINS = 10
 
 
 def calibration_error(outputs: Outputs, original: Outputs | None) -> float | None:
-    """Return the mean distance of confidence and accuracy over bins of equal width, per cent.
+    """Return the mean gap between confidence and accuracy over bins of equal width, in per cent.
 
     Args:
         outputs: Logits [n, K], features [n, F] and labels [n] of the model.
-        original: The same of the original model, for figures that compare with it; None for the original itself.
+        original: Outputs of the original model, for figures that compare with it; None for the original itself.
     """
     if outputs.logits is None or outputs.labels is None:
         return None

@@ -1,4 +1,4 @@
-"""A kind of budget: energy for one image, estimated from arithmetic and from reading each weight once.
+"""A kind of budget: energy per image, for the arithmetic and for reading each weight once.
 
 Energy per operation: Horowitz, Computing's energy problem, ISSCC 2014 (45 nm, fp32). `slimvit prune MODEL --target
 energy=0.6 ...`, or `target: {energy: 0.6}` in the prune section of a recipe.
@@ -21,18 +21,18 @@ from slimvit.prune.costs.base import Costs, Price, costs_from
 from slimvit.prune.costs.budget import Budget, register_budget
 
 MAC = 4.6e-9
-"""Millijoules of a multiplication and an addition."""
+"""Millijoules per multiply-add."""
 READ = 640e-9
-"""Millijoules of reading a weight from DRAM."""
+"""Millijoules to read one weight from DRAM."""
 
 
 def energy(model: nn.Module) -> float:
-    """Millijoules for one image."""
+    """Return millijoules per image."""
     return MAC * count_macs(model).total + READ * count_params(model)
 
 
 class Energy(Budget):
-    """Millijoules for one image."""
+    """Millijoules per image."""
 
     name, unit, noun = "energy", "mJ", "energy"
     figure, promise = "energy_mj", "estimated for 45 nm"
@@ -42,12 +42,12 @@ class Energy(Budget):
         prices = {name: tuple(_price(part, view) for view in blocks) for name, part in PARTS.items()}
         return costs_from(self.unit, energy(model), plan_of(model), prices)
 
-    def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
+    def true_cost(self, finished: Callable[[], nn.Module], estimate: float) -> float:
         return energy(finished())
 
 
 def _price(part: Part, view: AttentionBlock) -> Price:
-    """Units that stay in a block -> what they cost."""
+    """Price of a part of one block: kept units -> millijoules."""
     macs, params = part.macs(view), part.params(view)
     return lambda kept: MAC * macs(kept) + READ * params(kept)
 

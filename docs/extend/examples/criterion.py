@@ -1,4 +1,4 @@
-"""A criterion: weights times activations (Wanda, Sun et al., ICLR 2024), added up over the channels of a unit.
+"""A criterion: abs(weight) times norm of the activation (Wanda, Sun et al., ICLR 2024), summed per unit.
 
 `slimvit prune MODEL --criterion wanda ...`, or `criterion: wanda` in a recipe.
 """
@@ -21,11 +21,11 @@ def wanda(model: nn.Module, batches: Batches, parts: tuple[str, ...]) -> ScoresB
 
     Args:
         model: Any supported timm model.
-        batches: Images [B, C, H, W] with labels [B], which this criterion does not need.
-        parts: What to score, such as `("heads", "mlp")`.
+        batches: Images [B, C, H, W] with labels [B]; the labels are not used.
+        parts: The parts to score, such as `("heads", "mlp")`.
 
     Returns:
-        By part, for each block, a tensor [units].
+        Tensors [units] by part, block by block.
     """
     blocks = attention_blocks(model)
     layers = {name: [PARTS[name].out(view) for view in blocks] for name in parts}
@@ -43,7 +43,7 @@ def wanda(model: nn.Module, batches: Batches, parts: tuple[str, ...]) -> ScoresB
 
 
 def _input_squares(layers: list[nn.Linear], model: nn.Module, batches: Batches) -> dict[nn.Linear, Tensor]:
-    """For each layer the sum of the squares of its inputs [k] over all tokens of all images."""
+    """Sum of the squared inputs [k] over all tokens of all images, by layer."""
     squares = {layer: torch.zeros_like(layer.weight[0]) for layer in layers}
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""An export format of one's own: weights as NumPy arrays in one .npz file, with the description as JSON.
+"""An export format: weights as NumPy arrays in one .npz file, with the description as JSON.
 
 Import this file before `slimvit export --format npz`, or name its module as an entry point of the group
 `slimvit.plugins`.
@@ -17,20 +17,20 @@ from torch import Tensor
 import slimvit
 from slimvit.io.export.exported_model import ExportedModel
 from slimvit.io.export.formats import Format, register_format
-from slimvit.io.saved_model import description_of
+from slimvit.io.slim_file import description_of
 from slimvit.models.insert_dense import dense_mix
 from slimvit.models.registry import plan_of
 from slimvit.utils.errors import ModelError
 
 
 def check(exported: ExportedModel) -> None:
-    """Refuse what the format cannot hold, before anything is written."""
+    """Raise `ModelError` for a model that the format cannot hold, before anything is written."""
     if dense_mix(exported.model) is not None:
         raise ModelError("--format npz: holds no dense attention; use another format")
 
 
 def write(exported: ExportedModel, path: Path) -> None:
-    """Write every tensor under its name, and the description of the model beside them."""
+    """Write every tensor under its name, and the description of the model."""
     built = description_of(exported.model)
     about = exported.label | {"timm": built.name, "args": built.args, "plan": plan_of(exported.model).to_json()}
     tensors = {name: tensor.half() if exported.half else tensor for name, tensor in exported.model.state_dict().items()}
@@ -39,7 +39,7 @@ def write(exported: ExportedModel, path: Path) -> None:
 
 
 def load(path: Path) -> Callable[[Tensor], Tensor]:
-    """Read the file back: images [B, C, H, W] -> logits [B, K]."""
+    """Read the file back as a function: images [B, C, H, W] -> logits [B, K]."""
     with np.load(path) as file:
         about = json.loads(file["about"].item())
         state = {name: torch.from_numpy(file[name]).float() for name in file.files if name != "about"}

@@ -1,4 +1,4 @@
-"""A model family of one's own: a small ViT whose blocks stand under `encoder`, not `blocks`.
+"""A model family: a small ViT with its blocks under `encoder` instead of `blocks`.
 
 Import this file before the model is used, or name its module as an entry point of the group `slimvit.plugins`.
 """
@@ -25,7 +25,7 @@ default_cfgs = generate_default_cfgs(
 
 
 class MyViT(nn.Module):
-    """A ViT without class token: patches, a few of timm's blocks, the mean over tokens, a classifier."""
+    """A ViT without class token: patch embedding, timm's blocks, mean over tokens, classifier."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class MyViT(nn.Module):
         self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Give the model a new, untrained classifier, as timm's models do."""
+        """Replace the classifier by an untrained one, as timm's models do."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
@@ -63,7 +63,7 @@ class MyViT(nn.Module):
         return self.norm(self.encoder(self.embed(images)))
 
     def forward_head(self, stream: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map the normed stream [B, N, C] to logits [B, K], or to what the classifier sees [B, C]."""
+        """Map the normed stream [B, N, C] to logits [B, K], or to the classifier's inputs [B, C]."""
         pooled = stream.mean(1)
         return pooled if pre_logits else self.head(pooled)
 
@@ -74,18 +74,18 @@ class MyViT(nn.Module):
 
 @register_model
 def my_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Build the model under a name that timm knows, so that recipes, weights and saved models work as for timm's."""
+    """Build the model by its timm name, which recipes and saved models use."""
     return build_model_with_cfg(MyViT, "my_vit", pretrained, **kwargs)
 
 
 def check(model: Any) -> str | None:
-    """Return why slimvit cannot prune the model; None when it can."""
+    """Return the reason that slimvit cannot prune the model, or None."""
     reasons = (fits_block(b, f"encoder.{i}", (Block,), (Attention,)) for i, b in enumerate(model.encoder.children()))
     return next(filter(None, reasons), None)
 
 
 def head_parts(attn: Any, head_dim: int) -> HeadParts:
-    """Return what belongs to the heads of an attention besides the inputs of `proj`."""
+    """Return the slices of an attention that belong to its heads, besides the inputs of `proj`."""
     return HeadParts(projections(attn, head_dim), counts={"num_heads": 1, "attn_dim": head_dim})
 
 

@@ -1,7 +1,7 @@
-"""A part that can be cut: the width of queries and keys in timm's plain ViT attention.
+"""A part to cut: the width of queries and keys in timm's plain ViT attention.
 
-Dimension i of the queries and keys of all heads is one unit. Queries and keys meet in a dot product, so a dimension
-goes without touching the values. Not for models with dense attention.
+Dimension i of the queries and keys of all heads is one unit. The values do not change. Models with dense attention are
+not supported.
 `slimvit prune MODEL --target-macs 0.9 --parts qk ...`.
 """
 
@@ -28,7 +28,7 @@ class NarrowQueryKey(Attention):
     """timm's attention with fewer channels per head in queries and keys (`qk_dim`) than in values (`head_dim`)."""
 
     plain = Attention
-    """The class that the ViT family takes this one for."""
+    """The timm class for which the ViT family accepts this one."""
     qk_dim: int
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -64,11 +64,11 @@ class QueryKey(Part):
         return view.attn
 
     def limits(self, section: PruneSection) -> Limits:
-        """Even widths, of which one pair stays."""
+        """Even widths, at least 2."""
         return Limits(least=2, group=2)
 
     def macs(self, view: AttentionBlock) -> UnitCost:
-        """A row of queries and one of keys per head, and one term of each product of a query and a key."""
+        """MACs of one query and one key row per head, and of one term in every query-key product."""
         heads, channels = view.attn.num_heads, view.attn.proj.out_features
         return UnitCost(view.tokens * heads * (2 * channels + view.window))
 
@@ -78,8 +78,10 @@ class QueryKey(Part):
         return UnitCost(2 * view.attn.num_heads * (view.attn.proj.out_features + bias))
 
     def score(self, model: nn.Module) -> list[Tensor]:
-        """The size of each dimension's term in the dot products: its query rows times its key rows, all heads added
-        up, [qk_dim] for each block. Criteria observe the inputs of a last layer, which these units do not have."""
+        """Score each dimension by the norm of its query rows times its key rows over all heads, [qk_dim] per block.
+
+        The units have no last layer whose inputs a criterion could observe.
+        """
         return [self._sizes(view) if self.count(view) else torch.zeros(0) for view in attention_blocks(model)]
 
     def _sizes(self, view: AttentionBlock) -> Tensor:
@@ -99,7 +101,7 @@ class QueryKey(Part):
 
 
 def _separate(attn: Any) -> NarrowQueryKey:
-    """The same attention with a layer of its own for each of queries, keys and values."""
+    """The same attention with separate layers for queries, keys and values."""
     qkv = attn.qkv
     layers = []
     for i in range(3):

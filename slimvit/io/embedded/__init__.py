@@ -1,4 +1,4 @@
-"""Small pretrained models that come with the package, as run folders. For demos and tests."""
+"""Small pretrained models that ship with the package as run folders, for demos and tests."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 EMBEDDED = {folder.name: folder for folder in sorted(HERE.iterdir()) if (folder / "slim.json").is_file()}
-"""Name -> folder of each embedded model."""
+"""Folder of each embedded model, by name."""

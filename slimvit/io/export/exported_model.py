@@ -1,4 +1,4 @@
-"""The input of every export format: a model, its batch size, and its metadata."""
+"""Input of every export format: a model, its batch size and its metadata."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ExportedModel:
     label: dict[str, Any]
     """Metadata for the file: classes, preprocessing, cost."""
     batch: int | None
-    """Images at a time; None takes any number."""
+    """Batch size of the file; None for any batch size."""
     half: bool = False
-    """Weights and arithmetic in fp16; images and logits stay fp32."""
+    """Whether weights and arithmetic are fp16; images and logits stay fp32."""
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -37,14 +37,14 @@ class ExportedModel:
         return channels, height, width
 
     def words(self) -> dict[str, str]:
-        """Return the metadata as strings; values that are no strings become JSON."""
+        """Return the metadata as strings; other values are encoded as JSON."""
         return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k, v in self.label.items()}
 
 
 def exported_model(
     model: TimmModule, class_names: Sequence[str], batch: int | None, half: bool = False
 ) -> ExportedModel:
-    """Describe a model for export, with its own preprocessing and cost."""
+    """Attach preprocessing, classes and cost to a model for export."""
     label = {
         "slimvit_version": version("slimvit"),
         "model": model_name(model),

@@ -1,4 +1,4 @@
-"""The export formats, by name: what each needs, refuses, writes and reads back."""
+"""Registry of export formats: how each checks, writes and reads back a model."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from slimvit.utils.errors import SlimvitError
 
 @dataclass(frozen=True)
 class Format:
-    """One form in which a model is written for use without slimvit."""
+    """One export format, for use without slimvit."""
 
     suffix: str
-    """The suffix of the file; empty for a format that writes a folder."""
+    """Suffix of the file; empty for a format that writes a folder."""
     write: Callable[[ExportedModel, Path], None]
     """Writes a model to a file, or into an empty folder."""
     load: Callable[[Path], Callable[[Tensor], Tensor]]
-    """Reads it back as a function: fp32 images [B, C, H, W] -> logits [B, K]."""
+    """Reads the file back as a function: fp32 images [B, C, H, W] -> logits [B, K]."""
     check_packages: Callable[[], None] = lambda: None
-    """Raises `SlimvitError` where a package is missing or too old."""
+    """Raises `SlimvitError` if a package is missing or too old."""
     check: Callable[[ExportedModel], None] = lambda exported: None
     """Raises `SlimvitError` for a model that the format cannot hold."""
     any_batch: bool = False
-    """Whether what is written always takes any number of images, so that a batch size is no choice."""
+    """Whether the file always takes any batch size, so that none can be chosen."""
 
 
 FORMATS: dict[str, Format] = {
@@ -53,10 +53,10 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(name: str) -> Format:
-    """Return the export format of that name, loading the plugins that may define it.
+    """Return the export format of that name, built in or from a plugin.
 
     Raises:
-        SlimvitError: There is none.
+        SlimvitError: The name is not known.
     """
     try:
         return FORMATS[EXPORT_FORMATS.check(name)]
@@ -65,7 +65,7 @@ def format_of(name: str) -> Format:
 
 
 def register_format(name: str, form: Format) -> Format:
-    """Add an export format, so that `slimvit export --format NAME` and the Python API know it."""
+    """Register an export format for `slimvit export --format NAME` and the Python API."""
     FORMATS[name] = form
     EXPORT_FORMATS.add(name)
     return form

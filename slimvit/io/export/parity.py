@@ -1,4 +1,4 @@
-"""Parity: the logits of a written file against those of the model, on the same images."""
+"""Parity check: logits of an exported file against those of the model, on the same images."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ import torch
 from torch import Tensor
 
 BOUNDS = {"fp32": 1e-4, "fp16": 2e-2}
-"""Precision -> largest allowed difference from a logit of the fp32 model, over the largest logit."""
+"""Largest allowed difference from a logit of the fp32 model, relative to the largest logit, by precision."""
 
 MIXED = (1, 3, 16)
-"""Batch sizes that a file for any number of images is run with."""
+"""Batch sizes to run a file for any batch size with."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The comparison of a written file with the model."""
+    """Result of comparing an exported file with the model."""
 
     images: int
     batches: tuple[int, ...]
     """Batch sizes that were run."""
     difference: float
-    """Largest difference of a logit over the largest logit; NaN where the file gives none."""
+    """Largest difference of a logit, relative to the largest logit; NaN if the file outputs NaN."""
     agreement: float
-    """Share of images with the same best class, in per cent."""
+    """Images with the same top-1 class, in per cent."""
 
     def holds(self, bound: float) -> bool:
-        """Return whether the difference lies within `bound`; False for NaN."""
+        """Return whether the difference is at most `bound`; False for NaN."""
         return self.difference <= bound
 
 
 def batches_of(images: Tensor, batch: int | None) -> list[Tensor]:
-    """Split images into batches that a file takes, repeating them to fill the last batch and one batch of each size.
+    """Split images into batches of the sizes that a file takes.
+
+    Images are repeated to fill the last batch and to make one batch of each size.
 
     Args:
         images: [n, C, H, W].
@@ -42,28 +44,28 @@ def batches_of(images: Tensor, batch: int | None) -> list[Tensor]:
     """
     total = max(len(images), 1 if batch else sum(MIXED))
     sizes = cycle((batch,) if batch else MIXED)
-    found, start = [], 0
+    batches, start = [], 0
     while start < total:
         size = next(sizes)
-        found.append(images[torch.arange(start, start + size) % len(images)])
+        batches.append(images[torch.arange(start, start + size) % len(images)])
         start += size
-    return found
+    return batches
 
 
 def output_parity(
-    wanted: Callable[[Tensor], Tensor], found: Callable[[Tensor], Tensor], images: Tensor, batch: int | None
+    model: Callable[[Tensor], Tensor], file: Callable[[Tensor], Tensor], images: Tensor, batch: int | None
 ) -> Parity:
     """Compare the logits of the model and of the file.
 
     Args:
-        wanted: The model: images [B, C, H, W] -> logits [B, K].
-        found: The file, likewise.
+        model: The model: images [B, C, H, W] -> logits [B, K].
+        file: The exported file as a function of the same form.
         images: [n, C, H, W].
-        batch: Images at a time that the file takes; None is any number.
+        batch: Batch size of the file; None for any batch size.
     """
     batches, n = batches_of(images, batch), len(images)
     with torch.no_grad():
-        expected, actual = (torch.cat([call(batch).float() for batch in batches]) for call in (wanted, found))
+        expected, actual = (torch.cat([call(batch).float() for batch in batches]) for call in (model, file))
     largest, gap = expected.abs().max().item(), (actual - expected).abs().max().item()
     return Parity(
         images=n,

@@ -1,6 +1,6 @@
-"""A model as a folder that plain timm reads: `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+"""Export format `timm`: a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
-timm's constructors build all blocks of a stage alike. `Family.timm_arguments` gives the arguments for their widths.
+timm's constructors give all blocks of a stage the same widths. `Family.timm_arguments` returns those arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import timm
 from timm.models import save_for_hf
 from torch import Tensor
 
-from slimvit.io import saved_model
+from slimvit.io import slim_file, weight_file
 from slimvit.io.export.exported_model import ExportedModel
 from slimvit.models.base import AttentionBlock, BlockWidth, TimmModule
 from slimvit.models.build import check_timm
@@ -26,20 +26,20 @@ from slimvit.models.registry import attention_blocks, family_of, plan_of
 from slimvit.utils.errors import ModelError
 
 READS_SAFETENSORS = (1, 0, 26)
-"""The first timm that finds safetensors in a local folder."""
+"""First timm version that reads safetensors from a local folder."""
 
-WAY_OUT = "use --format onnx or torch-export, or load the run with slimvit.load"
+ADVICE = "use --format onnx or torch-export, or load the run with slimvit.load"
 
 
 def check_version() -> None:
-    """Raise `ModelError` for a timm that does not read such a folder."""
+    """Raise `ModelError` if the installed timm cannot read the folder."""
     check_timm(minimum=READS_SAFETENSORS, needed_by="--format timm")
 
 
 def check_plain(exported: ExportedModel) -> None:
-    """Raise `ModelError` where timm's constructor cannot build the model."""
+    """Raise `ModelError` if timm's constructor cannot build the model."""
     if (reason := _why_not(exported.model)) is not None:
-        raise ModelError(f"--format timm: {reason}; {WAY_OUT}")
+        raise ModelError(f"--format timm: {reason}; {ADVICE}")
 
 
 def write_timm_folder(exported: ExportedModel, folder: Path) -> None:
@@ -47,12 +47,12 @@ def write_timm_folder(exported: ExportedModel, folder: Path) -> None:
     model = copy.deepcopy(exported.model)
     widths = _constructor_arguments(model)
     assert isinstance(widths, dict)  # check_plain has run
-    args = saved_model.description_of(model).args | widths
+    args = slim_file.description_of(model).args | widths
     model.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k != "tag"} | exported.label[
         "preprocessing"
     ]
     names = exported.label["class_names"]
-    with saved_model.safetensors_errors():
+    with weight_file.safetensors_errors():
         save_for_hf(
             model.half() if exported.half else model,
             str(folder),
@@ -60,20 +60,20 @@ def write_timm_folder(exported: ExportedModel, folder: Path) -> None:
             model_args=args,
             safe_serialization=True,
         )
-    (folder / saved_model.WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
+    (folder / weight_file.WEIGHTS).chmod(0o644)  # safetensors writes through a private temporary file
 
 
 def load_timm_folder(folder: Path) -> Callable[[Tensor], Tensor]:
-    """Build the model of a folder with plain timm: fp32 images [B, C, H, W] -> logits [B, K]."""
+    """Build the model of a folder with plain timm, as a function: fp32 images [B, C, H, W] -> logits [B, K]."""
     try:
         return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except RuntimeError as error:  # weights that do not fit
         line = str(error).strip().splitlines()[-1].strip(" \t.")
-        raise ModelError(f"--format timm: timm builds another model from its arguments: {line}; {WAY_OUT}") from None
+        raise ModelError(f"--format timm: timm builds another model from its arguments: {line}; {ADVICE}") from None
 
 
 def _why_not(model: TimmModule) -> str | None:
-    """Why timm's constructor cannot build the model."""
+    """Reason that timm's constructor cannot build the model, or None."""
     if dense_mix(model) is not None:
         return "plain timm knows no dense attention"
     plan = plan_of(model)
@@ -83,11 +83,12 @@ def _why_not(model: TimmModule) -> str | None:
             return f"{_some(gone)} lost the whole {part.branch}, which plain timm gives every block"
         if not part.in_timm and plan.kept_of(name) < plan.total_of(name):
             return f"its blocks lost {part.units}, and plain timm has no argument for their number"
-    found = _constructor_arguments(model)
-    return found if isinstance(found, str) else _uneven(attention_blocks(model))
+    arguments = _constructor_arguments(model)
+    return arguments if isinstance(arguments, str) else _uneven(attention_blocks(model))
 
 
 def _uneven(blocks: Sequence[AttentionBlock]) -> str | None:
+    """Blocks of one stage with different widths, in words, or None."""
     for units, count in (("heads", lambda b: b.attn.num_heads), ("neurons", _hidden_features)):
         for stage in sorted({b.stage for b in blocks}):
             first, *others = [b for b in blocks if b.stage == stage]
@@ -98,7 +99,7 @@ def _uneven(blocks: Sequence[AttentionBlock]) -> str | None:
 
 
 def _constructor_arguments(model: TimmModule) -> dict[str, Any] | str:
-    """The heads and neurons that are left, as arguments of timm's constructor, or why it has none."""
+    """Arguments of timm's constructor for the kept heads and neurons, or the reason that there are none."""
     plan = plan_of(model)
     neurons_cut = plan.kept_neurons < plan.neurons
     return family_of(model).timm_arguments(
@@ -110,12 +111,12 @@ def _constructor_arguments(model: TimmModule) -> dict[str, Any] | str:
 
 
 def _hidden_features(block: AttentionBlock) -> int:
-    """timm's hidden_features: the outputs of the MLP's first layer; 0 where no neuron can be cut."""
+    """timm's hidden_features: outputs of the MLP's first layer; 0 for an MLP that cannot be cut."""
     return input_layers(block.mlp)[0][0].out_features if MLP.count(block) else 0
 
 
 def _mlp_ratio(block: AttentionBlock) -> float:
-    """A ratio that gives the hidden features again, although timm cuts decimals off."""
+    """The mlp_ratio from which timm, which truncates, computes the same hidden features."""
     hidden, width = _hidden_features(block), block.block.norm2.weight.numel()
     return hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
 

@@ -1,1 +1,1 @@
-"""Reading from the Hugging Face Hub."""
+"""Models on the Hugging Face Hub: names, listing, fetching."""

@@ -1,4 +1,4 @@
-"""Errors of huggingface_hub as one line each, and its progress bars only on a terminal. No torch."""
+"""Errors of huggingface_hub turned into one line, and its progress bars limited to terminals. No torch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2")
 
 
 class Unreachable(ModelError):
-    """The Hub cannot be reached: no network, offline mode, or trouble of its own."""
+    """The Hub cannot be reached: no network, offline mode, or a server error."""
 
 
 @contextmanager
 def hub_errors(name: str) -> Iterator[None]:
-    """Turn errors of huggingface_hub into one line about the repository `name`; other errors pass through."""
+    """Turn errors of huggingface_hub in the block into a `ModelError` about the repository `name`."""
     from huggingface_hub import errors
 
     try:
@@ -36,49 +36,47 @@ def hub_errors(name: str) -> Iterator[None]:
             f"{name}: the Hub is not asked in offline mode (HF_HUB_OFFLINE=1); unset that to ask it"
         ) from None
     except errors.HfHubHTTPError as error:
-        raise _refused(name, error) from None
+        raise _http_error(name, error) from None
     except Exception as error:
-        if (answer := _behind(error, errors.HfHubHTTPError)) is not None:
-            raise _refused(name, answer) from None
-        if (cause := _network_error(error)) is not None:
-            raise Unreachable(f"{name}: the Hub cannot be reached ({cause}); check the network") from None
-        if isinstance(error, OSError):  # the cache's disk
-            raise ModelError(
-                f"{name}: {line_of(error)}; look at the folder that HF_HOME names, or name another"
-            ) from None
+        if (http_error := _cause(error, errors.HfHubHTTPError)) is not None:
+            raise _http_error(name, http_error) from None
+        if (kind := _network_error(error)) is not None:
+            raise Unreachable(f"{name}: the Hub cannot be reached ({kind}); check the network") from None
+        if isinstance(error, OSError):  # of the cache folder
+            raise ModelError(f"{name}: {line_of(error)}; check the cache folder HF_HOME, or set another") from None
         raise
 
 
-def _refused(name: str, error: Exception) -> ModelError:
-    """The error for an answer of the Hub that is no success."""
+def _http_error(name: str, error: Exception) -> ModelError:
+    """The error for an HTTP error status of the Hub."""
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     if status == 401:
-        return ModelError(f"{name}: the Hub does not know your token (401); log in anew: {LOGIN} to a valid one")
+        return ModelError(f"{name}: the Hub does not know your token (401); log in again: {LOGIN} to a valid one")
     if status == 403:
-        return ModelError(f"{name}: your token may not do that (403); use one that may write here: {LOGIN}")
+        return ModelError(f"{name}: your token lacks permission (403); use one with write access: {LOGIN}")
     if status == 412:
-        return ModelError(f"{name}: was changed by somebody else in the meantime (412); look at it, and push again")
+        return ModelError(f"{name}: somebody else changed it in the meantime (412); look at it, and push again")
     if status is not None and status >= 500:
-        return Unreachable(f"{name}: the Hub has trouble ({status}); try again later")
+        return Unreachable(f"{name}: the Hub has a server error ({status}); try again later")
     return ModelError(f"{name}: the Hub refused: {line_of(error)}")
 
 
 def line_of(error: Exception) -> str:
-    """Return the first line of an error that is not blank."""
+    """Return the first non-blank line of an error."""
     lines = [" ".join(text.split()) for text in str(error).splitlines() if text.strip()]
     return (lines or [type(error).__name__])[0][:300]
 
 
-def _behind(error: BaseException | None, kind: type[Exception]) -> Exception | None:
-    """The first error of a kind among the causes of this one."""
+def _cause(error: BaseException | None, kind: type[Exception]) -> Exception | None:
+    """The first error of type `kind` in the chain of causes, starting with the error itself."""
     while error is not None and not isinstance(error, kind):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _network_error(error: BaseException | None) -> str | None:
-    """The name of the network error that is this one or among its causes."""
+    """Class name of the first network error in the chain of causes, starting with the error itself."""
     from huggingface_hub import errors
 
     while error is not None:
@@ -92,15 +90,17 @@ def _network_error(error: BaseException | None) -> str | None:
 
 @contextmanager
 def bars() -> Iterator[None]:
-    """Switch the progress bars of huggingface_hub off unless stderr is a terminal."""
+    """Disable the progress bars of huggingface_hub in the block unless stderr is a terminal."""
     from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    hides = not (sys.stderr.isatty() or are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False)
-    if hides:
+    disables = not (
+        sys.stderr.isatty() or are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False
+    )
+    if disables:
         disable_progress_bars()
     try:
         yield
     finally:
-        if hides:
+        if disables:
             enable_progress_bars()

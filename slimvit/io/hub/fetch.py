@@ -1,7 +1,7 @@
-"""List repositories on the Hugging Face Hub, and fetch named files of bounded size. No torch.
+"""Lists repositories on the Hugging Face Hub and fetches files by name, up to a given size. No torch.
 
-huggingface_hub fetches files by their exact names into its own cache, after their sizes are checked. A commit never
-changes, so its files in the cache are used without asking the Hub again.
+Sizes are checked first, then huggingface_hub fetches the files into its own cache. A commit never changes, so its
+cached files are used without asking the Hub again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from slimvit.utils.errors import ModelError
 from slimvit.utils.progress import log
 
 TIMEOUT = 30
-"""Seconds to wait for an answer about a repository."""
+"""Timeout in seconds of a request about a repository."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class Listing:
     """A repository at one commit."""
 
     name: HubName
-    """The repository's name with the commit as revision."""
+    """Name of the repository, with the commit as revision."""
     sizes: Mapping[str, int | None] | None
-    """Path in the repository -> bytes; None where the Hub was not asked."""
+    """Sizes in bytes by path in the repository; None if the Hub was not asked."""
 
     def has(self, file: str) -> bool:
-        """Return whether a file lies in the model's folder, as far as is known."""
+        """Return whether the model's folder, or the cache if the Hub was not asked, holds a file."""
         if self.sizes is None:
             return cached(self.name, file) is not None
         return self.name.path(file) in self.sizes
@@ -39,7 +39,7 @@ def listing(name: HubName) -> Listing:
     """Ask the Hub for the files of a repository.
 
     Raises:
-        ModelError: There is no such repository, or it may not be read.
+        ModelError: The repository does not exist, or may not be read.
         Unreachable: The Hub cannot be reached.
     """
     from huggingface_hub import HfApi
@@ -48,22 +48,22 @@ def listing(name: HubName) -> Listing:
         info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True, timeout=TIMEOUT)
     pinned = name.at(str(info.sha))
     if not pinned.is_pinned:
-        raise ModelError(f"{name}: the Hub names no commit for it, so it cannot be fetched")
+        raise ModelError(f"{name}: the Hub reports no commit for it, so it cannot be fetched")
     return Listing(pinned, {sibling.rfilename: sibling.size for sibling in info.siblings or ()})
 
 
 def cached(name: HubName, file: str) -> Path | None:
-    """Return a file of the name's revision in the cache; None where it is not there."""
+    """Return the path of a cached file of the name's revision, or None."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name.repo, name.path(file), revision=name.revision)
-    return Path(found) if isinstance(found, str) else None
+    path = try_to_load_from_cache(name.repo, name.path(file), revision=name.revision)
+    return Path(path) if isinstance(path, str) else None
 
 
 def find(name: HubName, files: Sequence[str]) -> tuple[Listing, str]:
-    """Find the commit that a name means now, and the first of `files` in it.
+    """Resolve a name to its present commit, and find the first of `files` in it.
 
-    Without a network, the commit that was fetched under this name before is used, with a line on stderr.
+    Without a network, the commit last fetched under this name is used, with a line on stderr.
 
     Raises:
         ModelError: The repository holds none of the files.
@@ -71,48 +71,50 @@ def find(name: HubName, files: Sequence[str]) -> tuple[Listing, str]:
     if name.is_pinned and cached(name, files[0]) is not None:
         return Listing(name, None), files[0]
     try:
-        found = listing(name)
+        repository = listing(name)
     except Unreachable as error:
         for file in files:
             if (path := cached(name, file)) is not None:
                 pinned = name.at(_commit(path, name, file))
-                log(f"{error}; taking what was fetched before: {pinned}")
+                log(f"{error}; using the files fetched earlier: {pinned}")
                 return Listing(pinned, None), file
-        raise Unreachable(f"{error}; nothing was fetched of it before") from None
+        raise Unreachable(f"{error}; no earlier fetch of it is cached") from None
     for file in files:
-        if found.has(file):
-            return found, file
-    raise ModelError(f"{name}: holds no {' and no '.join(files)}, so it is neither a model of slimvit nor of timm")
+        if repository.has(file):
+            return repository, file
+    raise ModelError(f"{name}: holds no {' and no '.join(files)}, so it is no model of slimvit or timm")
 
 
-def fetch(found: Listing, files: Mapping[str, int], revision: str | None = None) -> Path:
+def fetch(repository: Listing, files: Mapping[str, int], revision: str | None = None) -> Path:
     """Fetch files of a model into the cache.
 
     Args:
-        found: The repository at one commit.
-        files: File name -> most bytes it may have.
-        revision: The branch or tag that led to the commit, which the cache stores for use without a network.
+        repository: The repository at one commit.
+        files: Largest allowed sizes in bytes, by file name.
+        revision: Branch or tag of the commit, which the cache stores for use without a network.
 
     Returns:
-        The folder with the files, a snapshot of links into the cache.
+        The cache's snapshot folder with the files.
 
     Raises:
-        ModelError: A file is missing or too large; nothing is fetched then.
+        ModelError: A file is missing or too large. Nothing is fetched then.
     """
-    name = found.name
-    there = {file: cached(name, file) for file in files}
-    if any(path is None for path in there.values()):
-        sizes = found.sizes if found.sizes is not None else listing(name).sizes
+    name = repository.name
+    paths = {file: cached(name, file) for file in files}
+    if any(path is None for path in paths.values()):
+        sizes = repository.sizes if repository.sizes is not None else listing(name).sizes
         assert sizes is not None
         _check_sizes(name, files, sizes)
         _download(name, list(files), revision)
-        there = {file: cached(name, file) for file in files}
+        paths = {file: cached(name, file) for file in files}
     for file, most in files.items():
-        path = there[file]
+        path = paths[file]
         if path is None:
-            raise ModelError(f"{name}: changed while {file} was fetched; try again, or name a commit after the @")
+            raise ModelError(
+                f"{name}: the repository changed while {file} was fetched; try again, or name a commit after the @"
+            )
         if path.stat().st_size > most:
-            raise ModelError(f"{name}: {file} has {path.stat().st_size:,} bytes, at most {most:,} are taken")
+            raise ModelError(f"{name}: {file} has {path.stat().st_size:,} bytes, more than the {most:,} allowed")
         folder = path.parent
     return folder
 
@@ -124,7 +126,7 @@ def _check_sizes(name: HubName, files: Mapping[str, int], sizes: Mapping[str, in
         size = sizes[name.path(file)]
         if size is None or size > most:
             count = "an unknown number of" if size is None else f"{size:,}"
-            raise ModelError(f"{name}: {file} has {count} bytes, at most {most:,} are taken; nothing was fetched")
+            raise ModelError(f"{name}: {file} has {count} bytes, more than the {most:,} allowed; nothing was fetched")
 
 
 def _download(name: HubName, files: Sequence[str], revision: str | None) -> None:
@@ -139,5 +141,5 @@ def _download(name: HubName, files: Sequence[str], revision: str | None) -> None
 
 
 def _commit(path: Path, name: HubName, file: str) -> str:
-    """The commit of a cached file, which is the name of its snapshot."""
+    """The commit of a cached file: the name of its snapshot folder."""
     return path.parents[name.path(file).count("/")].name

@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face Hub, `hf-hub:user/name@revision`. No torch, no network."""
+"""Model names on the Hugging Face Hub: `hf-hub:user/name[@revision]`. No torch, no network."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from slimvit.utils.errors import ModelError
 
 PREFIX = "hf-hub:"
 FOLDERS = ("best", "original")
-"""Folders of a repository with further models, which `slimvit push --include` uploads."""
+"""Folders of further models that `slimvit push --include` uploads."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"[\w./-]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True)
 class HubName:
-    """A model repository, a folder in it (empty for its top), and a revision (None for the main branch)."""
+    """A model repository, a folder in it (empty for the root), and a revision (None for the main branch)."""
 
     repo: str
     folder: str = ""
@@ -29,16 +29,16 @@ class HubName:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit, so that the name always means the same model."""
+        """Whether the revision is a commit. A pinned name always means the same model."""
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
     @property
     def branch(self) -> str | None:
-        """The branch or tag under which the cache stores the commit; None where the revision is a commit."""
+        """Branch or tag under which the cache stores the commit; None if the revision is a commit."""
         return None if self.is_pinned else self.revision or "main"
 
     def at(self, revision: str) -> HubName:
-        """Return the same place at another revision."""
+        """Return the name with another revision."""
         return replace(self, revision=revision)
 
     def path(self, file: str) -> str:
@@ -47,15 +47,15 @@ class HubName:
 
 
 def is_hub_name(name: str | Path) -> bool:
-    """Return whether a name begins with `hf-hub:`."""
+    """Return whether a name starts with `hf-hub:`."""
     return str(name).startswith(PREFIX)
 
 
 def hub_name(name: str | Path) -> HubName:
-    """Parse a name that begins with `hf-hub:`.
+    """Parse a name of the form `hf-hub:user/name[@revision]`.
 
     Raises:
-        ModelError: The name does not have the form `hf-hub:user/name[@revision]`.
+        ModelError: The name has another form.
     """
     place, at, revision = str(name).removeprefix(PREFIX).partition("@")
     parts = place.split("/")
@@ -63,19 +63,21 @@ def hub_name(name: str | Path) -> HubName:
     try:
         check_repo("/".join(parts))
     except ValueError as error:
-        raise ModelError(f"{name}: {error}; a model on the Hub is named {PREFIX}user/name[@revision]") from None
+        raise ModelError(f"{name}: {error}; Hub models have names of the form {PREFIX}user/name[@revision]") from None
     if at and not is_revision(revision):
-        raise ModelError(f"{name}: {revision!r} is no branch, tag or commit; name one after the @, or leave both out")
+        raise ModelError(
+            f"{name}: {revision!r} cannot be a branch, tag or commit; give one after the @, or leave both out"
+        )
     return HubName("/".join(parts), folder, revision or None)
 
 
 def is_revision(text: str) -> bool:
-    """Return whether the text can be the name of a branch, tag or commit."""
+    """Return whether a text is a valid branch, tag or commit name."""
     return REVISION.fullmatch(text) is not None and ".." not in text
 
 
 def check_repo(repo: str) -> None:
-    """Raise `ValueError`, with the reason, for a text that cannot be the name of a repository."""
+    """Raise `ValueError` with the reason for an invalid repository name."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if repo.count("/") != 1 or not all(repo.split("/")):

@@ -1,1 +1,1 @@
-"""What a unit costs: one file a kind of budget."""
+"""Costs of units: one file per kind of budget."""

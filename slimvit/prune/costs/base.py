@@ -18,7 +18,7 @@ class Costs:
 
     unit: str
     rest: float
-    """Cost of everything that no cut changes."""
+    """Cost of the parts of the model that cannot be cut."""
     prices: Mapping[str, tuple[Price, ...]]
     """Prices by part, block by block."""
 
@@ -27,7 +27,7 @@ class Costs:
         return self.prices[part]
 
     def total(self, plan: SlimPlan) -> float:
-        """Return the cost of the model when it is cut to `plan`."""
+        """Return the cost of the model cut to `plan`."""
         return self.rest + sum(
             sum(price[i](len(block.of(part).kept)) for part, price in self.prices.items())
             for i, block in enumerate(plan.blocks)
@@ -35,7 +35,7 @@ class Costs:
 
 
 def costs_from(unit: str, total: float, plan: SlimPlan, prices: Mapping[str, tuple[Price, ...]]) -> Costs:
-    """Return the costs of a model.
+    """Return the costs of a model whose total is known; `rest` is what the parts leave over.
 
     Args:
         unit: Unit of the costs, such as `MACs`.

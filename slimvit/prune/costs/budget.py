@@ -22,16 +22,16 @@ class Checked:
     """The result of checking the finished model against its budget."""
 
     note: str
-    """One line for the terminal and the report."""
+    """Result in one line, for the terminal and the report."""
     figures: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Maps a column of the report to its figures for the original and for the finished model."""
+    """Figures of the original and the finished model, by column of the report."""
 
 
 class Budget(ABC):
-    """A kind of budget, such as MACs: prices the parts of a model.
+    """A kind of budget, such as MACs, with the prices of the parts of a model.
 
-    One file defines a subclass and registers one instance of it. Recipes (`target: {NAME: FRACTION}`), the command
-    line (`--target NAME=FRACTION`), the planner, the dry run and the check after the run then know it.
+    One file defines a subclass and registers one instance. Recipes then accept `target: {NAME: FRACTION}`, and the
+    command line `--target NAME=FRACTION`.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Budget(ABC):
     unit: str
     """Unit of the costs."""
     noun: str
-    """The counted quantity, as in "0.5 of the MACs"."""
+    """Name of the quantity, as in "0.5 of the MACs"."""
     figure: str | None = None
-    """Key of the costs before and after in a dry run; None where the dry run computes them anyway."""
+    """Key of the costs in a dry run's figures; None if the dry run has them anyway."""
     promise: str = "estimated"
-    """How the figures of a dry run are known: estimated, predicted."""
+    """Word after a dry run's figures: estimated, predicted for this device."""
 
     @property
     def option(self) -> str:
@@ -51,16 +51,16 @@ class Budget(ABC):
         return f"target-{self.name}"
 
     def prepare(self, original: nn.Module, section: PruneSection, engine: Engine | None, before: Any) -> Any:
-        """Measure what the prices depend on, with the same result in every process.
+        """Make the measurements for the prices. All processes must get the same result.
 
         Args:
             original: The model before any cut, on the device to measure.
             section: The prune section of the recipe.
             engine: The engine of the run; None for a single process.
-            before: The result of an earlier call in this run, perhaps for another model, or None.
+            before: The result of an earlier call in this run, possibly for another model, or None.
 
         Returns:
-            The measurements that `costs` takes; None where it needs none.
+            The measurements for `costs`; None if it needs none.
         """
         return None
 
@@ -70,23 +70,23 @@ class Budget(ABC):
 
         Args:
             model: The model to price.
-            original: The uncut model that `model` was cut from; it may be `model` itself.
+            original: The uncut model; it may be `model` itself.
             prepared: The result of `prepare`.
         """
 
     @abstractmethod
-    def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
+    def true_cost(self, finished: Callable[[], nn.Module], estimate: float) -> float:
         """Return the true cost of a cut model.
 
         Args:
-            finished: Cuts and returns the model.
-            promised: The cost of the model as the sum of its prices.
+            finished: Function that cuts and returns the model.
+            estimate: The sum of the prices.
         """
 
     def check(
         self, original: nn.Module, final: nn.Module, target: Target, section: PruneSection, engine: Engine
     ) -> Checked | None:
-        """Compare the final model of a run with its target; None where both are equal by construction."""
+        """Compare the final model of a run with its target; None if `true_cost` is exact."""
         return None
 
     def forecast(self, costs: Costs, before: SlimPlan, after: SlimPlan) -> dict[str, list[float]]:
@@ -96,7 +96,7 @@ class Budget(ABC):
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of budget, the fraction of the original's cost to reach, and the measurements for the prices."""
+    """A kind of budget, the fraction of the original's cost to reach, and the result of `prepare`."""
 
     budget: Budget
     fraction: float

@@ -1,4 +1,4 @@
-"""Budgets in milliseconds, from a latency table of attentions and MLPs that is measured once per device."""
+"""Budgets in milliseconds, from a latency table of attentions and MLPs measured once per device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from slimvit.utils.progress import log
 class Prepared:
     """A latency table and the path of its cache file."""
 
-    place: Path
+    path: Path
     table: LatencyTable
 
 
@@ -45,22 +45,22 @@ class Latency(Budget):
     figure, promise = "latency_ms", "predicted for this device"
 
     def prepare(self, original: nn.Module, section: PruneSection, engine: Engine | None, before: Any) -> Prepared:
-        """Measure in the main process and share the table, so that all processes make the same plan."""
-        place = _place(original, section.latency_batch)
-        if before is not None and before.place == place:
+        """Measure in the main process and send the table to all processes."""
+        path = _cache_path(original, section.latency_batch)
+        if before is not None and before.path == path:
             return before
-        own = latency_table(original, section.latency_batch) if engine is None or engine.is_main else None
-        table = own if engine is None else engine.broadcast(own)
+        measured = latency_table(original, section.latency_batch) if engine is None or engine.is_main else None
+        table = measured if engine is None else engine.broadcast(measured)
         assert table is not None
-        return Prepared(place, table)
+        return Prepared(path, table)
 
     def costs(self, model: nn.Module, original: nn.Module, prepared: Any) -> Costs:
-        """Return the costs of the original, which hold for the models cut from it."""
+        """Return the costs of the original; the prices of a cut model are the same."""
         return latency_costs(original, prepared.table)
 
-    def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
-        """Return the estimate: the time is measured after the run."""
-        return promised
+    def true_cost(self, finished: Callable[[], nn.Module], estimate: float) -> float:
+        """Return the estimate, since the time is measured after the run."""
+        return estimate
 
     def check(
         self, original: nn.Module, final: nn.Module, target: Target, section: PruneSection, engine: Engine
@@ -85,9 +85,9 @@ def latency_costs(model: nn.Module, table: LatencyTable) -> Costs:
 
 
 def latency_table(model: nn.Module, batch: int) -> LatencyTable:
-    """Return the times of attentions and MLPs by width, in milliseconds for a batch.
+    """Return the latency table of attentions and MLPs by width, in milliseconds per batch.
 
-    The table is measured once per machine and read from the user's cache folder afterwards.
+    It is measured once per device and later read from the user's cache folder.
 
     Args:
         model: The model, on the device and in the dtype to measure.
@@ -96,8 +96,8 @@ def latency_table(model: nn.Module, batch: int) -> LatencyTable:
     Raises:
         PlanError: The device has not enough memory, or the times are too short to measure.
     """
-    place = _place(model, batch)
-    return _stored(place, model) or _measured_and_kept(place, model, batch)
+    path = _cache_path(model, batch)
+    return _cached_table(path, model) or _measure_table(path, model, batch)
 
 
 def _price(table: LatencyTable, view: AttentionBlock, part: Part) -> Price:
@@ -105,25 +105,25 @@ def _price(table: LatencyTable, view: AttentionBlock, part: Part) -> Price:
     return (lambda kept: 0.0) if curve is None else read_off(curve)
 
 
-def _stored(place: Path, model: nn.Module) -> LatencyTable | None:
+def _cached_table(path: Path, model: nn.Module) -> LatencyTable | None:
     kinds = {b.kind for view in attention_blocks(model) for b in branches_of(view) if b.units}
-    table = read_table(place, kinds)
+    table = read_table(path, kinds)
     if table is not None:
-        log(f"times of attentions and MLPs: as measured {table.measured} ({place})")
+        log(f"latency table of attentions and MLPs: measured {table.measured} ({path})")
     return table
 
 
-def _measured_and_kept(place: Path, model: nn.Module, batch: int) -> LatencyTable:
+def _measure_table(path: Path, model: nn.Module, batch: int) -> LatencyTable:
     started, device = time.perf_counter(), device_words(device_of(model))
     log(f"timing attentions and MLPs of every width at batch {batch} on {device}")
     table = time_branches(model, batch)
-    kept = f"kept in {place}" if write_table(table, place) else f"{place} cannot be written, so they are not kept"
-    log(f"timed in {time.perf_counter() - started:.1f} s; {kept}")
+    cached = f"saved in {path}" if write_table(table, path) else f"not saved: {path} cannot be written"
+    log(f"timed in {time.perf_counter() - started:.1f} s; {cached}")
     return table
 
 
-def _place(model: nn.Module, batch: int) -> Path:
-    """The cache file, named by everything that the times depend on."""
+def _cache_path(model: nn.Module, batch: int) -> Path:
+    """The cache file, named after a hash of everything that the times depend on."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     blocks = [[(b.kind, b.units) for b in branches_of(view)] for view in attention_blocks(model)]
     facts: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""The kinds of branches in a model, each as blocks of several widths, for latency profiling.
+"""Width sweeps for latency profiling: every kind of branch in a model, as blocks of several widths.
 
-A branch is timed inside its block, whose other branch is removed. The time of the block without both is subtracted.
+A branch is timed inside its block, without the other branch. The time of the block without both is subtracted.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from slimvit.prune.surgery import pruned_block
 
 @dataclass(frozen=True)
 class TimedBranch:
-    """A branch of one block, as the latency table sees it."""
+    """A branch of one block in the latency table."""
 
     part: str
     kind: str
-    """Everything that its time depends on except the number of units."""
+    """Everything that the time depends on except the number of units."""
     units: int
-    """Number of units that can be removed; 0 where none can."""
+    """Number of removable units."""
 
 
 def branches_of(view: AttentionBlock) -> list[TimedBranch]:
@@ -32,7 +32,7 @@ def branches_of(view: AttentionBlock) -> list[TimedBranch]:
 
 @dataclass(frozen=True)
 class WidthSweep:
-    """One kind of branch and the widths to time it at."""
+    """One kind of branch, and the widths at which to time it."""
 
     kind: str
     part: str

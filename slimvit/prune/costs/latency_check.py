@@ -1,4 +1,4 @@
-"""Measure the latency of the finished model and compare it with the estimate of its plan."""
+"""Latency check: compares the measured latency of the finished model with the estimate of its plan."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from slimvit.utils.distributed import Engine
 ORIGINAL, FINAL = "original", "final"
 ROUNDS = 30
 MISSED = 0.1
-"""Largest relative difference from the estimate that the note leaves out."""
+"""Relative difference from the estimate above which the note mentions it."""
 
 
 def check_latency(
@@ -39,39 +39,39 @@ def check_latency(
     Returns:
         A note, and the times of both models in milliseconds.
     """
-    whole, promised = costs.total(plan_of(original)), costs.total(plan_of(final))
+    total, estimate = costs.total(plan_of(original)), costs.total(plan_of(final))
     times = engine.broadcast(_times(original, final, batch) if engine.is_main else None)
-    note = f"promised {promised:.3g} ms ({promised / whole:.2f} of the original's), "
+    note = f"estimated {estimate:.3g} ms ({estimate / total:.2f} of the original's), "
     figures: dict[str, tuple[float, float]] = {}
     if times is None:
         note += "not measured: the device has not enough memory"
     else:
         before, after = by_round(times[ORIGINAL]), by_round(times[FINAL])
         figures["latency_ms"] = (1000 * median(before), 1000 * median(after))
-        note += measured_words(promised / whole, 1000 * median(after), median_ratio(after, before))
+        note += measured_words(estimate / total, 1000 * median(after), median_ratio(after, before))
     if dense_mix(final) is not None and dense_mix(original) is None:
         note += "; the estimate leaves out dense attention, which was inserted after the cut"
     return Checked(f"{target} at batch {batch}: {note}", figures)
 
 
-def measured_words(promised: float, milliseconds: float, measured: Ratio) -> str:
-    """Return the measured time in words, and its difference from the estimate where it is large.
+def measured_words(estimate: float, milliseconds: float, measured: Ratio) -> str:
+    """Return the measured time in words, with its difference from the estimate if that is large.
 
     Args:
-        promised: Estimated share of the original's time.
+        estimate: Estimated share of the original's time.
         milliseconds: Measured time of the final model.
         measured: Measured share of the original's time.
     """
     interval = f"95 % interval {measured.low:.2f}-{measured.high:.2f}"
     words = f"measured {milliseconds:.3g} ms ({measured.middle:.2f}, {interval})"
-    off = measured.middle / promised - 1
-    if abs(off) <= MISSED:
+    error = measured.middle / estimate - 1
+    if abs(error) <= MISSED:
         return words
-    return f"{words}; the model is {abs(off):.0%} {'slower' if off > 0 else 'faster'} than promised"
+    return f"{words}; the model is {abs(error):.0%} {'slower' if error > 0 else 'faster'} than estimated"
 
 
 def _times(original: nn.Module, final: nn.Module, batch: int) -> Times | None:
-    """Times of both models; None where the device lacks the memory, which must not fail the run."""
+    """Times of both models; None if the device has not enough memory, which must not fail the run."""
     models = {ORIGINAL: original, FINAL: final}
     with evaluating(original), evaluating(final):
         timer = InterleavedTimer(models, {name: input_size_of(model) for name, model in models.items()})

@@ -1,4 +1,4 @@
-"""Latency profiling: time a model, the model without its branches, and blocks of several widths, interleaved."""
+"""Latency profiling: times a model, the model without its branches, and blocks of several widths, interleaved."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import track
 
 ROUNDS = (5, 20)
-"""Fewest and most rounds; within them, as many as fit into `SECONDS`."""
+"""Fewest and most rounds. Between these limits the rounds take `SECONDS`."""
 SECONDS = 120.0
 TURN = 0.02
-"""Shortest time that any branch is run in a round, in seconds.
+"""Shortest turn of a branch in a round, in seconds.
 
-Other work on the machine interrupts long passes more often than short ones. Turns of equal length are slowed alike, so
-that the curves keep their shape."""
+Other work on the machine slows turns of equal length alike, so the curves keep their shape."""
 FULL, PLAIN, BARE = "full", "plain", "bare"
 """The model, the model without dense attention, and the model without dense attention and branches."""
 
 
 def time_branches(model: nn.Module, batch: int) -> LatencyTable:
-    """Time a model, the model without its branches, and every kind of branch, all in the same rounds.
+    """Time a model, the model without its branches, and every kind of branch in the same rounds.
 
     Args:
         model: The model, on the device to measure.
@@ -82,15 +81,15 @@ def _times(models: Mapping[str, nn.Module], steps: Sequence[WidthSweep], batch: 
         calls |= {_named(step, w): partial(timed, step.block(w), stream, **more) for w in step.widths}
     took = {name: max(1e-6, warm_up(call)) for name, call in calls.items()}
     turns = {name: partial(_turn, call, ceil(TURN / took[name])) for name, call in calls.items()}
-    rounds = _rounds(sum(max(TURN, seconds) for seconds in took.values()))
-    found = interleaved(turns, track(range(rounds), "timing attentions and MLPs", unit="rounds"))
-    return {name: 1000 * median(by_round(times)) for name, times in found.items()}
+    count = _rounds(sum(max(TURN, seconds) for seconds in took.values()))
+    times = interleaved(turns, track(range(count), "timing attentions and MLPs", unit="rounds"))
+    return {name: 1000 * median(by_round(rounds)) for name, rounds in times.items()}
 
 
 def _rounds(seconds: float) -> int:
-    """Number of rounds, given the seconds that one takes."""
-    least, most = ROUNDS
-    return max(least, min(most, int(SECONDS / seconds)))
+    """Number of rounds, from the seconds of one."""
+    fewest, most = ROUNDS
+    return max(fewest, min(most, int(SECONDS / seconds)))
 
 
 def _turn(call: Callable[[], float], passes: int) -> float:
@@ -102,10 +101,10 @@ def _streams(
     plain: nn.Module, views: Sequence[AttentionBlock], images: Tensor
 ) -> dict[str, tuple[Tensor, dict[str, Any]]]:
     """Inputs of the blocks by name: the stream [B, ..., C] and the keyword arguments."""
-    found: dict[str, tuple[Tensor, dict[str, Any]]] = {}
+    inputs: dict[str, tuple[Tensor, dict[str, Any]]] = {}
     hooks = [
         view.block.register_forward_pre_hook(
-            lambda _, args, kwargs, name=view.name: found.update({name: (args[0], kwargs)}), with_kwargs=True
+            lambda _, args, kwargs, name=view.name: inputs.update({name: (args[0], kwargs)}), with_kwargs=True
         )
         for view in views
     ]
@@ -114,7 +113,7 @@ def _streams(
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return inputs
 
 
 def _named(step: WidthSweep, width: int) -> str:
@@ -124,10 +123,10 @@ def _named(step: WidthSweep, width: int) -> str:
 def _table(
     times: Mapping[str, float], steps: Sequence[WidthSweep], views: Sequence[AttentionBlock]
 ) -> LatencyTable | None:
-    """Rest and curves that add up to the full model; None where its branches took no time.
+    """The latency table, whose rest and curves add up to the full model; None if the branches took no time.
 
-    A branch that runs alone finds other caches and an idle device. The curves are therefore scaled, so that they add up
-    to the time that all branches take in the model. The mixing of dense attention is part of the rest.
+    Branches timed alone differ from branches in the model, which find other caches and a busy device. The curves are
+    therefore scaled to add up to the time of all branches in the model. The mixing of dense attention is in the rest.
     """
     curves = {s.kind: curve_of(s.widths, [times[_named(s, w)] for w in s.widths]) for s in steps}
     sizes = [(branch.kind, branch.units) for view in views for branch in branches_of(view)]

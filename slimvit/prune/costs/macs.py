@@ -29,7 +29,7 @@ class Macs(Budget):
     def costs(self, model: nn.Module, original: nn.Module, prepared: Any) -> Costs:
         return macs_costs(model, count_macs(model).total)
 
-    def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
+    def true_cost(self, finished: Callable[[], nn.Module], estimate: float) -> float:
         return count_macs(finished()).total
 
 

@@ -29,7 +29,7 @@ class Params(Budget):
     def costs(self, model: nn.Module, original: nn.Module, prepared: Any) -> Costs:
         return params_costs(model)
 
-    def true_cost(self, finished: Callable[[], nn.Module], promised: float) -> float:
+    def true_cost(self, finished: Callable[[], nn.Module], estimate: float) -> float:
         return count_params(finished())
 
 

@@ -18,13 +18,13 @@ __all__ = ["BUDGETS", "BUILT_IN", "target_of"]
 def target_of(
     section: PruneSection, original: nn.Module, engine: Engine | None = None, before: Target | None = None
 ) -> Target | None:
-    """Return the target of a recipe with the measurements for its prices; None without a target.
+    """Return the target of a recipe, with the measurements for its prices; None without a target.
 
     Args:
         section: The prune section of the recipe.
         original: The model before any cut, on the device to measure.
         engine: The engine of the run; None for a single process.
-        before: The result of an earlier call in this run, whose measurements are used again where they fit.
+        before: The result of an earlier call in this run, to reuse its measurements if they fit.
     """
     if section.budget is None:
         return None

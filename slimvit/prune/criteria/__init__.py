@@ -1,1 +1,1 @@
-"""Scores of units: one file a criterion."""
+"""Criteria that score units: one file each."""

@@ -1,4 +1,4 @@
-"""The type of a criterion, and the decorator that registers one."""
+"""The type of criteria, and the decorator that registers them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ AnyFunction = TypeVar("AnyFunction", bound=ScoreFunction)
 
 @dataclass(frozen=True)
 class Criterion:
-    """A name and the function that scores units: `model, batches -> scores by part`.
+    """A named function that scores units: `model, batches -> scores by part`.
 
-    The function may also take `seed` (an int) and `parts` (the names of the parts to score), by name.
+    The function may have the further parameters `seed` (an int) and `parts` (names of the parts to score).
     """
 
     name: str
@@ -32,9 +32,9 @@ class Criterion:
     """Whether the function reads the images, not weights alone."""
 
     def __call__(self, model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
-        taken = inspect.signature(self.function).parameters
-        more = {"seed": seed, "parts": parts}
-        return self.function(model, batches, **{name: value for name, value in more.items() if name in taken})
+        parameters = inspect.signature(self.function).parameters
+        optional = {"seed": seed, "parts": parts}
+        return self.function(model, batches, **{name: v for name, v in optional.items() if name in parameters})
 
 
 CRITERIA: dict[str, Criterion] = {}

@@ -21,9 +21,9 @@ def magnitude(model: TimmModule, batches: Batches, parts: tuple[str, ...]) -> Sc
 
 @criterion("random", needs_images=False)
 def random(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
-    """Draw a uniform number per unit, scaled by its MACs relative to a unit of the first part.
+    """Draw a uniform number per unit, times its MACs relative to those of a unit of the first part.
 
-    The scale makes a search in MACs remove all parts at the same rate.
+    With this factor, a budget in MACs removes all parts at the same rate.
     """
     generator = torch.Generator().manual_seed(seed)
     first = PARTS[parts[0]]

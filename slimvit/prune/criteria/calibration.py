@@ -1,4 +1,4 @@
-"""Forward and backward pass of the calibration images, for the statistics that criteria are computed from."""
+"""Calibration: forward and backward passes that collect the statistics of the criteria."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Statistics = TypeVar("Statistics", covariant=True)
 
 
 class Sums(Protocol[Statistics]):
-    """Running statistics of one branch over the batches, see statistics.py."""
+    """Running statistics of one branch over the batches; statistics.py implements them."""
 
     def add(self, z: Tensor, grad: Tensor, weight: Tensor, units: int) -> None:
         """Add the statistics of one batch.
@@ -36,7 +36,7 @@ class Sums(Protocol[Statistics]):
             z: Inputs of the branch's last layer [B, N, k].
             grad: Gradients of the loss with respect to its outputs [B, N, C].
             weight: Weights of the layer [C, k].
-            units: Number of units that share the k inputs.
+            units: Number of units among the k inputs.
         """
 
     def mean(self) -> Statistics:
@@ -45,7 +45,7 @@ class Sums(Protocol[Statistics]):
 
 @dataclass
 class _Branch(Generic[Statistics]):
-    """One branch during the pass."""
+    """One branch during the passes."""
 
     out: nn.Linear
     units: int
@@ -65,23 +65,23 @@ def observe(
     seed: int = 0,
     parts: Sequence[str] | None = None,
 ) -> dict[str, list[Statistics]]:
-    """Collect statistics of every block from one forward and backward pass.
+    """Collect statistics of every block from a forward and backward pass over the images.
 
     Args:
         model: The model, left unchanged.
         batches: Calibration images [B, C, H, W] with labels [B].
-        loss: `labels` is the cross-entropy with the given labels. `signs` samples the Fisher information of the
-            model's predictions and needs no labels. `features` samples the Gauss-Newton matrix of the features before
-            the classifier and needs no classifier.
-        sums: Makes the running statistics of one branch: `GateSums` or `MomentSums`.
+        loss: `labels`: cross-entropy with the given labels. `signs`: samples the Fisher information of the model's
+            predictions, without labels. `features`: samples the Gauss-Newton matrix of the features before the
+            classifier, without a classifier.
+        sums: Class of the running statistics: `GateSums` or `MomentSums`.
         seed: Seed of the samples.
-        parts: Parts to observe; by default those that every block has.
+        parts: Parts to observe; by default the heads.
 
     Returns:
         Statistics by part, block by block.
 
     Raises:
-        DataError: There are no images, or no labels where `loss` needs them.
+        DataError: There are no images, or labels are missing that `loss` needs.
         PlanError: A part has no last layer to observe.
     """
     blocks = attention_blocks(model)
@@ -89,50 +89,49 @@ def observe(
     branches = {part: [_branch(block, PARTS[part], sums()) for block in blocks] for part in parts}
     device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
-    seen = 0
+    images_seen = 0
     with ExitStack() as stack:
         stack.enter_context(_frozen_eval(model))
         stack.enter_context(torch.enable_grad())
-        for watched in branches.values():
-            for block, branch in zip(blocks, watched, strict=True):
+        for observed in branches.values():
+            for block, branch in zip(blocks, observed, strict=True):
                 stack.enter_context(_watch(block.block, branch))
-        at_once = None
+        chunk = None
         for images, labels in track(batches, f"scoring {' and '.join(parts)}"):
-            at_once = at_once or _at_once(model, images[:1].to(device), labels[:1], loss)
-            for x, y in zip(images.split(at_once), labels.split(at_once), strict=True):
+            chunk = chunk or _images_at_once(model, images[:1].to(device), labels[:1], loss)
+            for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
                 batch_loss(model, x.to(device), y, loss, generator).backward()
-            seen += len(images)
-    if seen == 0:
+            images_seen += len(images)
+    if images_seen == 0:
         raise DataError(NO_IMAGES)
-    return {part: [branch.sums.mean() for branch in watched] for part, watched in branches.items()}
+    return {part: [branch.sums.mean() for branch in observed] for part, observed in branches.items()}
 
 
-def _at_once(model: nn.Module, image: Tensor, label: Tensor, loss: str) -> int:
-    """Number of images whose backward pass fits into the memory."""
+def _images_at_once(model: nn.Module, image: Tensor, label: Tensor, loss: str) -> int:
+    """Number of images whose backward pass fits into memory."""
     return images_at_once(lambda: batch_loss(model, image, label, loss, torch.Generator()), image.device)
 
 
 def _branch(block: AttentionBlock, part: Part, sums: Sums[Statistics]) -> _Branch[Statistics]:
     out = part.out(block)
     if out is None:
-        raise PlanError(f"{part.name}: has no last layer to observe; score it with a criterion of its own")
+        raise PlanError(f"{part.name}: has no last layer to observe; score it with its own criterion")
     return _Branch(out, part.count(block), part.to_stream(block), sums)
 
 
 def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     """Compute the loss as a sum over images, so that the gradients of an image do not depend on the others.
 
-    The loss `signs` is the sum over classes c of s_c sqrt(p_c) log p_c. The predictions p are held fixed under the
-    root, and s_c is 1 or -1 at random. The mean square of its gradient is the Fisher information, as it is for labels
-    drawn from p. Its variance is lower: for confident predictions, drawn labels give almost no gradient, rarely a
-    large one.
+    The loss `signs` is the sum over classes c of s_c sqrt(p_c) log p_c, with random signs s_c and no gradient through
+    the root. The mean square of its gradient is the Fisher information. Labels drawn from p have the same mean with a
+    higher variance: for confident predictions, almost all draws give a tiny gradient and a few a large one.
 
     Args:
         model: A model with or without a classifier.
         images: [B, C, H, W].
-        labels: [B]; -1 where there is none.
+        labels: [B]; -1 for images without a label.
         kind: `labels`, `signs` or `features`, see `observe`.
-        generator: Draws signs and directions.
+        generator: Source of the random signs and directions.
 
     Returns:
         A scalar [].
@@ -153,16 +152,16 @@ def batch_loss(model: TimmModule, images: Tensor, labels: Tensor, kind: str, gen
 
 @contextmanager
 def _frozen_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients of the weights inside; the flags are restored afterwards."""
+    """Set eval mode and freeze the weights in the block; restore both afterwards."""
     training = [m for m in model.modules() if m.training]
-    wanted = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     model.eval()
-    for p in wanted:
+    for p in trainable:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p in wanted:
+        for p in trainable:
             p.requires_grad_(True)
         for m in training:
             m.training = True
@@ -177,7 +176,7 @@ def _watch(block: nn.Module, branch: _Branch[Statistics]) -> Iterator[None]:
 
     def forward(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         branch.features = args[0].detach()
-        if not output.requires_grad:  # in the first block: no layer before it has gradients
+        if not output.requires_grad:  # in the first block, since no layer before it has gradients
             output = output.requires_grad_()
         output.register_hook(lambda grad: _add(branch, grad))
         return output
@@ -191,7 +190,7 @@ def _watch(block: nn.Module, branch: _Branch[Statistics]) -> Iterator[None]:
 
 
 def _add(branch: _Branch[Statistics], grad: Tensor) -> None:
-    """Add a batch: `grad` [..., C] belongs to the outputs of the layer whose inputs [..., k] are in `branch`."""
+    """Add a batch: gradients `grad` [..., C] of the layer's outputs, with its inputs [..., k] in `branch.features`."""
     z, branch.features = branch.features, None
     assert z is not None
     # [B, N, k] and [B, N, C]: one row per image and one column per token, without windows and padding
@@ -200,14 +199,14 @@ def _add(branch: _Branch[Statistics], grad: Tensor) -> None:
 
 
 def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) -> int:
-    """Return how many images fit into one backward pass, using half of the free memory of `device`.
+    """Return the number of images whose backward pass fits into half of the free memory of `device`.
 
     Args:
-        forward: Computes the loss [] of one image.
+        forward: Function that computes the loss [] of one image.
         device: The device of the model.
 
     Returns:
-        At least 1; 2^31 where the free memory is not known.
+        At least 1; 2^31 if the free memory is unknown.
     """
     free = free_bytes(device)
     if free is None:
@@ -216,16 +215,16 @@ def images_at_once(forward: Callable[[], torch.Tensor], device: torch.device) ->
 
 
 def _saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes that a forward pass keeps for its backward pass, except weights and other leaves."""
-    seen: dict[int, int] = {}
+    """Bytes that autograd saves in a forward pass, without weights and other leaves."""
+    sizes: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_leaf or tensor.requires_grad:
             storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = forward()  # alive until the count is done, since a freed address may be used again
+        loss = forward()  # kept alive, since a freed address may be used again
     del loss
-    return sum(seen.values())
+    return sum(sizes.values())

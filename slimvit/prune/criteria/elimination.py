@@ -1,9 +1,9 @@
-"""Greedy order in which to remove the units of a branch when the remaining ones are refitted.
+"""Greedy elimination of the units of a branch, with a refit of the remaining units after each removal.
 
-Optimal brain surgeon (Hassibi and Stork, 1993) with heads or neurons in place of single weights. The layer has the
-weight `weight` Wo [k, C]. Its inputs have the second moments `covariance` S [k, k]. The loss weighs errors of its
-outputs by `metric` F [C, C]. For kept units K let M = S_KK^-1, and let W = M S_K: Wo be the refitted weights. Removing
-unit h raises the error trace(F E^T E) by trace(F W_h^T (M_hh)^-1 W_h). M and W are then updated.
+Optimal brain surgeon (Hassibi and Stork, 1993) with heads or neurons in place of single weights. Wo [k, C] is the
+weight of the branch's last layer, S [k, k] the second moments of its inputs (`covariance`), and F [C, C] the weighting
+of output errors in the loss (`metric`). For kept units K let M = S_KK^-1, and let W = M S_K: Wo be the refitted
+weights. Removing unit h raises the error trace(F E^T E) by trace(F W_h^T (M_hh)^-1 W_h). M and W are then updated.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 DAMPING = 0.01
 """Added to the covariance's diagonal before its inversion, in units of its mean."""
 AT_ONCE = 64
-"""Single channels removed between two updates of the inverse."""
+"""Single channels removed per update of the inverse."""
 COMPACT = 0.75
 """Share of remaining units below which the removed ones are deleted from the matrices."""
 
 
 def damped(covariance: Tensor) -> Tensor:
-    """Return the matrix [k, k] in float64 with `DAMPING` on its diagonal, so that it can be inverted."""
+    """Return the matrix [k, k] in float64, invertible by `DAMPING` on its diagonal."""
     damping = DAMPING * covariance.diagonal().mean().clamp_min(1e-12)
     return covariance.double() + damping * torch.eye(len(covariance), dtype=torch.float64)
 
@@ -28,12 +28,12 @@ def damped(covariance: Tensor) -> Tensor:
 def eliminate(
     covariance: Tensor, weight: Tensor, metric: Tensor, width: int
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Remove all units one by one, each time the one that raises the error least.
+    """Remove all units one by one, each time the one whose removal raises the error least.
 
     Args:
         covariance: Second moments of the layer's inputs [k, k], on the CPU.
         weight: Weight of the layer [k, C].
-        metric: Weight of its output errors in the loss [C, C].
+        metric: Weighting of output errors in the loss [C, C].
         width: Channels of one unit.
 
     Returns:
@@ -48,7 +48,7 @@ def eliminate(
 
 
 def _costs(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> Tensor:
-    """The rise of the error for each remaining unit if it is removed next, [units]."""
+    """Rise of the error when each remaining unit is removed next, [units]."""
     rows = weight.unflatten(0, (-1, width))
     return ((rows @ metric) * torch.linalg.solve(own_blocks(inverse, width), rows)).sum((1, 2))
 
@@ -59,6 +59,7 @@ def own_blocks(matrix: Tensor, width: int) -> Tensor:
 
 
 def _groups(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> tuple[list[int], list[float]]:
+    """Order and costs for units of `width` channels."""
     left = list(range(len(inverse) // width))
     order: list[int] = []
     costs: list[float] = []
@@ -75,19 +76,19 @@ def _groups(inverse: Tensor, weight: Tensor, metric: Tensor, width: int) -> tupl
 
 
 def _singles(inverse: Tensor, weight: Tensor, metric: Tensor) -> tuple[list[int], list[float]]:
-    """The same for units of one channel, of which a branch has thousands.
+    """Order and costs for units of one channel, of which a branch has thousands.
 
-    The cost of a unit needs only its diagonal entries of M and of G = W F W^T, so these two matrices [k, k] are kept.
+    The cost of a unit needs only diagonal entries of M and of G = W F W^T, so these two matrices [k, k] are updated.
     Let u = M_j / r with r^2 = M_jj. Removing unit j subtracts u u^T from M and u (w_j / r) from W. The removals of one
     round are collected as columns: U, P = W F V^T and Q = V F V^T, where V holds the removed rows w_j / r.
     """
     gram = weight @ metric @ weight.T
-    there, alive = torch.arange(len(inverse)), torch.ones(len(inverse), dtype=torch.bool)
+    ids, alive = torch.arange(len(inverse)), torch.ones(len(inverse), dtype=torch.bool)
     order: list[int] = []
     costs: list[float] = []
     while alive.any():
-        if alive.sum() < COMPACT * len(alive):  # a copy in every round would take longer than it saves
-            inverse, gram, there = inverse[alive][:, alive], gram[alive][:, alive], there[alive]
+        if alive.sum() < COMPACT * len(alive):  # compacting in every round would cost more than it saves
+            inverse, gram, ids = inverse[alive][:, alive], gram[alive][:, alive], ids[alive]
             alive = alive[alive]
         rounds = min(AT_ONCE, int(alive.sum()))
         u, p = (inverse.new_zeros(len(inverse), rounds) for _ in range(2))
@@ -105,7 +106,7 @@ def _singles(inverse: Tensor, weight: Tensor, metric: Tensor) -> tuple[list[int]
             diagonal = diagonal - column.square()
             u[:, i] = column
             alive[j] = False
-            order.append(int(there[j]))
+            order.append(int(ids[j]))
             costs.append(max(0.0, float(cost)))
         half = p - u @ q / 2
         inverse.addmm_(u, u.T, alpha=-1)

@@ -1,4 +1,4 @@
-"""Criteria `taylor` and `fisher`: gradients of the loss with respect to a factor m that scales a unit's output."""
+"""Criteria `taylor` and `fisher`: gradients of the loss with respect to a gate m, a factor of a unit's output."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from slimvit.prune.criteria.statistics import GateSums
 @criterion("taylor", needs_classifier=True)
 def taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
     """Mean over images of abs(dLoss/dm) (Michel, Levy and Neubig, NeurIPS 2019)."""
-    seen = observe(model, batches, "labels", GateSums, seed, parts)
-    return {part: [s.absolute for s in seen[part]] for part in parts}
+    gates = observe(model, batches, "labels", GateSums, seed, parts)
+    return {part: [g.absolute for g in gates[part]] for part in parts}
 
 
 @criterion("fisher", needs_classifier=True)
 def fisher(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
     """Mean over images of (dLoss/dm)^2 (Kwon et al., NeurIPS 2022)."""
-    seen = observe(model, batches, "labels", GateSums, seed, parts)
-    return {part: [s.square for s in seen[part]] for part in parts}
+    gates = observe(model, batches, "labels", GateSums, seed, parts)
+    return {part: [g.square for g in gates[part]] for part in parts}

@@ -45,25 +45,23 @@ def group_taylor(model: TimmModule, batches: Batches, seed: int, parts: tuple[st
 
 
 def _by_part(probe: nn.Module, kind: str, parts: tuple[str, ...]) -> ScoresByPart:
-    """Importances of all parts; `probe`, a copy of the model, is changed."""
-    found = {}
+    """Importances of all parts; changes `probe`, a copy of the model."""
+    scores = {}
     for name in parts:
         part = PARTS[name]
-        found[name] = [
+        scores[name] = [
             group_importance(part.coupled(view), kind) if part.count(view) else torch.zeros(0)
             for view in attention_blocks(probe)
         ]
-    return found
+    return scores
 
 
 def group_importance(coupled: Coupled, kind: str) -> Tensor:
     """Return Torch-Pruning's importance of each unit [units].
 
     Args:
-        coupled: The layer whose channels are the units, and the module in which the dependency graph collects the
-            weights coupled to them.
-        kind: `magnitude` (squared L2 norm) or `taylor` (abs(weight x gradient)). `taylor` needs the gradients of a
-            loss on the weights.
+        coupled: The layer with the units as channels, and the module for the dependency graph.
+        kind: `magnitude` (squared L2 norm) or `taylor` (abs(weight x gradient)). `taylor` needs weights with gradients.
     """
     importance = {
         "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
@@ -75,5 +73,5 @@ def group_importance(coupled: Coupled, kind: str) -> Tensor:
         graph = tp.DependencyGraph().build_dependency(coupled.module, example_inputs=example)
     prune = tp.prune_linear_out_channels if coupled.outputs else tp.prune_linear_in_channels
     channels = layer.out_features if coupled.outputs else layer.in_features
-    found = importance(graph.get_pruning_group(layer, prune, idxs=list(range(channels))))
-    return coupled.by_unit(found)
+    by_channel = importance(graph.get_pruning_group(layer, prune, idxs=list(range(channels))))
+    return coupled.by_unit(by_channel)

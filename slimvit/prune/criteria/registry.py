@@ -1,4 +1,4 @@
-"""The built-in criteria, and the scoring of a model by any criterion."""
+"""The built-in criteria, and `score_parts`, which scores a model by any criterion."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def score_parts(
     seed: int = 0,
     parts: Sequence[str] | None = None,
 ) -> Scores:
-    """Score the units of a model: the higher the score, the more the loss rises without the unit.
+    """Score the units of a model. A score estimates the rise of the loss when the unit is removed.
 
     Args:
         model: Any supported timm model, pruned or not. It is left unchanged.
-        batches: Calibration images [B, C, H, W] with labels [B] (-1 where there is none), from the training split.
+        batches: Calibration images [B, C, H, W] with labels [B] (-1 without a label), from the training split.
         criterion: Name of a criterion, or a function `model, batches -> scores by part` (one number per unit, block
             by block). `taylor`, `fisher` and `tp-taylor` need labels and a classifier.
         seed: Seed of the criterion's random numbers.
         parts: Parts to score, such as `("heads", "mlp")`; by default the heads.
 
     Raises:
-        PlanError: The criterion or a part is not known, or the scores of a function do not fit the model.
+        PlanError: The criterion or a part is unknown, or the scores of a function do not fit the model.
         ModelError: The model has no removable units of a part.
-        DataError: Labels, a classifier or images are missing that the criterion needs.
+        DataError: The criterion needs labels, a classifier or images that are missing.
     """
     check_unwrapped(model)
     names = tuple(part_of(name).name for name in parts or everywhere())
@@ -60,7 +60,7 @@ def score_parts(
 
 
 def criterion_of(criterion: str | ScoreFunction) -> Criterion:
-    """Return the criterion of a name, or one around a function; raises `PlanError` for an unknown name."""
+    """Return the criterion of a name, or of a function; raises `PlanError` for an unknown name."""
     if not isinstance(criterion, str):
         return Criterion(getattr(criterion, "__name__", "of your own"), criterion)
     try:
@@ -74,11 +74,11 @@ def criterion_of(criterion: str | ScoreFunction) -> Criterion:
 def _raw_scores(
     criterion: Criterion, model: TimmModule, batches: Batches, seed: int, names: tuple[str, ...]
 ) -> ScoresByPart:
-    """The criterion's scores. Parts without a last layer, which it cannot observe, score themselves."""
-    own = [name for name in names if PARTS[name].score is not None]
-    observed = tuple(name for name in names if name not in own)
+    """Scores of the criterion, and for parts without a last layer to observe, their own scores."""
+    self_scored = [name for name in names if PARTS[name].score is not None]
+    observed = tuple(name for name in names if name not in self_scored)
     scores = dict(criterion(model, batches, seed, observed)) if observed else {}
-    for name in own:
+    for name in self_scored:
         scores.setdefault(name, PARTS[name].score(model))  # type: ignore[misc]
     return scores
 
@@ -94,23 +94,23 @@ def _check_units(model: TimmModule, plan: SlimPlan, name: str) -> None:
             )
 
 
-def _checked(found: ScoresByPart, name: str, plan: SlimPlan, criterion: str) -> tuple[PartScores, ...]:
+def _checked(raw: ScoresByPart, name: str, plan: SlimPlan, criterion: str) -> tuple[PartScores, ...]:
     """The scores of a part, checked against the blocks and units of the model."""
-    if name not in found:
-        raise PlanError(f"criterion {criterion} gives no scores of {name}, only of {', '.join(found) or 'nothing'}")
-    if len(found[name]) != len(plan.blocks):
+    if name not in raw:
+        raise PlanError(f"criterion {criterion} gives no scores of {name}, only of {', '.join(raw) or 'nothing'}")
+    if len(raw[name]) != len(plan.blocks):
         raise PlanError(
-            f"criterion {criterion} scores {name} of {len(found[name])} blocks, but the model has {len(plan.blocks)}"
+            f"criterion {criterion} scores {name} of {len(raw[name])} blocks, but the model has {len(plan.blocks)}"
         )
-    scores = tuple(_part_scores(values) for values in found[name])
+    scores = tuple(_part_scores(values) for values in raw[name])
     for block, part_scores in zip(plan.blocks, scores, strict=True):
-        units, given = len(block.of(name).kept), part_scores.alone
-        if len(given) != units:
+        units, numbers = len(block.of(name).kept), part_scores.alone
+        if len(numbers) != units:
             raise PlanError(
-                f"criterion {criterion} gives {len(given)} scores of {name} in {block.name}, which has {units} "
+                f"criterion {criterion} gives {len(numbers)} scores of {name} in {block.name}, which has {units} "
                 f"{PARTS[name].units}; give one number per unit"
             )
-        if any(map(math.isnan, given)):
+        if any(map(math.isnan, numbers)):
             raise PlanError(f"criterion {criterion} gives {block.name} a score of {name} that is not a number")
     return scores
 

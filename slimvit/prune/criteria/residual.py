@@ -1,14 +1,14 @@
-"""Criterion `residual`: the rise of the loss when units are removed one by one and the remaining ones are refitted.
+"""Criterion `residual`: rise of the loss when units are removed one by one, with a refit of the remaining units.
 
 Let Wo [k, C] be the weight of the branch's last layer and S the covariance of its inputs z. With kept units K and
 removed units R, the refit sets the weight of K to Wo_K + S_KK^-1 S_KR Wo_R. The error of the branch is then z P, where
 P [k, C] is Wo_R in the rows of R and -S_KK^-1 S_KR Wo_R in the rows of K.
 
-To second order the loss rises by the mean over images of <P, A>^2 / 2, where A is an image's gradient of the weight.
-The factor 1/2 is left out. The second moment of A [kC, kC] is approximated by the Kronecker product of E[A A^T] and
-E[A^T A] over their trace. It is the best such product after one step of power iteration (Morwani et al., A New
-Perspective on Shampoo's Preconditioner, 2024). Moments per image include the correlation of errors between its tokens.
-Moments per token (K-FAC) would treat tokens as independent, with another factor of error in every block.
+To second order the loss rises by the mean over images of <P, A>^2 / 2, where A is an image's weight gradient. The
+factor 1/2 is left out. The second moment of A [kC, kC] is approximated by the Kronecker product of E[A A^T] and
+E[A^T A], divided by their trace: the best Kronecker product after one step of power iteration (Morwani et al., A New
+Perspective on Shampoo's Preconditioner, 2024). Moments per image include the correlation of errors between tokens,
+which moments per token (K-FAC) neglect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from slimvit.prune.criteria.scores import PartScores
 from slimvit.prune.criteria.statistics import BranchMoments, MomentSums
 
 MILESTONES = np.array([0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1])
-"""Shares of removed neurons at which the rise is computed; it is interpolated by the elimination's costs."""
+"""Shares of removed neurons at which the rise is computed. Between them the costs of the elimination interpolate."""
 TINY = np.finfo(np.float64).tiny
 Floats = npt.NDArray[np.float64]
 
@@ -40,39 +40,41 @@ Ranked = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
 
 @criterion("residual")
 def residual(model: TimmModule, batches: Batches, seed: int, parts: tuple[str, ...]) -> ScoresByPart:
-    """Estimate the rise of the loss after the refit, unit by unit."""
+    """Estimate the rise of the loss after cut and refit, unit by unit."""
     loss = "signs" if model.num_classes else "features"
-    seen = observe(model, batches, loss, MomentSums, seed, parts)
+    moments = observe(model, batches, loss, MomentSums, seed, parts)
     blocks = attention_blocks(model)
-    return {name: [_ranked(PARTS[name], view, s) for view, s in zip(blocks, seen[name], strict=True)] for name in parts}
+    return {
+        name: [_ranked(PARTS[name], view, m) for view, m in zip(blocks, moments[name], strict=True)] for name in parts
+    }
 
 
-def _ranked(part: Part, view: AttentionBlock, seen: BranchMoments) -> PartScores:
+def _ranked(part: Part, view: AttentionBlock, moments: BranchMoments) -> PartScores:
     out = part.out(view)
     assert out is not None
-    return PartScores(*rank(seen, out.weight.detach().cpu().T, part.width(view)))
+    return PartScores(*rank(moments, out.weight.detach().cpu().T, part.width(view)))
 
 
-def rank(seen: BranchMoments, weight: Tensor, width: int) -> Ranked:
+def rank(moments: BranchMoments, weight: Tensor, width: int) -> Ranked:
     """Return the order and costs of all units of one branch.
 
     Args:
-        seen: Moments of the branch.
+        moments: Moments of the branch.
         weight: Weight of its last layer Wo [k, C], on the CPU.
         width: Channels of one unit.
     """
     units = len(weight) // width
     if units == 0:
         return (), (), ()
-    inputs, weight = seen.inputs.double(), weight.double()
-    outputs = seen.outputs.double() / inputs.trace().clamp_min(TINY)
+    inputs, weight = moments.inputs.double(), weight.double()
+    outputs = moments.outputs.double() / inputs.trace().clamp_min(TINY)
     weighting = _relative(inputs)
-    if width == 1:  # gradients of a few hundred images have too low a rank for thousands of neurons
-        weighting = weighting + _relative(seen.covariance)
+    if width == 1:  # the rank is at most the number of images, too low for thousands of neurons
+        weighting = weighting + _relative(moments.covariance)
     order, costs = eliminate(weighting, weight, outputs, width)
-    kept_first = list(reversed(order))  # the new order of all matrices: kept units come first
+    kept_first = list(reversed(order))  # order of all matrices below
     channels = torch.tensor([u * width + i for u in kept_first for i in range(width)])
-    factor = torch.linalg.cholesky(damped(seen.covariance)[channels][:, channels])
+    factor = torch.linalg.cholesky(damped(moments.covariance)[channels][:, channels])
     inputs, weight = inputs[channels][:, channels], weight[channels]
     gone = np.arange(1, units + 1)
     stops = gone if width > 1 else np.unique(np.maximum(1, np.round(MILESTONES * units))).astype(int)
@@ -84,7 +86,7 @@ def rank(seen: BranchMoments, weight: Tensor, width: int) -> Ranked:
 
 
 def _relative(moments: Tensor) -> Tensor:
-    """The moments scaled to a mean diagonal of 1, unless they are zero."""
+    """Moments divided by the mean of their diagonal."""
     return moments / moments.diagonal().mean().clamp_min(TINY)
 
 
@@ -94,7 +96,7 @@ def _rise(inputs: Tensor, error: Tensor, outputs: Tensor) -> Tensor:
 
 
 def _rises(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, gone: npt.NDArray[np.int64]) -> Floats:
-    """The rise when the last channels are removed, for every number in `gone`.
+    """Rise when the last n channels are removed, for every n in `gone`.
 
     One Cholesky factor L of S serves all of them: S_KK = L_KK L_KK^T and S_KR = L_KK L_RK^T.
     """
@@ -109,7 +111,7 @@ def _rises(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, gone
 
 
 def _alone(factor: Tensor, inputs: Tensor, weight: Tensor, outputs: Tensor, width: int) -> list[float]:
-    """The rise for every unit when it is removed alone: P = M_h M_hh^-1 Wo_h, with M the inverse of S."""
+    """Rise when each unit is removed alone: P = M_h M_hh^-1 Wo_h, where M is the inverse of S."""
     inverse = torch.cholesky_inverse(factor)
     columns = inverse.unflatten(0, (-1, width))  # the columns of each unit as rows [units, width, k]
     back = torch.linalg.solve(own_blocks(inverse, width), weight.unflatten(0, (-1, width)))

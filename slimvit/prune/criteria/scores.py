@@ -1,4 +1,4 @@
-"""Scores of a model's units, and the file in which several runs share them."""
+"""Scores of a model's units, and their JSON file in the cache."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from slimvit.utils.errors import PlanError
 
 @dataclass(frozen=True)
 class PartScores:
-    """Scores of one part of one block. Units are numbered by position among those that the block still has."""
+    """Scores of one part of one block. Units are numbered by position among the present units."""
 
     order: tuple[int, ...]
     """All units in the order of removal."""
     costs: tuple[float, ...]
-    """Rise of the loss at each removal in that order, after the removals before it."""
+    """Rise of the loss at each removal in that order, on top of the earlier ones."""
     alone: tuple[float, ...]
-    """Rise of the loss when a unit is removed alone, by position."""
+    """Rise of the loss when each unit is removed alone, by position."""
 
 
 def fixed(values: Any) -> PartScores:
-    """Return scores from one number per unit: a tensor, an array or a sequence [units].
+    """Return scores from one number per unit, independent of earlier removals.
 
-    The score of a unit then does not depend on the units removed before it.
+    Args:
+        values: A tensor, an array or a sequence [units].
     """
     numbers = [float(v) for v in (values.tolist() if hasattr(values, "tolist") else values)]
     order = sorted(range(len(numbers)), key=lambda i: (numbers[i], i))
@@ -37,7 +38,7 @@ def fixed(values: Any) -> PartScores:
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """Scores of one model by part, and the plan of the model when they were computed."""
+    """Scores of one model by part, with the model's plan at that time."""
 
     criterion: str
     plan: SlimPlan
@@ -53,7 +54,7 @@ class Scores:
     def table(self, part: str | None = None) -> list[list[float | None]]:
         """Return the rise of the loss when each unit is removed alone, as rows [blocks][original units].
 
-        Units that were removed earlier have None.
+        The entry of a unit that was removed earlier is None.
 
         Args:
             part: Name of the part; by default the heads.
@@ -82,21 +83,21 @@ def _range(values: tuple[float, ...]) -> str:
 
 
 def write_scores(scores: Scores, path: Path) -> None:
-    """Write scores as JSON, which preserves every bit of a number."""
-    parts = {part: [asdict(s) for s in found] for part, found in scores.parts.items()}
+    """Write scores as JSON; numbers are read back bit for bit."""
+    parts = {part: [asdict(s) for s in blocks] for part, blocks in scores.parts.items()}
     path.write_text(json.dumps({"criterion": scores.criterion, **parts}))
 
 
 def read_scores(path: Path, plan: SlimPlan) -> Scores:
-    """Read a file of `write_scores`.
+    """Read a file that `write_scores` wrote.
 
     Args:
         path: The file.
         plan: The plan of the scored model.
     """
-    found = json.loads(path.read_text())
-    criterion = found.pop("criterion")
-    return Scores(criterion, plan, {part: _read(blocks) for part, blocks in found.items() if blocks})
+    data = json.loads(path.read_text())
+    criterion = data.pop("criterion")
+    return Scores(criterion, plan, {part: _read(blocks) for part, blocks in data.items() if blocks})
 
 
 def _read(blocks: list[dict[str, Any]]) -> tuple[PartScores, ...]:

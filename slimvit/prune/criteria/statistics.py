@@ -1,4 +1,4 @@
-"""Statistics of one branch, from which criteria are computed.
+"""Statistics of one branch, the input of the criteria.
 
 The units of an attention are heads of d channels; those of an MLP are neurons, with d = 1. The last linear layer of the
 branch has k = units * d inputs z and C outputs. The gradients of the loss with respect to the outputs are g.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gates:
-    """Means over images of abs(dLoss/dm) and (dLoss/dm)^2, [units] each, where m scales the output of a unit."""
+    """Means over images of abs(dLoss/dm) and (dLoss/dm)^2 [units], where m is a factor of a unit's output."""
 
     absolute: Tensor
     square: Tensor
@@ -24,8 +24,8 @@ class Gates:
 class BranchMoments:
     """Second moments of the inputs and of the weight gradients of the branch's last layer.
 
-    The weight gradient of one image is A [k, C], the sum over its tokens of z g^T. Its moments are float32, computed
-    from z minus its mean over the images so far.
+    The weight gradient of one image is A [k, C], the sum over its tokens of z g^T. Its moments are float32. They are
+    computed from z minus its mean over the images so far.
     """
 
     covariance: Tensor
@@ -73,18 +73,18 @@ class MomentSums:
         """Add a batch: inputs `z` [B, N, k] and gradients `grad` [B, N, C]; `weight` and `units` are not used."""
         z, grad = z.float(), grad.float()
         if self.shift is None:
-            self.shift = z.flatten(0, -2).mean(0)  # reshape(-1, k) cannot take the k = 0 of no heads
-        z = z - self.shift  # values near their mean keep float32 products exact enough
+            self.shift = z.flatten(0, -2).mean(0)  # reshape(-1, k) fails for k = 0, a branch without heads
+        z = z - self.shift  # shifted values keep float32 products exact enough
         flat = z.flatten(0, -2)
         self.zz = self.zz + (flat.T @ flat).cpu().double()
-        sums = self.z + z.sum(1).cpu().double().cumsum(0)  # sums up to each image: any batch size gives the same
+        sums = self.z + z.sum(1).cpu().double().cumsum(0)  # one sum per image, so that the batch size does not matter
         counts = self.tokens + z.shape[1] * torch.arange(1, len(z) + 1, dtype=torch.float64)
         self.z, self.tokens, self.images = sums[-1], self.tokens + len(flat), self.images + len(z)
         inputs, outputs = _of_weight_gradients(z - (sums / counts[:, None]).to(z)[:, None], grad)
         self.inputs, self.outputs = self.inputs + inputs.cpu(), self.outputs + outputs.cpu()
 
     def mean(self) -> BranchMoments:
-        """Return the means over all images; the sums are divided in place, since those of large MLPs are large."""
+        """Return the means over all images. The sums are divided in place to save memory in large MLPs."""
         mean = self.z / self.tokens
         covariance = self.zz / self.tokens - torch.outer(mean, mean)
         return BranchMoments(covariance, self.inputs.div_(self.images), self.outputs.div_(self.images))
@@ -93,7 +93,7 @@ class MomentSums:
 def _of_weight_gradients(z: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Sums over images of A A^T [k, k] and A^T A [C, C], from `z` [B, N, k] and `grad` [B, N, C].
 
-    With few tokens they are computed from the products of tokens [B, N, N], otherwise from the gradients A [B, k, C].
+    They are computed from the products of tokens [B, N, N] or from the gradients A [B, k, C], whichever is smaller.
     """
     if _by_tokens(z, grad):
         alike, along = grad @ grad.mT, z @ z.mT

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from slimvit.config.recipe import ModelSection
-from slimvit.io import saved_model
+from slimvit.io import slim_file
 from slimvit.io.create import create_model
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.export import onnx_file
@@ -129,7 +129,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _run_folder(name: str) -> Path | None:
-    return Path(name) if saved_model.is_saved(name) and name not in EMBEDDED else None
+    return Path(name) if slim_file.is_saved(name) and name not in EMBEDDED else None
 
 
 def _bench_model(name: str, build: Callable[[], nn.Module], folder: Path | None = None) -> BenchModel:
@@ -162,9 +162,9 @@ def _onnx_bench_model(name: str, img_size: int | None) -> BenchModel:
 
 
 def _original(cut: BenchModel, taken: Sequence[str]) -> BenchModel:
-    source = saved_model.description_of(cut.model)
+    source = slim_file.description_of(cut.model)
     recipe = None if cut.folder is None else recipe_of(cut.folder)
-    base = model_name(cut.model) if recipe is None or saved_model.is_saved(recipe.model.name) else recipe.model.name
+    base = model_name(cut.model) if recipe is None or slim_file.is_saved(recipe.model.name) else recipe.model.name
     name = f"{base} (original)"
     if name in taken:
         name = f"{base} (original of {cut.name})"
@@ -174,7 +174,7 @@ def _original(cut: BenchModel, taken: Sequence[str]) -> BenchModel:
 def _key(model: TimmModule) -> str:
     """timm name and arguments, equal for models that were cut from the same original."""
     try:
-        source = saved_model.description_of(model)
+        source = slim_file.description_of(model)
     except StoreError:  # a model without a description was not saved by slimvit
         return f"{id(model)}"
     return json.dumps([source.name, source.args], sort_keys=True)

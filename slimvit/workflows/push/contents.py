@@ -12,7 +12,7 @@ import timm
 
 from slimvit.config.recipe import Recipe
 from slimvit.data.preprocessing import preprocessing_of
-from slimvit.io import saved_model
+from slimvit.io import saved_model, slim_file, weight_file
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.hub.name import FOLDERS, PREFIX, check_repo, hub_name, is_hub_name, is_revision
 from slimvit.models.base import TimmModule
@@ -27,11 +27,11 @@ from slimvit.workflows.run_folder import recipe_of
 
 CARD = "README.md"
 TOP = (
-    *(saved_model.WEIGHTS, saved_model.DESCRIPTION, "recipe.yaml", "plan.json", "report.json", "report.md"),
+    *(weight_file.WEIGHTS, slim_file.DESCRIPTION, "recipe.yaml", "plan.json", "report.json", "report.md"),
     *("history.csv", "timings.json", "head_map.png", "stages.png", "mixes.png", "curves.png"),
 )
 """Files of a run folder that are uploaded."""
-MODEL = (saved_model.WEIGHTS, saved_model.DESCRIPTION)
+MODEL = (weight_file.WEIGHTS, slim_file.DESCRIPTION)
 """Files of a further model that are uploaded."""
 OURS = frozenset({CARD, *TOP, *(f"{folder}/{file}" for folder in FOLDERS for file in MODEL)})
 """Every path that slimvit may have uploaded; a push deletes those that it does not write again."""
@@ -91,14 +91,14 @@ def upload_contents(run: Path, options: PushOptions) -> UploadContents:
         raise StoreError(f"{run}: lies on the Hub already; give the folder of a run")
     if (run / UNFINISHED).is_dir():
         raise StoreError(f"{run}: holds an unfinished run; go on with slimvit run {run} --resume, and push it then")
-    if not saved_model.is_saved(run):
+    if not slim_file.is_saved(run):
         raise StoreError(
-            f"{run}: no folder of a finished run (no {saved_model.DESCRIPTION}); make one with slimvit prune --out"
+            f"{run}: no folder of a finished run (no {slim_file.DESCRIPTION}); make one with slimvit prune --out"
         )
     model: TimmModule = saved_model.load_folder(run)  # checks the checksum
     files = {file: run / file for file in TOP if (run / file).is_file()}
     for folder in options.include:
-        if not saved_model.is_saved(run / folder):
+        if not slim_file.is_saved(run / folder):
             raise StoreError(f"{run}: holds no {folder}/; leave --include {folder} out")
         saved_model.load_folder(run / folder)
         files |= {f"{folder}/{file}": run / folder / file for file in MODEL}
@@ -175,7 +175,7 @@ def _base_model(recipe: Recipe | None) -> str | None:
         name = recipe.model.name
         if is_hub_name(name):
             return hub_name(name).repo
-        if saved_model.is_saved(name):
+        if slim_file.is_saved(name):
             recipe = recipe_of(name)
         elif name in EMBEDDED or not timm.is_model(name):
             return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from slimvit.io.hub.errors import LOGIN, bars, hub_errors
 from slimvit.io.hub.name import PREFIX
-from slimvit.io.saved_model import DESCRIPTION
+from slimvit.io.slim_file import DESCRIPTION
 from slimvit.report.text import listed
 from slimvit.utils.errors import ModelError
 from slimvit.utils.progress import log

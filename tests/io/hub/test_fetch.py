@@ -99,8 +99,8 @@ def test_offline_what_was_fetched_has_to_do(hub: Any, offline: Any, capsys: pyte
     offline()
     asked = len(hub.asked)
     assert slimvit.load(NAME).num_classes == 10 and len(hub.asked) == asked
-    assert f"taking what was fetched before: {NAME}@{sha}" in capsys.readouterr().err
-    with pytest.raises(ModelError, match=r"hf-hub:you/other: .*HF_HUB_OFFLINE=1.*nothing was fetched of it before"):
+    assert f"using the files fetched earlier: {NAME}@{sha}" in capsys.readouterr().err
+    with pytest.raises(ModelError, match=r"hf-hub:you/other: .*HF_HUB_OFFLINE=1.*no earlier fetch of it is cached"):
         slimvit.load("hf-hub:you/other")
 
 
@@ -113,14 +113,14 @@ def test_offline_what_was_fetched_has_to_do(hub: Any, offline: Any, capsys: pyte
         (edited(weights_sha256="0" * 64), "model.safetensors: damaged: its checksum"),
         (VIT | {"model.safetensors": b"junk"}, "model.safetensors: damaged"),
         ({"slim.json": VIT["slim.json"], "model.bin": b""}, "holds no model.safetensors"),
-        ({"README.md": b""}, "neither a model of slimvit nor of timm"),
+        ({"README.md": b""}, "no model of slimvit or timm"),
         ({"config.json": b'{"architectures": ["ViTModel"]}'}, "config.json names no architecture"),
         ({"config.json": b'{"architecture": "evil_net"}'}, "config.json names the architecture 'evil_net'"),
         ({"config.json": b"[[["}, "config.json is damaged"),
         ({"config.json": b'{"architecture": "vit_tiny_patch16_224", "model_args": {"checkpoint_path": "/x"}}'},
          "model_args.checkpoint_path is no argument"),
         ({"config.json": b'{"architecture": "vit_tiny_patch16_224"}', "pytorch_model.bin": b"\x80"},
-         "brings no model.safetensors, and weights in another form are not read"),
+         "holds no model.safetensors, and other weight formats are not read"),
     ],
 )  # fmt: skip
 def test_hostile_repositories(files: dict[str, bytes], told: str, hub: Any) -> None:
@@ -136,7 +136,7 @@ def test_what_is_too_large_is_not_fetched(file: str, size: int, hub: Any) -> Non
     hub.put("you/vit", VIT)
     hub.repos["you/vit"].sizes[file] = size
     with pytest.raises(
-        ModelError, match=rf"{NAME}.*: {file} has {size:,} bytes, at most [\d,]+ are taken; nothing was"
+        ModelError, match=rf"{NAME}.*: {file} has {size:,} bytes, more than the [\d,]+ allowed; nothing was"
     ):
         slimvit.load(NAME)
     assert file not in hub.fetched()
@@ -166,7 +166,7 @@ def hide(hub: Any, patch: pytest.MonkeyPatch) -> None:
         (f"{NAME}@v9", None, "the repository has no such branch, tag or commit"),
         (NAME, gate, "is gated; ask for access"),
         (NAME, lambda hub, patch: patch.setenv("HF_TOKEN", "nonsense"), "does not know your token"),
-        (NAME, lambda hub, patch: hub.broken.update({"/api/models": 503}), "the Hub has trouble (503)"),
+        (NAME, lambda hub, patch: hub.broken.update({"/api/models": 503}), "the Hub has a server error (503)"),
     ],
 )
 def test_refused_in_one_line(
@@ -221,7 +221,7 @@ def test_shapes_alone_need_no_weights(hub: Any, tiny: Any, slimvit_: Invoke) -> 
 def test_weights_of_a_timm_model_that_cannot_be_its_own(hub: Any, tiny: Any) -> None:
     hub.put("timm/tiny", tiny[1])
     hub.repos["timm/tiny"].sizes["model.safetensors"] = 10**9
-    with pytest.raises(ModelError, match=r"model.safetensors has 1,000,000,000 bytes, at most"):
+    with pytest.raises(ModelError, match=r"model.safetensors has 1,000,000,000 bytes, more than the"):
         open_model(ModelSection(name="hf-hub:timm/tiny"))
     hub.repos["timm/tiny"].sizes.clear()
     hub.put("timm/tiny", tiny[1] | {"model.safetensors": safetensors({"norm.weight": torch.ones(7)})})

@@ -185,9 +185,9 @@ REFUSED = {
     "may only read": (lambda hub, patch: patch.setenv("HF_TOKEN", "reader"), "your token may only read"),
     "no network": (no_network, "the Hub cannot be reached (ConnectError); check the network"),
     "offline": (go_offline, "the Hub is not asked in offline mode (HF_HUB_OFFLINE=1)"),
-    "trouble": (lambda hub, patch: hub.broken.update({"whoami": 503}), "the Hub has trouble (503)"),
-    "changed meanwhile": (taken_meanwhile, "was changed by somebody else in the meantime"),
-    "upload refused": (lambda hub, patch: hub.broken.update({"/lfs/": 403}), "your token may not do that (403)"),
+    "trouble": (lambda hub, patch: hub.broken.update({"whoami": 503}), "the Hub has a server error (503)"),
+    "changed meanwhile": (taken_meanwhile, "somebody else changed it in the meantime"),
+    "upload refused": (lambda hub, patch: hub.broken.update({"/lfs/": 403}), "your token lacks permission (403)"),
 }
 
 
@@ -202,7 +202,7 @@ def test_refused_in_one_line(why: str, hub: Any, run: Path, slimvit_: Invoke, mo
 
 def test_somebody_elses_name(hub: Any, run: Path, slimvit_: Invoke) -> None:
     told = one_line(slimvit_("push", run, "you/half", code=1))
-    assert "you/half: your token may not do that (403)" in told and hub.repos == {}
+    assert "you/half: your token lacks permission (403)" in told and hub.repos == {}
 
 
 def test_public_is_not_made_private_silently(hub: Any, run: Path, slimvit_: Invoke) -> None:
