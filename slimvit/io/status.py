@@ -91,5 +91,5 @@ def _sweep(folder: Path) -> FolderStatus:
     failed = sum(entry.error is not None for entry in entries)
     text = f"a sweep with {done} of {len(entries)} points done" + (f", {failed} failed" if failed else "")
     if done < len(entries):
-        text += "; the same command runs the rest"
+        text += "; repeat its slimvit sweep command to run the rest"
     return FolderStatus("sweep", text, points=(done, len(entries)))

@@ -208,7 +208,7 @@ def test_inspect_says_how_a_folder_stands(slimvit_, tmp_path):
         return json.loads(slimvit_(*words).stdout)["folder"]
 
     (tmp_path / ".run.lock").touch()
-    assert stands()["state"] == "nothing" and "only what a killed process left" in stands()["text"]
+    assert stands()["state"] == "nothing" and "only temporary files of a killed process" in stands()["text"]
     slimvit_(*PRUNE, "--ratio", 0.5, "--out", out)
     assert stands()["state"] == "whole" and os.listdir(tmp_path) == ["run"]
     assert slimvit_(*words[:-1]).stdout.endswith(f"\n{out}: a whole run\n")
@@ -228,7 +228,7 @@ def test_inspect_counts_the_points_of_a_sweep(slimvit_, tmp_path):
     (tmp_path / "points" / "a").mkdir(parents=True)
     (tmp_path / "points" / "a" / "report.json").touch()
     assert (
-        "a sweep with 1 of 2 points done, 1 failed; the command that began it goes on"
+        "a sweep with 1 of 2 points done, 1 failed; repeat its slimvit sweep command"
         in slimvit_("inspect", tmp_path).stdout
     )
     (tmp_path / "points.json").write_text("{")
