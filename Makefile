@@ -16,20 +16,20 @@ demo: $(READY)
 	$(BIN)/slimvit run digits_swin_dense --out runs/demo_swin --force
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/zensical build --strict --clean
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 quick: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto $(QUICK)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(QUICK)
 
 docs: $(READY)  # strict: a broken link or an unknown name in the API reference is an error
 	$(BIN)/zensical build --strict --clean
@@ -38,13 +38,13 @@ reference: $(READY)
 	$(BIN)/cog -r -P -I docs -I benchmarks -p 'import generate, tables' --verbosity 1 README.md docs/*.md docs/*/*.md
 
 stress: $(READY)
-	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto tests/workflows/test_faults.py \
-		tests/workflows/test_memory_use.py tests/cli/test_hostile.py tests/io/hub
+	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto --dist worksteal tests/workflows/test_faults.py \
+		tests/workflows/test_memory_use.py tests/workflows/test_resume.py tests/workflows/sweep tests/cli/test_hostile.py tests/io/hub
 
 lowest:  # the suite with the lowest versions that setup.cfg allows; warnings of old versions are no errors here
 	$(PYTHON) -m venv .cache/lowest
 	.cache/lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[dev]'
-	.cache/lowest/bin/python -m pytest -n auto -W default
+	.cache/lowest/bin/python -m pytest -n auto --dist worksteal -W default
 
 audit: $(READY)
 	$(BIN)/python -m pip install --quiet pip-audit

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -36,6 +37,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("api") / "run"
     slimvit.run(Recipe.parse(RECIPE), Options(out=folder, device="cpu"))
     return folder
+
+
+@pytest.fixture
+def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the digits, a sixth: 240 images to learn from and 60 to measure on."""
+    some = load_digits()
+    some.images, some.target = some.images[:300], some.target[:300]
+    monkeypatch.setattr("slimvit.data.digits._read_digits", lambda: some)
 
 
 @pytest.fixture
@@ -121,6 +130,7 @@ def test_one_call_is_the_steps(model: Any, calibration: Batches) -> None:
     assert len(repr(result).splitlines()) < 8 and "measured on 12 calibration images" in repr(result)
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_one_call_is_the_command(run_folder: Path) -> None:
     """The same images and settings give the figures of `slimvit prune`."""
     state = slimvit.run(Recipe.parse(RECIPE | {"data": {"name": "digits"}}), Options(device="cpu"))
@@ -140,6 +150,7 @@ def test_more_of_one_call(model: Any, calibration: Batches, images: Callable[...
     assert any("mix" in name for name in result.model.state_dict())
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_evaluate(model: Any, calibration: Batches) -> None:
     found = slimvit.evaluate(model, calibration, model)
     assert found.agreement == 100 and found.feature_error == 0 and found.macs == slimvit.count_macs(model).total
@@ -177,6 +188,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert comparison is not None and len(comparison.rows) == 3
 
 
+@pytest.mark.usefixtures("few_digits")
 def test_finetune() -> None:
     data = open_data(Recipe.parse(RECIPE).data)
     small: Any = slimvit.prune("vit_digits", "digits", ratio=0.5, calibration_images=16).model

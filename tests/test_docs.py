@@ -45,14 +45,14 @@ TYPED = [words for page in PAGES for words in commands(page)]
 @pytest.fixture
 def work(tmp_path: Path, digit_folder: Any, drawing: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """What a reader is taken to have: photos of two classes, images without, a fine-tuned model; of the digits, a
-    third."""
+    sixth."""
     some = load_digits()
-    some.images, some.target = some.images[:500], some.target[:500]
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda: some)
+    some.images, some.target = some.images[:300], some.target[:300]
+    monkeypatch.setattr("slimvit.data.digits._read_digits", lambda: some)
     digit_folder(tmp_path / "photos", classes=2, train=2, val=1)
     digit_folder(tmp_path / "images", classes=2, train=2, val=1, labelled=False)
     name = "deit_small_patch16_224"
-    mine = timm.create_model(name, num_classes=2, img_size=SMALL[name], embed_dim=48)
+    mine = timm.create_model(name, num_classes=2, img_size=SMALL[name], embed_dim=48, depth=4)
     torch.save(mine.state_dict(), tmp_path / "mine.pth")
     monkeypatch.chdir(tmp_path)
     with drawing():
@@ -90,14 +90,20 @@ SMALL = {"deit_small_patch16_224": 32, "vit_small_patch14_dinov2": 28}
 
 
 def quick(words: list[str]) -> list[str]:
-    """What makes a command smaller: fewer channels and pixels, no download, fewer images, fewer turns of a clock."""
+    """What makes a command smaller: less of a network, fewer images and turns of a clock, one process, no download."""
     if words[1] == "bench":
         return ["--rounds", "20", "--batches", "2"]
+    if words[1] == "sweep":  # test_several_processes_give_the_same_figures starts several
+        return ["--jobs", "1"]
+    if words[1] == "export" or words[1] == "inspect" and "--data" in words:
+        return ["--eval-images", "40"]
     if words[1] != "prune":
         return []
-    more = ["--calibration-images", "64"] + ["--train-images", "64"] * ("--finetune-epochs" in words)
+    more = ["--calibration-images", "32", "--eval-images", "40"] + ["--train-images", "64"] * (
+        "--finetune-epochs" in words
+    )
     if words[2] in SMALL:
-        more += ["--img-size", str(SMALL[words[2]]), "--model-arg", "embed_dim=48"]
+        more += ["--img-size", str(SMALL[words[2]]), "--model-arg", "embed_dim=48", "--model-arg", "depth=4"]
         more += ["--no-pretrained"] * ("--weights" not in words)
     return more
 

@@ -44,6 +44,13 @@ GPU = 30e12
 """Floating-point operations a second that the estimates of GPU-hours reckon with."""
 
 
+SMALLER = {("data", key) for key in ("name", "root", "train_images", "eval_images", "batch_size")}
+SMALLER |= {("model", key) for key in ("img_size", "num_classes", "weights", "args")}
+SMALLER |= {(section, key) for section in ("adapt", "finetune") for key in ("epochs", "accumulate")}
+SMALLER |= {("prune", "calibration_images")}
+"""Section and key of what a toy may change."""
+
+
 @pytest.fixture(autouse=True)
 def one_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """The three counts of MACs cost as much as the small runs here; test_pipeline.py looks at them."""
@@ -134,7 +141,23 @@ def test_a_toy_is_smaller_and_nothing_else(name: str, digit_folder: Any, tmp_pat
     assert set(recipe.model.args) <= set(small["model"]["args"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+def unlike() -> list[str]:
+    """The first recipe of each kind: those for CIFAR-10 and CIFAR-100 become one toy."""
+    found: dict[str, str] = {}
+    for name in NAMES:
+        tree = Recipe.read(recipe_files()[name]).model_dump()
+        tree["data"] = {k: v for k, v in tree["data"].items() if ("data", k) not in SMALLER}
+        tree["data"] |= {"digits": "digits" in name}
+        for section in ("adapt", "finetune"):
+            tree[section] |= {
+                "epochs": min(1, tree[section]["epochs"]),
+                "accumulate": min(2, tree[section]["accumulate"]),
+            }
+        found.setdefault(repr(tree | {"model": tree["model"] | {"num_classes": None}}), name)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("name", unlike())
 def test_it_runs(name: str, digit_folder: Any, tmp_path: Path, watch: Watch) -> None:
     recipe = Recipe.read(recipe_files()[name])
     now = slimvit.run(toy(recipe, digit_folder, tmp_path), Options(out=tmp_path / "run"))
@@ -287,13 +310,6 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     hook = register_optimizer_step_post_hook(found.step)
     yield found
     hook.remove()
-
-
-SMALLER = {("data", key) for key in ("name", "root", "train_images", "eval_images", "batch_size")}
-SMALLER |= {("model", key) for key in ("img_size", "num_classes", "weights", "args")}
-SMALLER |= {(section, key) for section in ("adapt", "finetune") for key in ("epochs", "accumulate")}
-SMALLER |= {("prune", "calibration_images")}
-"""Section and key of what a toy may change."""
 
 
 def toy(recipe: Recipe, digit_folder: Any, tmp_path: Path) -> Recipe:

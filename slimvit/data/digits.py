@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
@@ -34,13 +37,19 @@ def open_digits() -> Splits:
     Raises:
         DataError: scikit-learn is not installed.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError("digits: comes with scikit-learn, which is not installed; pip install scikit-learn") from None
-    digits = load_digits()
+    digits = _read_digits()
     pixels = np.round(digits.images * (255 / LARGEST_VALUE)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
     train, val = np.split(order, [int(TRAIN_SHARE * len(order))])
     names = tuple(str(name) for name in digits.target_names)
     return ArrayImages(pixels[train], digits.target[train]), ArrayImages(pixels[val], digits.target[val]), names
+
+
+@cache
+def _read_digits() -> Any:
+    """scikit-learn's digits, which it reads from a compressed text."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise DataError("digits: comes with scikit-learn, which is not installed; pip install scikit-learn") from None
+    return load_digits()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import cast
 
 import timm
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -41,6 +40,7 @@ from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import check_unwrapped, plan_of
+from slimvit.models.shapes import shapes_alone
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import SlimvitError, StoreError
 from slimvit.utils.output import new_folder
@@ -178,7 +178,7 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
     where = f"{folder / DESCRIPTION}: " if folder else ""
     if not is_timm_model(source.name):  # timm would fetch a model named hf-hub:...
         raise StoreError(f"{where}timm {timm.__version__} has no model {source.name}")
-    with torch.device("meta"):
+    with shapes_alone():
         try:
             uncut = timm.create_model(source.name, pretrained=False, **source.args)
         except Exception as error:  # the arguments come from a file, so any error is possible

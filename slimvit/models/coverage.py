@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from slimvit.models.base import AttentionBlock, Family
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import FAMILIES, family_or_reason
+from slimvit.models.shapes import shapes_alone
 from slimvit.utils.plugins import load_plugins
 from slimvit.utils.progress import track
 
@@ -97,7 +97,7 @@ def _why_not(part: Part, blocks: Sequence[AttentionBlock]) -> str | None:
 def _on_meta(name: str) -> nn.Module | str:
     """The model on the meta device, or why timm cannot build it there."""
     try:
-        with torch.device("meta"):
+        with shapes_alone():
             return timm.create_model(name)
     except (TypeError, RuntimeError) as error:
         return f"could not be built: {type(error).__name__}"

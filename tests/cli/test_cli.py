@@ -107,8 +107,14 @@ def test_the_examples_run(slimvit_: Invoke, example_folder: Path, example: str) 
         (example_folder / "runs" / "digits").unlink()
     words = shlex.split(example)[1:]
     limits = ["--train-images", 64, "--eval-images", 40] if words[0] in ("prune", "run", "finetune") else []
+    if words[0] == "evaluate" or "inspect vit_digits --data" in example:
+        limits = ["--eval-images", 40]
+    if words[0] == "prune":
+        limits += ["--calibration-images", 32]
+    if "--epochs" in words:
+        limits += ["--epochs", 2]
     if "deit_small" in example:
-        limits += ["--img-size", 64]
+        limits += ["--img-size", 32, "--adapt-epochs", 2, "--model-arg", "embed_dim=48", "--model-arg", "depth=4"]
     if words[:2] == ["sweep", "quick"]:  # 48 runs: test_sweep.py runs sweeps
         limits = ["--dry-run"]
     if words[0] == "bench":

@@ -34,9 +34,9 @@ each = pytest.mark.parametrize("network", NETWORKS)
 
 @pytest.fixture
 def build(vit, swin):
-    def make(network):
+    def make(network, **of_vit):
         kind, settings = NETWORKS[network]
-        return {"vit": vit, "swin": swin}[kind](**settings)
+        return vit(**settings, **of_vit) if kind == "vit" else swin(**settings)
 
     return make
 
@@ -131,10 +131,16 @@ def test_a_branch_that_is_gone_is_a_bias(build):
         assert view.mlp(torch.ones(2, 3, view.mlp.fc2.out_features)).shape == (2, 3, view.mlp.fc2.out_features)
 
 
-@each
-@pytest.mark.parametrize("criterion", CRITERIA)
+WAYS = ("residual", "fisher", "magnitude", "tp-taylor")
+"""Criteria that look at what enters a layer, at gradients of its outputs, at its weights and at coupled weights."""
+
+
+@pytest.mark.parametrize(
+    ("network", "criterion"),
+    [("deit", name) for name in CRITERIA] + [(net, name) for net in NETWORKS if net != "deit" for name in WAYS],
+)
 def test_every_criterion_scores_neurons(network, criterion, build, batches):
-    model = build(network)
+    model = build(network, mlp_ratio=1)
     before = copy.deepcopy(model.state_dict())
     scores = score_parts(model, batches(model), criterion, parts=("heads", "mlp"))
     again = score_parts(model, batches(model), criterion, parts=("heads", "mlp"))

@@ -77,8 +77,11 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[k]) for k, x in a.state_dict().items())
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("minutes", [0, 60], ids=["every step", "every epoch"])
+@pytest.mark.parametrize(
+    ("setting", "minutes"),
+    [pytest.param(name, 0, id=f"{name}, every step") for name in SETTINGS]
+    + [pytest.param(name, 60, id=f"{name}, every epoch") for name in ("average, accumulated", "random in every way")],
+)
 def test_killed_is_not_lost(
     untrained: Any, section: Build, loader: Build, tmp_path: Path, setting: str, minutes: float
 ) -> None:
@@ -87,7 +90,7 @@ def test_killed_is_not_lost(
     def once(step: int, act: Callable[[], None], states: Checkpoints | None) -> Any:
         return train(
             untrained,
-            loader(untrained, wanted, 16),
+            loader(untrained, wanted, 16, images=64),
             loss_that(step, act),
             wanted,
             TrainOptions(lr=1e-3, checkpoints=states),
@@ -95,7 +98,7 @@ def test_killed_is_not_lost(
 
     whole, rows = once(-1, nothing, None)
     states = Checkpoints(tmp_path, "go on", minutes)
-    for step in random.Random(setting).sample(range(1, 10), 2):
+    for step in random.Random(setting).sample(range(1, 6), 2):
         with pytest.raises(Killed):
             once(step, kill, states)
     model, history = once(-1, nothing, states)

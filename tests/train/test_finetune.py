@@ -77,8 +77,9 @@ def test_the_defaults_do_no_harm(trained: Any, cut: Any, section: Build, loader:
     assert tuned.slim_plan == cut.slim_plan
 
 
-@pytest.mark.parametrize("kind", ["soft", "hard"])
-@pytest.mark.parametrize("more", [{}, {"sampler": "balanced"}, {"repeated_aug": 2}])
+@pytest.mark.parametrize(
+    ("kind", "more"), [("soft", {}), ("hard", {}), ("soft", {"sampler": "balanced"}), ("hard", {"repeated_aug": 2})]
+)
 def test_a_teacher_that_is_asked_once_says_the_same(
     trained: Any, cut: Any, section: Build, loader: Build, digits: Data, kind: str, more: dict[str, Any]
 ) -> None:

@@ -14,7 +14,7 @@ from slimvit.io.embedded import EMBEDDED
 from slimvit.models.registry import plan_of
 
 Invoke = Callable[..., Any]
-QUICK = ("--data", "digits", "--train-images", 128, "--eval-images", 60, "--calibration-images", 64, "--json")
+QUICK = ("--data", "digits", "--train-images", 64, "--eval-images", 30, "--calibration-images", 32, "--json")
 
 
 def stages(slimvit_: Invoke, model: str, *words: Any) -> list[dict[str, Any]]:

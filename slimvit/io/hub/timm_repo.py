@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.config.arguments import defects_of_arguments
 from slimvit.io import slim_file, weight_file
 from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name
+from slimvit.models.shapes import shapes_alone
 from slimvit.utils.errors import ModelError, SlimvitError
 from slimvit.utils.files import MOST, Unreadable, read_json
 
@@ -114,7 +114,7 @@ def _largest(name: str, repo: TimmRepo) -> int:
     """Upper bound of the weights in bytes, from the network on the meta device."""
     classes = {} if repo.num_classes is None else {"num_classes": repo.num_classes}
     try:
-        with torch.device("meta"):
+        with shapes_alone():
             model = timm.create_model(repo.architecture, pretrained_cfg_overlay=repo.cfg, **(repo.args | classes))
         weight_file.check_buffers(model)
     except SlimvitError as error:

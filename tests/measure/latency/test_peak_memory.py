@@ -14,10 +14,10 @@ BUILD = partial(timm.create_model, "deit_tiny_patch16_224")
 def test_weights_and_images_are_part_of_the_peak():
     weights = weight_bytes(BUILD())
     assert weights == 4 * sum(p.numel() for p in BUILD().parameters())
-    one, many = (peak_on_cpu(BUILD, (3, 224, 224), batch, torch.float32) for batch in (1, 32))
+    one, many = (peak_on_cpu(BUILD, (3, 224, 224), batch, torch.float32) for batch in (1, 8))
     assert one is not None and many is not None
     assert weights < one < 2**30
-    assert many - one > 31 * 3 * 224 * 224 * 4
+    assert many - one > 7 * 3 * 224 * 224 * 4
 
 
 def test_the_memory_of_this_process_is_not_counted():

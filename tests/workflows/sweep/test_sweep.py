@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -57,26 +58,33 @@ def figures(out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "sweep"
-    made(out)
-    return out
-
-
-def test_the_original_and_the_scores_are_computed_once(tmp_path, monkeypatch):
-    scored, measured = [], []
-    monkeypatch.setattr(
-        pruning,
-        "score_parts",
-        lambda *a: scored.append(a[2]) or score_parts(*a),  # type: ignore[func-returns-value]
-    )
+def computed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], list[bool]]:
+    """A sweep, the criteria it scored by, and for every network it measured whether that was uncut."""
+    out, scored, measured = tmp_path_factory.mktemp("whole") / "sweep", [], []
     real = RunContext.outputs
-    monkeypatch.setattr(
-        RunContext,
-        "outputs",
-        lambda self, model, images: measured.append(plan_of(model).removed_heads == 0) or real(self, model, images),
-    )
-    made(tmp_path / "sweep")
+
+    def score(*args: Any) -> Any:
+        scored.append(args[2])
+        return score_parts(*args)
+
+    def outputs(self: RunContext, model: Any, images: Any) -> Any:
+        measured.append(plan_of(model).removed_heads == 0)
+        return real(self, model, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pruning, "score_parts", score)
+        patch.setattr(RunContext, "outputs", outputs)
+        made(out)
+    return out, scored, measured
+
+
+@pytest.fixture(scope="module")
+def whole(computed: Any) -> Path:
+    return computed[0]
+
+
+def test_the_original_and_the_scores_are_computed_once(computed):
+    _, scored, measured = computed
     assert sorted(scored) == ["magnitude", "residual"]
     assert measured.count(True) == 1 and measured.count(False) == POINTS + POINTS // 2  # pruned, and refit in half
 
@@ -207,7 +215,10 @@ def unbroken(slimvit_: Invoke, drawing: Any, tmp_path_factory: pytest.TempPathFa
     return folder / "sweep"
 
 
-@pytest.mark.parametrize(("how", "jobs"), [(signal.SIGKILL, 2), (signal.SIGTERM, 1)])
+STRESS = pytest.mark.skipif("SLIMVIT_STRESS" not in os.environ, reason="starts several processes: make stress")
+
+
+@pytest.mark.parametrize(("how", "jobs"), [pytest.param(signal.SIGKILL, 2, marks=STRESS), (signal.SIGTERM, 1)])
 def test_a_sweep_stopped_at_random_ends_as_an_unbroken_one(
     unbroken: Path, tmp_path: Path, how: signal.Signals, jobs: int, slimvit_: Invoke, drawing: Any
 ) -> None:
