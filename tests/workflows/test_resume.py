@@ -166,10 +166,11 @@ def test_an_earlier_run_stays_until_the_new_one_is_done(
 
 
 def test_an_interrupted_adaptation_goes_on(slimvit_: Invoke, tmp_path: Path) -> None:
-    words = ["prune", "vit_digits", "--data", "digits", "--heads", 3, "--train-images", 64, "--eval-images", 40]
+    words = ["prune", "vit_digits", "--data", "digits", "--heads", 3, "--train-images", 32, "--eval-images", 40]
+    words += ["--criterion", "magnitude"]
     words += ["--adapt", "all", "--adapt-epochs", 2, "--adapt-lr", "1e-4", "--batch-size", 16, "--finetune-epochs", 1]
     slimvit_(*words, "--out", tmp_path / "whole")
-    with interrupted_after(6):
+    with interrupted_after(3):
         slimvit_(*words, "--out", tmp_path / "run", code=130)
     slimvit_("run", tmp_path / "run", "--resume")
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
