@@ -232,11 +232,12 @@ def gap() -> Callable[[Tensor, Tensor], float]:
 
 @pytest.fixture
 def quick_bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short turns, and no process a model for its memory."""
-    from slimvit.measure.latency import timer
+    """Short turns, batches of at most 4, and no process a model for its memory."""
+    from slimvit.measure.latency import batch_size, timer
     from slimvit.workflows.bench import bench
 
     monkeypatch.setattr(timer, "TURN", 0.0)
+    monkeypatch.setattr(batch_size, "LARGEST", 4)
     monkeypatch.setattr(bench, "peak_on_cpu", lambda *_: 2**30)
 
 

@@ -49,7 +49,7 @@ def few_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model(vit: Callable[..., Any]) -> Any:
-    return vit()
+    return vit(mlp_ratio=2)
 
 
 @pytest.fixture
