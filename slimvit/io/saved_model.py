@@ -39,7 +39,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
-from slimvit.models.registry import check_unwrapped, plan_of
+from slimvit.models.registry import check_unwrapped, names_of, plan_of
 from slimvit.models.shapes import shapes_alone
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import SlimvitError, StoreError
@@ -60,7 +60,7 @@ def save(
     Args:
         model: A timm model, or a model of your own class that subclasses one of timm's.
         folder: Folder to write.
-        class_names: Names of the classes, in the order of the logits.
+        class_names: Names of the classes, in the order of the logits; by default those of `model.class_names`.
         force: Replace an earlier folder.
 
     Raises:
@@ -95,7 +95,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
         plan=plan_of(model).to_json(),
         dense=cast("DenseMix | None", dense_mix(model)),
         preprocessing=preprocessing_in(model),
-        class_names=list(class_names),
+        class_names=list(class_names or names_of(model)),
         weights_sha256=checksum(folder / WEIGHTS),
     )
     data = info.model_dump(exclude={key for key in ("name", "own_class") if getattr(info, key) is None})
