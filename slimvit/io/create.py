@@ -15,7 +15,7 @@ from slimvit.io.hub.name import is_hub_name
 from slimvit.io.hub.timm_repo import timm_repo
 from slimvit.io.slim_file import read_description, timm_config
 from slimvit.models.base import TimmModule
-from slimvit.models.build import build_model, check_known
+from slimvit.models.build import build_model, check_known, with_preprocessing
 from slimvit.models.insert_dense import insert_dense_attention
 from slimvit.models.parts.heads import HEADS
 from slimvit.models.plan import SlimPlan
@@ -139,7 +139,9 @@ def _embedded(name: str, request: _Request) -> TimmModule:
     if request.pretrained and request.weights is None:
         if request.args:
             raise ModelError(f"{name}: a saved model brings its own arguments; drop args, or give pretrained=False")
-        return fit_to_section(saved_model.load_folder(folder), request.img_size, request.num_classes, request.preprocessing)
+        return fit_to_section(
+            saved_model.load_folder(folder), request.img_size, request.num_classes, request.preprocessing
+        )
     info = read_description(folder)
     args = {key: value for key, value in info.model_args.items() if key != "num_classes"}
     model = request.build(info.model, args, info.num_classes, timm_config(info.preprocessing), request.weights)

@@ -53,7 +53,7 @@ def model_name(model: TimmModule) -> str:
 def names_of(model: TimmModule) -> tuple[str, ...]:
     """Return the names of the model's classes, in the order of its outputs; empty where it has none."""
     names = tuple(getattr(model, "class_names", ()))
-    return names if len(names) == model.num_classes else ()
+    return names if len(names) == getattr(model, "num_classes", 0) else ()
 
 
 def check_unwrapped(model: object) -> None:

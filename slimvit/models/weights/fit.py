@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimvit.models.weights.geometry import adapted_stem, input_size_in, stem_of, windows_in
+from slimvit.models.weights.geometry import adapted_stem, input_size_in, stem_weight, windows_in
 from slimvit.utils.errors import ModelError
 
 DEFAULT_SIZE = (3, 224, 224)
@@ -85,7 +85,7 @@ def _windows(tensors: dict[str, Tensor], args: dict[str, Any], build: Callable[.
 
 def _channels(tensors: dict[str, Tensor], args: dict[str, Any], cfg: Any) -> tuple[dict[str, Any], str]:
     """The channels of the stem, where none are given, and what is said of them."""
-    stem, usual, given = stem_of(tensors), _default(cfg)[0], args.get("in_chans")
+    stem, usual, given = stem_weight(tensors), _default(cfg)[0], args.get("in_chans")
     found = usual if stem is None else stem.shape[1]
     if given is not None:
         return {}, f"stem for {found} channels adapted to {given} as timm does" if found != given else ""
@@ -100,7 +100,7 @@ def _channels(tensors: dict[str, Tensor], args: dict[str, Any], cfg: Any) -> tup
 
 
 def _with_stem(tensors: dict[str, Tensor], channels: int) -> dict[str, Tensor]:
-    stem = stem_of(tensors)
+    stem = stem_weight(tensors)
     return {name: adapted_stem(t, channels) if t is stem else t for name, t in tensors.items()}
 
 

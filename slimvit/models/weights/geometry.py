@@ -27,7 +27,7 @@ class InputSize(NamedTuple):
     """The tensors that it follows from."""
 
 
-def stem_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
+def stem_weight(tensors: Mapping[str, Tensor]) -> Tensor | None:
     """Return the convolution [C, channels, patch, patch] that makes the tokens; None where there is none."""
     found = (tensors[name] for name in (*STEMS, *CLIP_STEMS) if name in tensors and tensors[name].ndim == 4)
     return next(found, None)
@@ -35,7 +35,7 @@ def stem_of(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 def input_size_in(tensors: Mapping[str, Tensor]) -> InputSize | None:
     """Return the side of the square input that the weights were trained at, in pixels; None where they do not say."""
-    stem = stem_of(tensors)
+    stem = stem_weight(tensors)
     if stem is None or stem.shape[-1] != stem.shape[-2]:
         return None
     found = _tokens(tensors)
