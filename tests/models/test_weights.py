@@ -5,6 +5,7 @@ import datetime
 import enum
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
@@ -348,3 +349,22 @@ def test_names_for_another_number_of_classes_are_not_used(state, tmp_path, capsy
     file = saved({"state_dict": state, "classes": ["a", "b"]}, tmp_path / "w.pth")
     assert not getattr(build_model(NAME, weights=file, args={"depth": 1}), "class_names", ())
     assert "names 2 classes for a classifier of 5" in capsys.readouterr().err
+
+
+def test_torchvisions_vit_under_the_names_of_the_guide(tmp_path):
+    from torchvision.models import VisionTransformer
+
+    guide = (Path(__file__).parents[2] / "docs/guides/weights.md").read_text()
+    program: dict = {}
+    exec(next(block for block in re.findall(r"```python\n(.*?)```", guide, re.S) if "to_timm" in block), program)
+    torch.manual_seed(0)
+    settings = {"image_size": 32, "patch_size": 16, "num_layers": 2, "num_heads": 3, "hidden_dim": 192, "mlp_dim": 768}
+    theirs = VisionTransformer(num_classes=5, **settings).eval()
+    nn.init.normal_(theirs.heads.head.weight)
+    with pytest.raises(ModelError, match="a ViT of torchvision"):
+        build_model(NAME, weights=saved(theirs.state_dict(), tmp_path / "theirs.pth"), args={"depth": 2})
+    file = saved(program["to_timm"](theirs.state_dict()), tmp_path / "mine.pth")
+    ours = build_model(NAME, weights=file, args={"depth": 2})
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(ours(images), theirs(images), atol=1e-4)

@@ -12,7 +12,7 @@ from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.io.embedded import EMBEDDED
 from slimvit.io.saved_model import read_description
-from slimvit.utils.errors import DataError, ModelError
+from slimvit.utils.errors import DataError, ModelError, RecipeError
 from slimvit.workflows.evaluate import evaluate_model
 
 NAMES = tuple(str(n) for n in range(1, 11))
@@ -171,5 +171,5 @@ def test_own_mean_and_std_are_used_and_saved(photos, tmp_path, capsys):
 
 def test_arguments_that_could_not_be_saved_are_refused_before_the_work():
     section = {"name": EMBEDDED["vit_digits"].name, "pretrained": False, "args": {"checkpoint_path": "x"}}
-    with pytest.raises(ModelError, match="checkpoint_path is no argument of a network"):
+    with pytest.raises(RecipeError, match="checkpoint_path is no argument of a network"):
         slimvit.run(recipe(section, "digits", adapt={"epochs": 20}))
