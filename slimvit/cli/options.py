@@ -76,6 +76,10 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     return pairs
 
 
+NOTHING = ("None", "null", "~")
+"""Texts that stand for no value."""
+
+
 def _literal(text: str) -> Any:
     """Parse a literal of Python, or plain YAML; any other text is itself."""
     import yaml
@@ -85,7 +89,11 @@ def _literal(text: str) -> Any:
             value = read(text.strip())
         except (*errors, MemoryError, RecursionError):
             continue
-        return value if isinstance(value, bool | int | float | str | list | tuple | dict | None) else text
+        return (
+            value
+            if isinstance(value, bool | int | float | str | list | tuple | dict) or text.strip() in NOTHING
+            else text
+        )
     return text
 
 

@@ -77,10 +77,7 @@ def save(
 
 def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
     """Write slim.json and model.safetensors into an existing folder."""
-    own = own_class(model)
-    source = ModelSource(type(model).__name__, {}) if own else description_of(model)
-    if own is None:
-        _check_repeatable(model, source)
+    own, source = own_class(model), checked_source(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with safetensors_errors():
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
@@ -190,6 +187,15 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
         except SlimvitError as error:
             raise StoreError(f"{where}{error}") from None
     return skeleton
+
+
+def checked_source(model: TimmModule) -> ModelSource:
+    """Return what a model is built from; raises `StoreError` unless timm builds it again from that."""
+    if own_class(model):
+        return ModelSource(type(model).__name__, {})
+    source = description_of(model)
+    _check_repeatable(model, source)
+    return source
 
 
 def _check_repeatable(model: TimmModule, source: ModelSource) -> None:

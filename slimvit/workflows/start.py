@@ -12,6 +12,7 @@ from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.io.load import pinned
 from slimvit.io.open import open_model
+from slimvit.io.saved_model import checked_source
 from slimvit.models.registry import family_of
 from slimvit.prune.costs.registry import target_of
 from slimvit.prune.planner import check_budget
@@ -62,6 +63,8 @@ def start_run(recipe: Recipe, options: Options, labels: bool = True) -> RunState
     with seeded(recipe.seed):  # random initial weights follow the seed
         model = open_model(recipe.model)
     family_of(model)
+    if options.out is not None:
+        checked_source(model)
     model.to(engine.device)  # a latency budget is measured on this device
     target = target_of(recipe.prune, model, engine)
     check_budget(recipe, model, target)
