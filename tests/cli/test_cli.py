@@ -359,7 +359,8 @@ def test_help_breaks_no_name_of_a_model(slimvit_: Invoke, name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [("False", False), ("false", False), ("None", None), ("null", None), ("0.5", 0.5), ("1e-5", 1e-5),
-     ("'text'", "text"), ("text", "text"), ("[1, 2]", [1, 2]), ("(7, 7)", (7, 7)), ("True", True), ("a: b: c", "a: b: c"), ("", "")],
+     ("'text'", "text"), ("text", "text"), ("[1, 2]", [1, 2]), ("(7, 7)", (7, 7)), ("True", True),
+     ("a: b: c", "a: b: c"), ("", "")],
 )  # fmt: skip
 def test_a_model_argument_is_a_literal_of_python_or_yaml(text: str, value: Any) -> None:
     found = parse_pairs(click.Context(click.Command("c")), click.Option(["--model-arg"]), (f"x={text}",))
