@@ -38,7 +38,7 @@ def predict_command(
 
     \b
     Examples:
-      slimvit predict runs/digits photos/val/4/0.png
+      slimvit predict runs/digits photos/val/0/4.png
       slimvit predict runs/digits photos/val --compare vit_digits
     """
     from slimvit.config.recipe import ModelSection
