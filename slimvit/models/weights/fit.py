@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from slimvit.models.shapes import shapes_alone
 from slimvit.models.weights.geometry import adapted_stem, input_size_in, stem_weight, windows_in
 from slimvit.utils.errors import ModelError
 
@@ -77,7 +77,7 @@ def _windows(tensors: dict[str, Tensor], args: dict[str, Any], build: Callable[.
     windows = windows_in(tensors)
     if "window_size" in args or not windows or not any(name.startswith("layers.") for name in tensors):
         return {}
-    with torch.device("meta"):
+    with shapes_alone():
         built = build(args)
     usual = windows_in(built.state_dict() | dict(built.named_buffers()))
     return {"window_size": windows[0]} if usual and usual[0] != windows[0] else {}
