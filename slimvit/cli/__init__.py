@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from slimvit.utils.errors import SlimvitError, nearest
+from slimvit.utils.escaping import in_line
 
 COMMANDS = {
     "prune": "Prune a model to a budget, repair, fine-tune, measure and save it.",
@@ -31,7 +32,7 @@ class _UserError(click.ClickException):
     """A `SlimvitError` as one line on stderr, with its own exit code."""
 
     def __init__(self, error: SlimvitError) -> None:
-        super().__init__(str(error))
+        super().__init__(in_line(str(error)))
         self.exit_code = error.exit_code  # type: ignore[misc]
 
 

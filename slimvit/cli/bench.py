@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from slimvit.cli import options
+from slimvit.cli import options, shared
 from slimvit.config.choices import DEVICES, PRECISIONS
 
 
@@ -85,6 +85,6 @@ def bench_command(
     compiled = tuple(kind for kind, wanted in ((False, eager or not compile), (True, compile)) if wanted)
     rows = [row.to_json() for row in bench_models(models, BenchOptions(compiled=compiled, save=not no_save, **given))]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        shared.echo(json.dumps(rows, indent=1))
     else:
         print_timings(rows)

@@ -9,6 +9,7 @@ import click
 
 from slimvit.cli import options, shared
 from slimvit.utils.allocator import keep_freed_memory
+from slimvit.utils.escaping import in_line
 
 
 @options.command()
@@ -34,11 +35,11 @@ def evaluate_command(model: str, as_json: bool, **given: Any) -> None:
 
     keep_freed_memory()
     tree = shared.sections(model, given)
-    tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
+    tree["data"] = shared.data_of(model, recipe_of(model), tree.get("data", {}))
     shared.need_data({"data": tree["data"].get("name")})
     figures = evaluate_model(Recipe.parse(tree, "command line"), shared.run_options(given))
     if as_json:
-        click.echo(json.dumps(figures, indent=1))
+        shared.echo(json.dumps(figures, indent=1))
         return
     for name, value in figures.items():
-        click.echo(f"{name:<10} {'not measured' if value is None else value}")
+        shared.echo(in_line(f"{name:<10} {'not measured' if value is None else value}"))

@@ -61,14 +61,14 @@ def export_command(
     if format_of(form).any_batch and (dynamic_batch or batch is not None):
         raise click.UsageError(f"a model for {form} takes any number of images; leave --batch and --dynamic-batch out")
     tree = shared.sections(model, given)
-    tree["data"] = shared.data_of(recipe_of(model), tree.get("data", {}))
+    tree["data"] = shared.data_of(model, recipe_of(model), tree.get("data", {}))
     shared.need_data({"data": tree["data"].get("name")})
     if given["eval_images"] is None:
         tree["data"]["eval_images"] = min(CHECK_IMAGES, tree["data"].get("eval_images") or CHECK_IMAGES)
     size = None if dynamic_batch else batch or 1
     options = ExportOptions(form, out, size, fp16, given["force"], given["workers"])
     figures = export_model(Recipe.parse(tree, "command line"), options)
-    click.echo(json.dumps(figures, indent=1) if as_json else "\n".join(_lines(figures)))
+    shared.echo(json.dumps(figures, indent=1) if as_json else "\n".join(_lines(figures)))
 
 
 def _lines(figures: dict[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 @options.command()
 @click.argument("folder", metavar="RUN")
-@options.class_order
 @options.data_options
 @options.group(
     "Training",
@@ -59,7 +58,7 @@ def finetune_command(folder: str, recipe: str | None, epochs: int | None, **give
     elif run_recipe is None:
         raise StoreError(f"{folder}: no folder of an earlier run; make one with slimvit prune --out")
     tree = shared.sections(folder, given)
-    tree["data"] = shared.data_of(run_recipe, tree.get("data", {}))
+    tree["data"] = shared.data_of(folder, run_recipe, tree.get("data", {}))
     training = {"epochs": epochs, "lr": given["lr"], "distill": given["distill"]}
     training |= options.NO_AUGMENTATION if given["no_augment"] else {}
     section = {} if recipe is None else _finetune_section(recipe)

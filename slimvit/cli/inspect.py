@@ -49,7 +49,7 @@ def inspect_command(model: str, as_json: bool, **given: Any) -> None:
     recipe = _recipe(model, given)
     status = folder_status(Path(model))
     if status is not None and not has_model(Path(model)):
-        click.echo(json.dumps({"folder": status.to_json()}, indent=1) if as_json else f"{model}: {status.text}")
+        shared.echo(json.dumps({"folder": status.to_json()}, indent=1) if as_json else f"{model}: {status.text}")
         return
     from slimvit.report.run.model_table import inspection_text
     from slimvit.workflows.inspect import inspect_model, inspect_with_data
@@ -58,9 +58,9 @@ def inspect_command(model: str, as_json: bool, **given: Any) -> None:
         inspect_model(recipe.model) if given["data"] is None else inspect_with_data(recipe, shared.run_options(given))
     )
     if as_json:
-        click.echo(json.dumps({"folder": status and status.to_json()} | inspection, indent=1))
+        shared.echo(json.dumps({"folder": status and status.to_json()} | inspection, indent=1))
         return
-    click.echo(inspection_text(inspection) + (f"\n\n{model}: {status.text}" if status else ""))
+    shared.echo(inspection_text(inspection) + (f"\n\n{model}: {status.text}" if status else ""))
 
 
 def _recipe(model: str, given: dict[str, Any]) -> Recipe:

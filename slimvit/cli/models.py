@@ -6,7 +6,7 @@ import json
 
 import click
 
-from slimvit.cli import options
+from slimvit.cli import options, shared
 
 
 @options.command()
@@ -35,16 +35,16 @@ def models_command(pattern: str, embedded: bool, table: bool, as_json: bool) -> 
         if embedded:
             raise click.UsageError("--table is about timm's models; leave --embedded out")
         coverage = support(pattern)
-        click.echo(json.dumps([row.to_json() for row in coverage], indent=1) if as_json else coverage_table(coverage))
+        shared.echo(json.dumps([row.to_json() for row in coverage], indent=1) if as_json else coverage_table(coverage))
         if not coverage:
             raise ModelError(f"{pattern}: no timm model with attention matches; `slimvit models --table` shows all")
         return
     rows = embedded_models(pattern) if embedded else prunable_models(pattern)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        shared.echo(json.dumps(rows, indent=1))
         return
     width = max((len(r["model"]) for r in rows), default=0)
     for row in rows:
-        click.echo(f"{row['model']:<{width}}  {row['about']}")
+        shared.echo(f"{row['model']:<{width}}  {row['about']}")
     if not rows:
         raise ModelError(f"{pattern}: no model that slimvit can prune matches; `slimvit models` lists all of them")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimvit.cli import options
+from slimvit.cli import options, shared
 from slimvit.config.choices import DEVICES
 
 if TYPE_CHECKING:
@@ -38,31 +38,30 @@ def predict_command(
 
     \b
     Examples:
-      slimvit predict runs/digits photos/val/0/4.png
+      slimvit predict runs/digits photos/val/digit0/4.png
       slimvit predict runs/digits photos/val --compare vit_digits
     """
     from slimvit.config.recipe import ModelSection
     from slimvit.io.open import open_model
-    from slimvit.models.registry import names_of
     from slimvit.utils.device import resolve_device
-    from slimvit.workflows.predict import image_files, predict
+    from slimvit.workflows.predict import class_names, image_files, predict
 
     files, torch_device = image_files(images), resolve_device(device)
     answers: dict[str, Answers] = {}
     for name in dict.fromkeys(filter(None, (model, compare))):
         opened: Any = open_model(ModelSection(name=name)).to(torch_device)
-        if not names_of(opened):
-            click.echo(f"{name}: has no class names, so classes are shown by number", err=True)
+        if class_names(opened) is None:
+            shared.echo(f"{name}: has no class names, so classes are shown by number", err=True)
         answers[name] = predict(opened, files, top)
     if as_json:
-        click.echo(json.dumps({name: vars(answer) for name, answer in answers.items()}, indent=1))
+        shared.echo(json.dumps({name: vars(answer) for name, answer in answers.items()}, indent=1))
     else:
         _show(answers, files)
     unreadable = answers[model].unreadable
     for line in unreadable.values():
-        click.echo(line, err=True)
+        shared.echo(line, err=True)
     if unreadable:
-        click.echo(f"{len(unreadable)} of {len(files)} images could not be read", err=True)
+        shared.echo(f"{len(unreadable)} of {len(files)} images could not be read", err=True)
         raise click.exceptions.Exit(1)
 
 
@@ -79,4 +78,4 @@ def _show(answers: dict[str, Answers], files: list[str]) -> None:
     if len(answers) > 1 and readable:
         first, second = ([of_model[file][0][0] for file in readable] for of_model in guesses)
         agreeing = sum(a == b for a, b in zip(first, second, strict=True))
-        click.echo(f"\nthe same first class for {agreeing} of {len(readable)} images")
+        shared.echo(f"\nthe same first class for {agreeing} of {len(readable)} images")

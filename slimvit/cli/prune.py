@@ -139,7 +139,7 @@ def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
 
     state, plan = dry_run(recipe, shared.run_options(given))
     forecast = estimate(state, plan)
-    click.echo(json.dumps(forecast, indent=1) if given["as_json"] else estimate_text(forecast))
+    shared.echo(json.dumps(forecast, indent=1) if given["as_json"] else estimate_text(forecast))
     if given["out"] is not None:
         edit = " and ".join(f"kept_{units}" for units in plan.edited_units())
-        click.echo(f"\nplan: {given['out'] / 'plan.json'} (edit {edit}, then give it to --plan)", err=given["as_json"])
+        shared.echo(f"\nplan: {given['out'] / 'plan.json'} (edit {edit}, then give it to --plan)", err=given["as_json"])

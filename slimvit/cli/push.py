@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimvit.cli import options
+from slimvit.cli import options, shared
 from slimvit.io.hub.name import FOLDERS
+from slimvit.utils.escaping import in_line
 
 if TYPE_CHECKING:
     from slimvit.workflows.push.contents import UploadContents
@@ -56,24 +57,24 @@ def push_command(run: Path, dry_run: bool, as_json: bool, **given: Any) -> None:
 
     pushed = upload(contents, options)
     load = f"{pushed['url']}\nload it: slimvit.load({pushed['model']!r})"
-    click.echo(json.dumps(pushed, indent=1) if as_json else load)
+    shared.echo(json.dumps(pushed, indent=1) if as_json else load)
 
 
 def _show_notes(contents: UploadContents, run: Path) -> None:
     """Print on stderr the files that are not uploaded and the local paths that the recipe reveals."""
     if contents.left_out:
-        click.echo(f"{run}: not uploaded: {', '.join(contents.left_out)}", err=True)
+        shared.echo(in_line(f"{run}: not uploaded: {', '.join(contents.left_out)}"), err=True)
     if contents.places:
-        click.echo(f"{run}: the uploaded recipe names local paths: {', '.join(contents.places)}", err=True)
+        shared.echo(in_line(f"{run}: the uploaded recipe names local paths: {', '.join(contents.places)}"), err=True)
 
 
 def _show_contents(contents: UploadContents, as_json: bool) -> None:
     sizes = {path: file.stat().st_size for path, file in contents.files.items()}
     if as_json:
-        click.echo(
+        shared.echo(
             json.dumps({"repo": contents.repo, "files": sizes, "left_out": contents.left_out, "card": contents.card})
         )
         return
     for path, size in sizes.items():
-        click.echo(f"{size:>13,}  {path}")
-    click.echo(f"{len(contents.card.encode()):>13,}  README.md:\n\n{contents.card}", nl=False)
+        shared.echo(f"{size:>13,}  {path}")
+    shared.echo(f"{len(contents.card.encode()):>13,}  README.md:\n\n{contents.card}", nl=False)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
 
-from slimvit.cli import options
+from slimvit.cli import options, shared
 
 
 @click.group()
@@ -32,10 +33,10 @@ def list_recipes() -> None:
     files = {"slimvit run": recipe_files(), "slimvit sweep": sweep_files()}
     width = max(map(len, [name for paths in files.values() for name in paths]), default=0)
     for command, paths in files.items():
-        click.echo(f"for {command}:")
+        shared.echo(f"for {command}:")
         for name, path in paths.items():
             lines = header(path)
-            click.echo(f"  {name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
+            shared.echo(f"  {name:<{width}}  {lines[1] if len(lines) > 1 else ''}")
 
 
 @recipes_command.command("show", cls=options.GroupedCommand)
@@ -47,7 +48,7 @@ def show_recipe(name: str) -> None:
     Example:
       slimvit recipes show digits_half
     """
-    click.echo(_text(name), nl=False)
+    shared.echo(_text(name), nl=False)
 
 
 @recipes_command.command("copy", cls=options.GroupedCommand)
@@ -63,17 +64,18 @@ def copy_recipe(name: str, target: Path, force: bool) -> None:
     """
     from slimvit.config.shipped import shipped_path
     from slimvit.utils.errors import RecipeError
+    from slimvit.utils.files import write_whole
 
     text = _text(name)
     if target.is_dir():
         target = target / f"{shipped_path(name).stem}.yaml"
-    if target.exists() and not force:
+    if os.path.lexists(target) and not force:
         raise RecipeError(f"{target}: exists; name another file, or add --force to replace it")
     try:
-        target.write_text(text)
+        write_whole(target, text)
     except OSError as error:
         raise RecipeError(f"{target}: cannot be written: {error.strerror}; name another file") from None
-    click.echo(target)
+    shared.echo(target)
 
 
 @recipes_command.command("check", cls=options.GroupedCommand)
@@ -95,15 +97,16 @@ def check_recipe(names: tuple[str, ...]) -> None:
             points_of(Sweep.read(path), str(path))
         else:
             Recipe.read(path)
-        click.echo(f"{name}: ok")
+        shared.echo(f"{name}: ok")
 
 
 def _text(name: str) -> str:
     from slimvit.config.shipped import shipped_path
     from slimvit.utils.errors import RecipeError
+    from slimvit.utils.files import Unreadable, read_text
 
     path = shipped_path(name)
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except (FileNotFoundError, Unreadable) as error:
         raise RecipeError(f"{path}: not a readable recipe: {error}") from None

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from slimvit.cli import options
+from slimvit.cli import options, shared
+from slimvit.utils.escaping import in_line
 
 if TYPE_CHECKING:
     from slimvit.report.compare.comparison import Comparison
@@ -82,7 +83,7 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
         from slimvit.report.record import Report
         from slimvit.report.run.table import report_markdown
 
-        click.echo(report_markdown(Report.read(run_folder(places[0]) / "report.json")))
+        shared.echo(report_markdown(Report.read(run_folder(places[0]) / "report.json")))
         return
     from slimvit.workflows.compare import report
 
@@ -96,11 +97,11 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
 def show_comparison(comparison: Comparison, as_json: bool) -> None:
     """Print the comparison on stdout and its notes on stderr."""
     for note in comparison.notes:
-        click.echo(f"note: {note}", err=True)
+        shared.echo(in_line(f"note: {note}"), err=True)
     if as_json:
         from slimvit.report.compare.formats import to_json
 
-        click.echo(json.dumps(to_json(comparison), indent=1))
+        shared.echo(json.dumps(to_json(comparison), indent=1))
         return
     from slimvit.report.compare.cells import print_comparison
 

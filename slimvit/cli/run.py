@@ -42,7 +42,12 @@ def run_command(recipe: str, ends_with_stdin: bool, **given: Any) -> None:
     overrides = shared.sections(None, given)
     tree["data"].update(overrides.get("data", {}))
     tree["seed"] = overrides.get("seed", tree["seed"])
-    shared.run_and_show(Recipe.parse(tree, recipe), given)
+    whole = Recipe.parse(tree, recipe)
+    if given["resume"] and Path(recipe).is_dir():
+        from slimvit.data.known import check_known_data
+
+        check_known_data(whole.data, recipe, overrides.get("data", {}))
+    shared.run_and_show(whole, given)
 
 
 def _follow_stdin() -> None:

@@ -9,11 +9,17 @@ import click
 
 from slimvit.cli.options import NO_AUGMENTATION
 from slimvit.utils.allocator import keep_freed_memory
+from slimvit.utils.escaping import in_terminal
 
 if TYPE_CHECKING:
     from slimvit.config.options import Options
     from slimvit.config.recipe import Recipe
     from slimvit.report.record import Report
+
+
+def echo(text: object, err: bool = False, nl: bool = True) -> None:
+    """Print a text on stdout or stderr, without control characters out of names and files."""
+    click.echo(in_terminal(str(text)), err=err, nl=nl)
 
 
 def sections(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -22,14 +28,8 @@ def sections(model: str | None, given: dict[str, Any]) -> dict[str, Any]:
         "model": {
             "name": model,
             "weights": given.get("weights"),
-            "weights_key": given.get("weights_key"),
             "pretrained": False if given.get("no_pretrained") else None,
             "img_size": given.get("img_size"),
-            "mean": given.get("mean"),
-            "std": given.get("std"),
-            "interpolation": given.get("interpolation"),
-            "crop_pct": given.get("crop_pct"),
-            "class_order": given.get("class_order"),
             "num_classes": given.get("num_classes"),
             "args": given.get("model_args") or None,
         },
@@ -63,11 +63,20 @@ def run_options(given: dict[str, Any]) -> Options:
     return Options(**{name: given[name] for name in Options.__dataclass_fields__ if name in given})
 
 
-def data_of(recipe: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
-    """The data section of an earlier run's recipe, updated by `given`; `given` alone if it names other data."""
+def data_of(folder: str, recipe: Recipe | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The data section of a run's recipe, updated by `given`; `given` alone if it names other data.
+
+    Raises:
+        DataError: The recipe names data that the user has not opened before.
+    """
+    from slimvit.config.recipe import DataSection
+    from slimvit.data.known import check_known_data
+
     if recipe is None or given.get("name") not in (None, recipe.data.name):
         return given
-    return recipe.data.model_dump() | given
+    section = recipe.data.model_dump() | given
+    check_known_data(DataSection.model_validate(section), folder, given)
+    return section
 
 
 def need_data(given: dict[str, Any]) -> None:
@@ -89,7 +98,7 @@ def run_and_show(recipe: Recipe, given: dict[str, Any]) -> None:
     if options.resume and options.out is not None:
         clean_up(options.out)
     if options.resume and options.out is not None and (report := finished(options.out, recipe)) is not None:
-        click.echo(f"{options.out}: this run is finished", err=True)
+        echo(f"{options.out}: this run is finished", err=True)
         show_report(report, given.get("as_json", False))
         return
     state = run(recipe, options)
@@ -98,13 +107,13 @@ def run_and_show(recipe: Recipe, given: dict[str, Any]) -> None:
         return
     show_report(state.report, given.get("as_json", False))
     if given.get("out") is not None:
-        click.echo(f"\nrun folder: {given['out']}", err=given.get("as_json", False))
+        echo(f"\nrun folder: {given['out']}", err=given.get("as_json", False))
 
 
 def show_report(report: Report, as_json: bool) -> None:
     """Print a report, as a table or as JSON."""
     if as_json:
-        click.echo(json.dumps(report.to_json(), indent=1))
+        echo(json.dumps(report.to_json(), indent=1))
         return
     from slimvit.report.run.table import print_table
 

@@ -9,6 +9,7 @@ import click
 
 from slimvit.cli import options, shared
 from slimvit.utils.allocator import keep_freed_memory
+from slimvit.utils.escaping import in_line
 
 
 @options.command()
@@ -60,7 +61,7 @@ def sweep_command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: An
     points = points_of(file, str(path), shared.sections(None, given).get("data", {}))
     if dry_run:
         for point in points:
-            click.echo(point.id)
+            shared.echo(point.id)
         return
     out = given["out"]
     if out is None:
@@ -82,9 +83,9 @@ def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given:
         comparison = report_on(out, contents)
     if comparison is not None:
         show_comparison(comparison, as_json=False)
-        click.echo(f"\nreport: {out / 'report'} (tradeoff.html and more)")
+        shared.echo(f"\nreport: {out / 'report'} (tradeoff.html and more)")
     failed = [entry for entry in contents.points if entry.error]
     for entry in failed:
-        click.echo(f"failed: {entry.id}: {entry.error} (log: {out / 'failed' / entry.id}.txt)", err=True)
+        shared.echo(in_line(f"failed: {entry.id}: {entry.error} (log: {out / 'failed' / entry.id}.txt)"), err=True)
     if failed:
         raise click.exceptions.Exit(1)

@@ -13,7 +13,8 @@ from typing import Any
 from slimvit.models.parts.registry import PARTS
 from slimvit.report.columns import METRICS, NOT_MEASURED, Column, legend_of, parts_of_stages, size_and_accuracy
 from slimvit.report.record import Report, Stage
-from slimvit.report.text import in_markdown, markdown_table, printable
+from slimvit.report.text import markdown_table
+from slimvit.utils.escaping import in_code_block, in_markdown
 
 TAGS = ("slimvit", "timm", "pruning", "vision-transformer")
 CLASSES = 20
@@ -99,7 +100,8 @@ def _figures(facts: CardFacts) -> list[str]:
         return []
     columns = _columns(facts.before, facts.after)
     rows = [[c.header, *(c.text(stage.figure(c.key)) for stage in (facts.before, facts.after))] for c in columns]
-    notes = legend_of([c for c in columns if c.key not in METRICS], facts.before.stage)
+    legend = legend_of([c for c in columns if c.key not in METRICS], facts.before.stage)
+    notes = [in_markdown(line) for line in legend]
     notes += [f"`{NOT_MEASURED}`: not measured"] * any(NOT_MEASURED in row for row in rows)
     agreement = facts.after.figure("agreement")
     notes += [] if agreement is None else [f"{agreement:.1f} % of the images are predicted as before"]
@@ -119,7 +121,7 @@ def _columns(before: Stage, after: Stage) -> list[Column]:
 
 def _measured_on(report: Report) -> str:
     images = "images" if report.images is None else f"{report.images:,} images"
-    return f"{images} of {_plain(_without_path(report.data or 'unknown data'))}"
+    return f"{images} of {in_markdown(_without_path(report.data or 'unknown data'))}"
 
 
 def _without_path(name: str) -> str:
@@ -130,14 +132,9 @@ def _without_path(name: str) -> str:
 def _classes(facts: CardFacts) -> list[str]:
     if not facts.class_names:
         return []
-    names = [_plain(name[:80]) for name in facts.class_names[:CLASSES]]
+    names = [in_markdown(name[:80]) for name in facts.class_names[:CLASSES]]
     more = f" and {len(facts.class_names) - CLASSES:,} more" if len(facts.class_names) > CLASSES else ""
     return [f"Classes: {', '.join(names)}{more}."]
-
-
-def _plain(text: str) -> str:
-    """The text on one line, escaped for Markdown, with control and direction characters as question marks."""
-    return in_markdown(printable(" ".join(text.split())))
 
 
 def _use(facts: CardFacts) -> list[str]:
@@ -156,14 +153,13 @@ def _made(facts: CardFacts) -> list[str]:
     if facts.report is None and facts.recipe is None:
         return []
     versions = {} if facts.report is None else facts.report.versions
-    made_with = ", ".join(f"{_plain(name)} {_plain(version)}" for name, version in versions.items())
+    made_with = ", ".join(f"{in_markdown(name)} {in_markdown(version)}" for name, version in versions.items())
     parts = ["## How it was made"] + [f"With {made_with}."] * bool(made_with)
     if facts.recipe is not None:
-        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", facts.recipe)), default=0))
         repeats = "; `slimvit run recipe.yaml --out NEW` repeats it" * ("recipe.yaml" in facts.files)
         parts += [
             f"The recipe (what it leaves out is slimvit's default){repeats}:",
-            f"{fence}yaml\n{facts.recipe}{fence}",
+            in_code_block(facts.recipe.rstrip("\n"), "yaml"),
         ]
     return parts
 
@@ -175,7 +171,7 @@ def _limits(facts: CardFacts) -> list[str]:
     else:
         limits.append(f"It was measured on {_measured_on(facts.report)} only.")
         limits += [] if facts.trained else ["It was not trained after the cut, only repaired in closed form."]
-        limits += [_plain(note) for note in facts.report.notes]
+        limits += [in_markdown(note) for note in facts.report.notes]
     if facts.num_classes and not facts.class_names:
         limits.append("Its classes have no names, only numbers.")
     limits += ["Its license was not stated."] * (facts.license is None)

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from slimvit.utils.errors import StoreError
+from slimvit.utils.escaping import in_picture
+from slimvit.utils.files import replacing
 
 INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 BLUE, ORANGE, RED = "#2f6db5", "#e08a2e", "#c0392b"
@@ -51,7 +53,7 @@ def short(name: str, longest: int) -> str:
         longest: Characters at most.
     """
     text = name if len(name) <= longest else "…" + name[1 - longest :]
-    return (" " * text.startswith("_") + text).replace("$", r"\$")
+    return in_picture(" " * text.startswith("_") + text)
 
 
 def spread_labels(fig: Figure, axes: Axes, labels: Sequence[tuple[float, float, str]], **style: Any) -> None:
@@ -107,5 +109,5 @@ def save_figure(fig: Figure, path: Path) -> None:
     if path.suffix not in (".svg", ".png"):
         raise StoreError(f"{path}: a picture is saved as .svg or .png, not as {path.suffix or 'a file without suffix'}")
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    with rc_context({"svg.hashsalt": "slimvit"}):
-        fig.savefig(path, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.12, metadata=metadata)
+    with rc_context({"svg.hashsalt": "slimvit"}), replacing(path) as partial:
+        fig.savefig(partial, dpi=160, facecolor="white", bbox_inches="tight", pad_inches=0.12, metadata=metadata)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import read_errors, read_json
+from slimvit.utils.files import read_errors, read_json, write_whole
 
 FORMAT_VERSION = 3
 """2 added `macs_by_part` and `input_size`, 3 the units of every part."""
@@ -161,7 +161,7 @@ class Report(Record):
 
     def write(self, path: Path) -> None:
         """Write report.json."""
-        path.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 def units_of(plan: SlimPlan) -> dict[str, tuple[int, int]]:

@@ -1,19 +1,16 @@
-"""Tables and names as text: Markdown, LaTeX, terminal."""
+"""Tables for Markdown and the terminal."""
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from slimvit.utils.escaping import in_line, in_markdown, in_terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*[]<|"}
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"}
 
 NAMED = 3
 """Names that `listed` shows at most."""
@@ -25,20 +22,6 @@ def listed(names: Sequence[str]) -> str:
     """Return `a, b, c and 4 more`."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
-
-
-def in_markdown(text: str) -> str:
-    """Return the text on one line, escaped for Markdown; an underscore inside a word needs no escape."""
-    return _replaced(text, MARKDOWN)
-
-
-def in_latex(text: str) -> str:
-    """Return the text on one line, escaped for LaTeX, with the hyphen of a negative number as a minus sign."""
-    return re.sub(r"^-(?=\d)", "$-$", _replaced(text, LATEX))
-
-
-def _replaced(text: str, signs: dict[str, str]) -> str:
-    return "".join(signs.get(sign, sign) for sign in " ".join(text.split()))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
@@ -59,11 +42,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], texts: 
     return "\n".join("| " + " | ".join(line) + " |" for line in [aligned[0], rule, *aligned[1:]])
 
 
-def printable(text: str) -> str:
-    """Return the text with control characters as question marks, since names in files are untrusted."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
 def print_cells(
     header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, file: TextIO | None = None, gap: int = 2
 ) -> None:
@@ -82,10 +60,10 @@ def print_cells(
     console = Console(file=file or sys.stdout, highlight=False)
     table = _empty_table(console, gap)
     for i, name in enumerate(header):
-        head = SPLIT.get(name, name if "\n" in name else name.replace(" ", "\n"))
+        head = in_terminal(SPLIT.get(name, name if "\n" in name else name.replace(" ", "\n")))
         table.add_column(head, justify="left" if i < texts else "right", no_wrap=True, vertical="bottom")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+        table.add_row(*(Text(in_line(cell)) for cell in row))
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=1000)).maximum)
     console.print(table, crop=False)
 

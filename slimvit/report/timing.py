@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from slimvit.report.record import Record
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import Unreadable, read_json
+from slimvit.utils.files import Unreadable, disk_errors, read_json, write_whole
 
 FORMAT_VERSION = 1
 FILE = "timings.json"
@@ -61,13 +61,8 @@ def write_timings(folder: Path, timings: Sequence[Timing]) -> None:
     kept = [t for t in read_timings(folder) if setting_of(t) not in replaced]
     rows = [t.model_dump(mode="json") for t in [*kept, *timings]]
     text = json.dumps({"format_version": FORMAT_VERSION, "timings": rows}, indent=1, allow_nan=False) + "\n"
-    partial = folder / f".{FILE}.partial"
-    try:
-        partial.write_text(text)
-        partial.replace(folder / FILE)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StoreError(f"{folder / FILE}: cannot be written: {error.strerror}") from None
+    with disk_errors(folder / FILE):
+        write_whole(folder / FILE, text)
 
 
 def read_timings(folder: Path) -> list[Timing]:

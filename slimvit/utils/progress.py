@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
+from slimvit.utils.escaping import in_line
+
 T = TypeVar("T")
 
 EVERY = 12.0
@@ -54,7 +56,7 @@ def progress_lines(
 def log(text: str) -> None:
     """Print one line on stderr, from the main process alone; stdout is for results."""
     if is_main():
-        print(text, file=sys.stderr, flush=True)
+        print(in_line(text), file=sys.stderr, flush=True)
 
 
 COLUMNS = {"loss": ".4f", "lr": ".2e", "top1": ".2f", "agreement": ".2f", "feature_error": ".4f", "seconds": ".1f"}

@@ -13,6 +13,7 @@ from slimvit.report.compare.pick import Pick
 from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
 from slimvit.report.compare.rows import ComparisonRow, Stat
 from slimvit.report.text import print_cells
+from slimvit.utils.escaping import in_line
 
 EPOCHS = Column(key="epochs", header="epochs", format=".0f", fixed=True)
 FRONT = "front"
@@ -129,13 +130,13 @@ def print_comparison(comparison: Comparison, file: TextIO | None = None) -> None
     file = file or sys.stdout
     cells = cells_of(comparison, PLUS_MINUS, in_terminal=True)
     print_cells(cells.header, cells.rows, len(cells.texts), file)
-    lines = [line.replace("±", "+-") for line in legend(cells, comparison)]
+    lines = [in_line(line).replace("±", "+-") for line in legend(cells, comparison)]
     print("", *(line for line in lines if line.split(":")[0] in TERMINAL_LEGEND), sep="\n", file=file)
     if comparison.claims:
         print("", file=file)
         print_cells(CLAIM_HEADER, claim_cells(comparison.claims, PLUS_MINUS), 2, file)
     for pick in comparison.picks:
-        print("", *_pick_lines(pick, comparison), sep="\n", file=file)
+        print("", *map(in_line, _pick_lines(pick, comparison)), sep="\n", file=file)
 
 
 def _pick_lines(pick: Pick, comparison: Comparison) -> list[str]:

@@ -12,7 +12,7 @@ from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.sweep_folder import CONTENTS, Contents, is_sweep_folder, point_folder, read_contents
 from slimvit.report.compare.measurement import CollectedRuns, Measurement
-from slimvit.report.compare.run_reader import read_run
+from slimvit.report.compare.run_reader import left_out_pictures, read_run
 from slimvit.report.text import listed
 from slimvit.utils.errors import StoreError
 from slimvit.utils.files import MOST
@@ -42,6 +42,7 @@ def collect_runs(sources: Sequence[Path], references: Sequence[Path] = (), allow
         collected = _sweep(place, several) if is_sweep_folder(place) else CollectedRuns((_run(place),))
         for run in collected.measurements:
             runs.setdefault(run.folder.resolve(), replace(run, is_reference=is_reference))
+            notes += [f"{path}: is a link or too large, so it is not shown" for path in left_out_pictures(run.folder)]
         notes += collected.notes
         claims += collected.claims
     if not allow_mixed:

@@ -15,7 +15,9 @@ from slimvit.report.compare.html import page
 from slimvit.report.compare.measurement import setting_text
 from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
 from slimvit.report.compare.rows import ComparisonRow, Stat
-from slimvit.report.text import in_latex, in_markdown, markdown_table
+from slimvit.report.text import markdown_table
+from slimvit.utils.escaping import in_code_block, in_csv, in_latex, in_line, in_markdown
+from slimvit.utils.files import write_whole
 
 FORMAT_VERSION = 1
 Draw = Callable[[Path], None]
@@ -41,7 +43,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         "html": page(comparison, {title: folder / f"{name}.svg" for name, (title, _) in pictures.items()}),
     }
     for suffix, text in texts.items():
-        (folder / f"tradeoff.{suffix}").write_text(text, encoding="utf-8", newline="\n")
+        write_whole(folder / f"tradeoff.{suffix}", text)
 
 
 def _pictures(comparison: Comparison) -> tuple[dict[str, tuple[str, Draw]], list[str]]:
@@ -112,6 +114,7 @@ def to_csv(comparison: Comparison) -> str:
 
     rows = to_json(comparison)["rows"]
     flat = [row | {"seeds": " ".join(map(str, row["seeds"])), "runs": " ".join(row["runs"])} for row in rows]
+    flat = [{key: in_csv(v) if isinstance(v, str) else v for key, v in row.items()} for row in flat]
     return pd.DataFrame(flat).drop(columns="macs_by_part").to_csv(index=False, lineterminator="\n")
 
 
@@ -125,7 +128,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     if comparison.claims:
         parts += ["## Claimed beside measured", markdown_table(CLAIM_HEADER, claim_cells(comparison.claims), 2)]
     parts += ["## To run a point again", *filter(None, [comparison.path_note])]
-    parts.append("```sh\n" + "\n".join(comparison.commands) + "\n```")
+    parts.append(in_code_block("\n".join(map(in_line, comparison.commands)), "sh"))
     return "\n\n".join(parts) + "\n"
 
 
@@ -133,7 +136,7 @@ def latex(comparison: Comparison) -> str:
     """Return tradeoff.tex: a table for the booktabs package, with its legend as comments."""
     cells = cells_of(comparison)
     comments = ("needs \\usepackage{booktabs}", *comparison.notes, *legend(cells, comparison))
-    lines = [f"% {' '.join(text.split())}" for text in comments]
+    lines = [f"% {in_line(text)}" for text in comments]
     lines += [
         r"\begin{tabular}{" + "l" * len(cells.texts) + "r" * (len(cells.header) - len(cells.texts)) + "}",
         r"\toprule",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 
@@ -12,6 +11,8 @@ from slimvit.report.compare.cells import Cells, cells_of, legend
 from slimvit.report.compare.comparison import Comparison
 from slimvit.report.compare.pick import Pick
 from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
+from slimvit.utils.escaping import in_html, in_line
+from slimvit.utils.files import MOST, open_regular
 
 TEMPLATE = Path(__file__).parent / "page.html"
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -28,8 +29,8 @@ def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
     """
     cells = cells_of(comparison)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        title=escape(f"Trade-off: {', '.join(comparison.models)}"),
-        about=escape("; ".join(dict.fromkeys(row.data for row in comparison.rows))),
+        title=in_html(f"Trade-off: {', '.join(comparison.models)}"),
+        about=in_html("; ".join(dict.fromkeys(row.data for row in comparison.rows))),
         notes=_lines('<p class="note"><b>Note:</b> {}</p>', comparison.notes),
         picks="\n".join(map(_picked, comparison.picks)),
         table=_table(comparison, cells),
@@ -37,18 +38,18 @@ def page(comparison: Comparison, pictures: Mapping[str, Path]) -> str:
         claims=_claims(comparison),
         pictures="\n".join(f"<figure>{_image(title, path)}</figure>" for title, path in pictures.items()),
         runs=_runs(comparison),
-        repeat=escape(comparison.path_note),
-        commands=escape("\n".join(comparison.commands)),
+        repeat=in_html(comparison.path_note),
+        commands=in_html("\n".join(map(in_line, comparison.commands))),
     )
 
 
 def _lines(form: str, texts: Sequence[str]) -> str:
-    return "\n".join(form.format(escape(text)) for text in texts)
+    return "\n".join(form.format(in_html(text)) for text in texts)
 
 
 def _picked(pick: Pick) -> str:
-    rule, command = pick.rule, escape(pick.row.command or "")
-    text = f"<code>{escape(rule.text)}</code> ({escape(rule.goal)}): <b>{escape(pick.row.name)}</b>"
+    rule, command = pick.rule, in_html(pick.row.command or "")
+    text = f"<code>{in_html(rule.text)}</code> ({in_html(rule.goal)}): <b>{in_html(pick.row.name)}</b>"
     return f'<div class="pick">Picked by {text}<br><code>{command}</code></div>'
 
 
@@ -64,15 +65,15 @@ def _table(comparison: Comparison, cells: Cells) -> str:
 
 
 def _head(name: str, is_text: bool) -> str:
-    return f'<th scope="col"{_left(is_text)}><button type="button">{escape(name)}</button></th>'
+    return f'<th scope="col"{_left(is_text)}><button type="button">{in_html(name)}</button></th>'
 
 
 def _cell(text: str, column: int, cells: Cells, exact: float | None) -> str:
     if column < len(cells.texts):
-        return f'<td class="text">{escape(text)}</td>'
+        return f'<td class="text">{in_html(text)}</td>'
     is_figure = column < len(cells.texts) + len(cells.figures)
     value = f' data-value="{"" if exact is None else repr(exact)}"' if is_figure else ""
-    return f"<td{value}>{escape(text)}</td>"
+    return f"<td{value}>{in_html(text)}</td>"
 
 
 def _left(is_text: bool) -> str:
@@ -84,7 +85,7 @@ def _claims(comparison: Comparison) -> str:
         return ""
     head = "".join(f'<th scope="col"{_left(n not in ("claimed", "measured"))}>{n}</th>' for n in CLAIM_HEADER)
     rows = [
-        "".join(f"<td{_left(i in (0, 1, 4))}>{escape(cell)}</td>" for i, cell in enumerate(cells))
+        "".join(f"<td{_left(i in (0, 1, 4))}>{in_html(cell)}</td>" for i, cell in enumerate(cells))
         for cells in claim_cells(comparison.claims)
     ]
     body = "\n".join(f"<tr>{row}</tr>" for row in rows)
@@ -93,12 +94,13 @@ def _claims(comparison: Comparison) -> str:
 
 
 def _image(title: str, path: Path) -> str:
-    data = b64encode(path.read_bytes()).decode()
-    return f'<img src="data:{MIME[path.suffix]};base64,{data}" alt="{escape(title)}">'
+    with open_regular(path, MOST) as file:
+        data = b64encode(file.read()).decode()
+    return f'<img src="data:{MIME[path.suffix]};base64,{data}" alt="{in_html(title)}">'
 
 
 def _captioned(title: str, path: Path) -> str:
-    return f"<figure>{_image(title, path)}<figcaption>{escape(title)}</figcaption></figure>"
+    return f"<figure>{_image(title, path)}<figcaption>{in_html(title)}</figcaption></figure>"
 
 
 def _runs(comparison: Comparison) -> str:
@@ -109,5 +111,5 @@ def _runs(comparison: Comparison) -> str:
     parts = ["<h2>Heads and mixes</h2>"]
     for row in rows:
         figures = "".join(_captioned(title, path) for title, path in row.runs[0].pictures.items())
-        parts.append(f"<details><summary>{escape(row.name)}</summary>{figures}</details>")
+        parts.append(f"<details><summary>{in_html(row.name)}</summary>{figures}</details>")
     return "\n".join(parts)

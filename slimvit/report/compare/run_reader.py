@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ from slimvit.report.compare.measurement import Measurement
 from slimvit.report.record import Report
 from slimvit.report.timing import read_timings
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import Unreadable, read_json
+from slimvit.utils.files import Unreadable, is_regular, read_json, read_text
 
 PICTURES = {"heads kept": "head_map.png", "learned mixes": "mixes.png"}
 """Pictures of a run on the HTML page, by title."""
+MOST_PICTURE = 16 * 2**20
+"""Largest picture that a page embeds, in bytes."""
 
 
 def read_run(folder: Path, shown: str, name: str) -> Measurement:
@@ -42,8 +46,18 @@ def read_run(folder: Path, shown: str, name: str) -> Measurement:
         input_size=_input_size(folder, report),
         timings=tuple(read_timings(folder)),
         history=tuple(_history(folder / "history.csv")),
-        pictures={title: folder / file for title, file in PICTURES.items() if (folder / file).is_file()},
+        pictures={title: folder / file for title, file in PICTURES.items() if _is_picture(folder / file)},
     )
+
+
+def left_out_pictures(folder: Path) -> list[Path]:
+    """The pictures of a run that no page embeds, since they are links, devices or too large."""
+    names = [folder / file for file in PICTURES.values() if os.path.lexists(folder / file)]
+    return [path for path in names if not _is_picture(path)]
+
+
+def _is_picture(path: Path) -> bool:
+    return is_regular(path) and path.stat().st_size <= MOST_PICTURE
 
 
 def _recipe(folder: Path) -> Recipe | None:
@@ -81,10 +95,9 @@ def _history(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["training"] == "finetune":
-                    figures = {k: float(row[k]) for k in ("loss", "top1", "agreement") if row.get(k)}
-                    yield {"epoch": int(row["epoch"])} | figures
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+        for row in csv.DictReader(io.StringIO(read_text(path), newline="")):
+            if row["training"] == "finetune":
+                figures = {k: float(row[k]) for k in ("loss", "top1", "agreement") if row.get(k)}
+                yield {"epoch": int(row["epoch"])} | figures
+    except (Unreadable, csv.Error, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path}: damaged: {error!r}; delete it to leave its curves out, or run again") from None

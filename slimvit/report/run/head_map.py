@@ -16,6 +16,7 @@ from slimvit.report.columns import parts_shown
 from slimvit.report.plot_style import BLUE, EDGE, INK, MUTED, PALE, RED, save_figure
 from slimvit.report.record import units_of
 from slimvit.report.run.shading import Colour, Shading, UnitScores, draw_scale
+from slimvit.utils.escaping import in_picture
 
 FEW = 48
 """Units per block up to which a part is drawn as a grid; a part with more is drawn as bars."""
@@ -70,7 +71,7 @@ def head_map(plan: SlimPlan, scores: Mapping[str, UnitScores], path: Path) -> No
     fig = Figure(figsize=(max(across, 0.6 + 0.092 * len(name)), 1.9 + SQUARE * len(plan.blocks)), layout="constrained")
     axes = fig.add_subplot()
     draw_units(axes, plan, scores)
-    fig.suptitle(name, color=INK, fontsize=11, fontweight="bold")
+    fig.suptitle(in_picture(name), color=INK, fontsize=11, fontweight="bold")
     save_figure(fig, path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS
 from slimvit.report.columns import NOT_MEASURED, parts_shown
+from slimvit.utils.escaping import in_line
 from slimvit.utils.ranges import count_ranges
 
 Block = dict[str, Any]
@@ -33,7 +34,7 @@ def _title(inspection: dict[str, Any]) -> str:
     counts = [f"{inspection[p.units][1]:,} of {inspection[p.units][0]:,} {p.units}" for p in parts]
     params, macs = inspection["params"] / 1e6, inspection["macs"] / 1e9
     sizes = [*counts, f"{params:.2f} M params", f"{macs:.3f} GFLOPs (1 multiply-add = 1)"]
-    title = f"{inspection['model']}: {', '.join(sizes)}, {inspection['num_classes']} classes"
+    title = f"{in_line(inspection['model'])}: {', '.join(sizes)}, {inspection['num_classes']} classes"
     if not inspection["dense"]:
         return title
     each = "a pair of blocks and head" if inspection["dense"] == "head" else "a pair of blocks"

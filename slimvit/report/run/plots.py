@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from slimvit.report.columns import METRICS, Metric
 from slimvit.report.plot_style import INK, MUTED, SERIES, TITLE, plain_axes, save_figure
 from slimvit.report.record import Report
+from slimvit.utils.escaping import in_picture
 
 PERCENTAGES = ("top1", "agreement")
 """Keys of the figures on the axis in per cent."""
@@ -47,7 +48,7 @@ def stage_accuracy(report: Report, path: Path) -> None:
     unit = METRICS[keys[0]].label if len(keys) == 1 else "per cent of the images"
     start = _set_limits(axes, drawn)
     axes.set_ylabel(unit if start == 0 else f"{unit}; axis starts at {start:g}", color=INK)
-    axes.set_title(report.model, **TITLE)
+    axes.set_title(in_picture(report.model), **TITLE)
     if len(keys) > 1:
         fig.legend(loc="outside lower center", ncols=2, frameon=False, labelcolor=INK)
     save_figure(fig, path)

@@ -22,6 +22,7 @@ from slimvit.report.columns import (
 )
 from slimvit.report.record import Report
 from slimvit.report.text import markdown_table, print_cells
+from slimvit.utils.escaping import in_markdown
 
 WRITTEN_ONLY = {LATENCY.key, THROUGHPUT.key}
 """Keys of the columns that are left out at a terminal of 80 characters."""
@@ -45,12 +46,13 @@ def report_markdown(report: Report) -> str:
     """Return report.md: the notes, the settings, the table and its legend."""
     columns = _columns(report)
     rows = _rows(report, columns)
-    legend = legend_of(columns, report.reference.stage)
+    legend = [in_markdown(line) for line in legend_of(columns, report.reference.stage)]
     legend += [f"`{NOT_MEASURED}`: not measured"] * any(NOT_MEASURED in row for row in rows)
-    paragraphs = [f"# {_title(report)}", *(f"> **Note:** {note}" for note in report.notes), _settings(report)]
+    notes = (f"> **Note:** {in_markdown(note)}" for note in report.notes)
+    paragraphs = [f"# {in_markdown(_title(report))}", *notes, _settings(report)]
     paragraphs += [markdown_table(_header(columns), rows), "\n".join(f"- {line}" for line in legend)]
     if report.versions:
-        versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+        versions = ", ".join(in_markdown(f"{name} {version}") for name, version in report.versions.items())
         paragraphs.append(f"Made with {versions}.")
     return "\n\n".join(paragraphs) + "\n"
 
@@ -104,7 +106,7 @@ def _settings(report: Report) -> str:
         "seed": report.seed,
         "device": report.device,
     }
-    return "\n".join(f"- {name}: {value}" for name, value in settings.items() if value is not None)
+    return "\n".join(f"- {name}: {in_markdown(str(value))}" for name, value in settings.items() if value is not None)
 
 
 def _removed(report: Report, part: Part) -> str | None:

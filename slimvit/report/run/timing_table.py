@@ -8,7 +8,8 @@ from itertools import groupby
 from typing import Any, TextIO
 
 from slimvit.report.columns import NOT_MEASURED
-from slimvit.report.text import print_cells, printable
+from slimvit.report.text import print_cells
+from slimvit.utils.escaping import in_line
 
 Row = dict[str, Any]
 LEGEND = "FLOPs: 1 multiply-add = 1, one image"
@@ -36,12 +37,12 @@ def print_timings(rows: Sequence[Row], file: TextIO | None = None) -> None:
     """
     file = file or sys.stdout
     for i, (title, group) in enumerate(groupby(rows, key=_title)):
-        print(("\n" if i else "") + printable(title), file=file)
+        print(("\n" if i else "") + in_line(title), file=file)
         same_setting = list(group)
         _print_table(same_setting, file)
         for row in same_setting:
             if row["remark"]:
-                print(printable(f"{row['model']}: {row['remark']}."), file=file)
+                print(in_line(f"{row['model']}: {row['remark']}."), file=file)
     if any(row["macs"] is not None for row in rows):
         print(LEGEND, file=file)
 

@@ -1,0 +1,64 @@
+"""Texts made safe for what they are written to: one function per output format.
+
+Names, notes and paths come out of files that anybody may have written. They pass through here on the way to a terminal,
+a log, Markdown, LaTeX, HTML, CSV or a picture. JSON and YAML are written by libraries that escape by themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+MARKDOWN = {sign: f"\\{sign}" for sign in "\\`*[]<|"}
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign in "<>|"}
+FORMULA = re.compile(r"[=+\-@]")
+"""The first sign of a cell that a spreadsheet computes."""
+
+
+def in_terminal(text: str) -> str:
+    """Return the text with control and direction characters as question marks; line breaks and tabs stay."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "?" for sign in text)
+
+
+def in_line(text: str) -> str:
+    """Return the text for one line of a terminal, a log or a file: line breaks and tabs are spaces."""
+    return in_terminal(re.sub(r"\s*[\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text))
+
+
+def in_markdown(text: str) -> str:
+    """Return the text on one line with Markdown's signs escaped; an underscore inside a word needs no escape."""
+    return _replaced(text, MARKDOWN)
+
+
+def in_code_block(text: str, language: str) -> str:
+    """Return a fenced block of Markdown that the text cannot end."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{in_terminal(text)}\n{fence}"
+
+
+def in_latex(text: str) -> str:
+    r"""Return the text on one line for a cell of a LaTeX table: signs escaped, a leading minus as a minus sign.
+
+    A leading `[` or `*` is kept from the `\\` before the row, which would take it as its argument.
+    """
+    return re.sub(r"^([\[*])", r"{\1}", re.sub(r"^-(?=\d)", "$-$", _replaced(text, LATEX)))
+
+
+def in_html(text: str) -> str:
+    """Return the text for an element or a quoted attribute of HTML."""
+    return escape(in_terminal(text))
+
+
+def in_csv(text: str) -> str:
+    """Return the text for a cell that a spreadsheet shows and does not compute."""
+    return f"'{in_line(text)}" if FORMULA.match(text.lstrip()) else in_line(text)
+
+
+def in_picture(text: str) -> str:
+    """Return the text for a label of Matplotlib, which reads dollars as formulas."""
+    return in_line(text).replace("$", r"\$")
+
+
+def _replaced(text: str, signs: dict[str, str]) -> str:
+    return "".join(signs.get(sign, sign) for sign in in_terminal(" ".join(text.split())))
