@@ -58,7 +58,7 @@ def is_shipped_sweep(path: Path) -> bool:
 def header(path: Path) -> list[str]:
     """Return the comment lines at the top of a recipe: the command that runs it, then its description."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in read_text(path).splitlines():
         if not line.startswith("#"):
             break
         lines.append(line.removeprefix("#").strip())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,14 +33,19 @@ def remember_data(section: DataSection) -> None:
             write_whole(entry, json.dumps(_facts(section), indent=1) + "\n")
 
 
-def check_known_data(section: DataSection, folder: str | Path) -> None:
+def check_known_data(section: DataSection, folder: str | Path, given: Collection[str] = ()) -> None:
     """Check the data that the recipe in `folder` names, before it is opened.
 
+    Args:
+        section: The data section of the recipe, with the options of the command.
+        folder: The folder, for errors.
+        given: The keys of the section that are options of the command.
+
     Raises:
-        DataError: No command of the user has opened it on this machine.
+        DataError: No command of the user has opened the data on this machine, and the command does not name it.
     """
     entry = _entry(section)
-    if section.name == EMBEDDED or (entry is not None and entry.is_file()):
+    if section.name == EMBEDDED or not _keys(section) - {*given} or (entry is not None and entry.is_file()):
         return
     raise DataError(
         f"{folder}: its recipe names data that no command of yours has opened on this machine; to open it, add "
@@ -69,6 +75,9 @@ def _absolute(path: str) -> str:
 
 def _options(section: DataSection) -> str:
     """`--data photos/`, and the other options that say what is opened where they differ from the defaults."""
-    fields = type(section).model_fields
-    given = {key: getattr(section, key) for key in FLAGS if getattr(section, key) != fields[key].default}
-    return " ".join(f"{FLAGS[key]} {shlex.quote(value)}" for key, value in given.items())
+    return " ".join(f"{FLAGS[key]} {shlex.quote(getattr(section, key))}" for key in FLAGS if key in _keys(section))
+
+
+def _keys(section: DataSection) -> set[str]:
+    """The keys that say what is opened, where they differ from the defaults."""
+    return {key for key in FLAGS if getattr(section, key) != type(section).model_fields[key].default}

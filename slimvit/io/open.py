@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,9 @@ def open_model(section: ModelSection) -> nn.Module:
     folder = saved_folder(section.name)
     if folder is None:
         if (Path(section.name) / UNFINISHED).is_dir():
-            state = f"holds an unfinished run and no model yet; go on with slimvit run {section.name} --resume"
+            state = (
+                f"holds an unfinished run and no model yet; go on with slimvit run {shlex.quote(section.name)} --resume"
+            )
             raise ModelError(f"{section.name}: {state}")
         if Path(section.name).is_dir():
             raise ModelError(f"{section.name}: a folder without {slim_file.DESCRIPTION}, so it is no saved model")
@@ -41,11 +44,9 @@ def open_model(section: ModelSection) -> nn.Module:
             section.name,
             pretrained=section.pretrained,
             weights=section.weights,
-            weights_key=section.weights_key,
             img_size=section.img_size,
             num_classes=section.num_classes,
             args=section.args,
-            preprocessing=section.preprocessing,
             heads=section.heads,
         )
     options: dict[str, object] = {"--weights": section.weights, "--no-pretrained": not section.pretrained}
@@ -56,7 +57,7 @@ def open_model(section: ModelSection) -> nn.Module:
         )
     with named(section.name, folder):
         model = saved_model.load_folder(folder)
-    return fit_to_section(model, section.img_size, section.num_classes, section.preprocessing)
+    return fit_to_section(model, section.img_size, section.num_classes)
 
 
 def model_of(model: nn.Module | str | Path) -> nn.Module:

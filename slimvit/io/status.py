@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.io.sweep_folder import is_sweep_folder, point_folder, read_contents
+from slimvit.utils.files import Unreadable, read_text
 from slimvit.utils.lock import OLD, UNFINISHED, lock_owner, stale_files
 from slimvit.utils.output import EXPORT, entries
 
@@ -79,8 +80,10 @@ def _run(folder: Path) -> FolderStatus | None:
 
 def _epochs(folder: Path) -> str:
     """Number of epochs in the history of the unfinished training, as in `2 epochs`."""
-    path = folder / UNFINISHED / HISTORY
-    count = max(0, len(path.read_text(errors="replace").splitlines()) - 1) if path.is_file() else 0
+    try:
+        count = max(0, len(read_text(folder / UNFINISHED / HISTORY).splitlines()) - 1)
+    except (FileNotFoundError, Unreadable):
+        count = 0
     return f"{count} epoch{'s' * (count != 1)}"
 
 

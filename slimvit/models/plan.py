@@ -15,7 +15,7 @@ from slimvit.models.block_plan import KEPT, REMOVED, BlockPlan
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS, part_with_units
 from slimvit.utils.errors import PlanError, nearest
-from slimvit.utils.files import read_errors, read_json
+from slimvit.utils.files import read_errors, read_json, write_whole
 
 FORMATS = (1, 2, 3)
 """Format 1 holds heads, format 2 heads and neurons, format 3 any part."""
@@ -190,7 +190,7 @@ class SlimPlan:
         data = self.to_json()
         head = {k: v for k, v in data.items() if k != "blocks"}
         lines = ",\n".join("    " + json.dumps(b) for b in data["blocks"])
-        path.write_text(json.dumps(head)[:-1] + ', "blocks": [\n' + lines + "\n]}\n")
+        write_whole(path, json.dumps(head)[:-1] + ', "blocks": [\n' + lines + "\n]}\n")
 
 
 def _block(entry: Any, source: str, i: int) -> BlockPlan:

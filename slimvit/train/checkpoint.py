@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 
 from slimvit.utils.errors import DiskError, SlimvitError, StoreError
-from slimvit.utils.files import disk_error
+from slimvit.utils.files import disk_error, replacing
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -80,8 +79,6 @@ class Checkpoints:
         def write(path: Path) -> None:
             with path.open("wb") as file:
                 torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
 
         self.put(name, write)
 
@@ -89,16 +86,13 @@ class Checkpoints:
         """Replace a file in the folder atomically; `write` writes the new content to the path that it gets."""
         if not self.writes:
             return
-        partial = self.folder / f".{name}.partial"
         try:
-            write(partial)
-            os.replace(partial, self.folder / name)
+            with replacing(self.folder / name) as partial:
+                write(partial)
         except (OSError, RuntimeError) as error:
             cause = error.__context__ if isinstance(error, RuntimeError) else error
             if not isinstance(cause, OSError):  # torch raises a RuntimeError over the disk's OSError
                 raise
-            with suppress(OSError):
-                partial.unlink()
             raise DiskError(
                 f"{disk_error(self.folder / name, cause)}. The state before it is intact; then go on with: "
                 f"{self.resume_command}"

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from slimvit.utils.errors import StoreError
@@ -38,10 +39,8 @@ def check_free(target: Path, force: bool) -> None:
     if names := entries(target):
         if not force:
             if (target / UNFINISHED).is_dir():
-                raise StoreError(
-                    f"{target}: holds an unfinished run; go on with slimvit run {target} --resume, or begin anew with "
-                    "--force"
-                )
+                command = f"slimvit run {quote(str(target))} --resume"
+                raise StoreError(f"{target}: holds an unfinished run; go on with {command}, or begin anew with --force")
             raise StoreError(f"{target}: the output folder is in use; name another one, or add --force to replace it")
         if not names & MARKERS and names != DRY_RUN:
             raise StoreError(f"{target}: holds files that slimvit did not write, so --force leaves it alone")

@@ -25,7 +25,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.plan import SlimPlan
 from slimvit.prune.criteria.scores import Scores, read_scores, write_scores
 from slimvit.train.state import History
-from slimvit.utils.files import disk_errors
+from slimvit.utils.files import check_no_link, disk_errors, read_json, write_whole
 from slimvit.utils.output import fingerprint
 from slimvit.workflows.state import RunContext
 
@@ -112,14 +112,14 @@ def adapted(context: RunContext, compute: Callable[[], Adapted], recompute: bool
         computed = compute()
         _write_entry(context, folder, lambda partial: _write_adapted(context, computed, partial))
         return computed
-    record = json.loads((folder / HISTORY).read_text())
+    record = read_json(folder / HISTORY)
     return Adapted(saved_model.load_folder(folder).to(context.device), record["notes"], record["histories"])
 
 
 def _write_adapted(context: RunContext, adapted: Adapted, partial: Path) -> None:
     partial.mkdir()
     saved_model.write_model(adapted.model, partial, context.data.class_names)
-    (partial / HISTORY).write_text(json.dumps({"notes": adapted.notes, "histories": adapted.histories}))
+    write_whole(partial / HISTORY, json.dumps({"notes": adapted.notes, "histories": adapted.histories}))
 
 
 def _tensors(outputs: Outputs) -> dict[str, Any]:
@@ -130,7 +130,10 @@ def _entry_path(context: RunContext, kind: str, suffix: str) -> Path | None:
     """Path of a cache entry; None for a run without a cache or without this kind of entry."""
     cache = context.options.cache if context.engine.processes == 1 else None  # processes might see different caches
     name = None if cache is None else keys_of(context.recipe).get(kind)
-    return None if cache is None or name is None else cache / f"{name}{suffix}"
+    if cache is None or name is None:
+        return None
+    check_no_link(cache, path := cache / f"{name}{suffix}")
+    return path
 
 
 def _write_entry(context: RunContext, path: Path | None, write: Callable[[Path], Any]) -> None:

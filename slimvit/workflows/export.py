@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
+from slimvit.data.known import check_known_data
 from slimvit.io import saved_model
 from slimvit.io.export.exported_model import ExportedModel, exported_model
 from slimvit.io.export.formats import Format, format_of
 from slimvit.io.export.parity import BOUNDS, Parity, output_parity
 from slimvit.io.load import saved_folder
 from slimvit.utils.errors import ModelError, RecipeError
+from slimvit.utils.files import write_whole
 from slimvit.utils.lock import locked
 from slimvit.utils.output import EXPORT, check_free_file, new_file, new_folder
 from slimvit.workflows import run_folder
@@ -95,6 +97,8 @@ def export(
     section: dict[str, Any] = {} if run_recipe is None else run_recipe.data.model_dump()
     if data is not None:
         section = {"name": data}
+    elif run_recipe is not None:
+        check_known_data(run_recipe.data, model)
     section["eval_images"] = min(images, section.get("eval_images") or images)
     if "name" not in section:
         raise RecipeError(f"{model}: no run folder, so its data is not known; give data, such as digits or a folder")
@@ -116,7 +120,7 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
     form.check_packages()
     with locked(options.out):
         _check_place(recipe, options, form)
-        with open_run(recipe, Options(device="cpu", workers=options.workers), labels=False) as state:
+        with open_run(recipe, Options(device="cpu", workers=options.workers)) as state:
             exported = _exported(state, options, form)
             form.check(exported)
             images = torch.cat([batch for batch, _ in state.context.in_order(state.context.data.val)])
@@ -125,7 +129,7 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
             parity = _checked_parity(exported, form.load(partial), images, options.out)
             figures = _figures(state, options, exported, partial, parity)
             if not form.suffix:
-                (partial / EXPORT).write_text(json.dumps(exported.label | {"checked": figures}, indent=1) + "\n")
+                write_whole(partial / EXPORT, json.dumps(exported.label | {"checked": figures}, indent=1) + "\n")
     return figures
 
 

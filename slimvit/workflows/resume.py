@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +19,9 @@ from slimvit.models.parts.registry import everywhere
 from slimvit.report.record import Stage
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.utils.errors import DiskError, StoreError, WorkerError
-from slimvit.utils.files import Unreadable, disk_errors, read_json
+from slimvit.utils.files import Unreadable, disk_errors, read_json, write_whole
 from slimvit.utils.output import LOGS, UNFINISHED, aside
+from slimvit.workflows.run_folder import copy_logs
 from slimvit.workflows.state import RunContext, RunState, ScoreTables
 
 FORMAT_VERSION = 2
@@ -144,11 +144,11 @@ def _write(state: RunState, training: str, folder: Path, logs: Path) -> None:
     for name, model in models.items():
         (folder / name).mkdir()
         saved_model.write_model(model, folder / name, state.context.data.class_names)
-    (folder / RECIPE).write_text(state.recipe.to_yaml())
+    write_whole(folder / RECIPE, state.recipe.to_yaml())
     progress = Progress(training=training, **{name: getattr(state, name) for name in SHARED_FIELDS})
-    (folder / PROGRESS).write_text(json.dumps(progress.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+    write_whole(folder / PROGRESS, json.dumps(progress.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     if logs.is_dir():  # written by an earlier training of this run
-        shutil.copytree(logs, folder / LOGS)
+        copy_logs(logs, folder / LOGS)
 
 
 def _loaded(folder: Path, context: RunContext) -> TimmModule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
-import shutil
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from slimvit.models.registry import plan_of
 from slimvit.report.record import Report
 from slimvit.report.run import head_map, plots, table
 from slimvit.train.state import History
+from slimvit.utils.files import copy_files, write_whole
 from slimvit.utils.output import LOGS, UNFINISHED, new_folder
+from slimvit.utils.progress import log
 from slimvit.workflows.state import RunState
 
 ORIGINAL = "original"
@@ -46,10 +48,10 @@ def write_run(state: RunState, out: Path, force: bool) -> None:
         if state.adapted and state.recipe.changes_the_model:
             (folder / ORIGINAL).mkdir()
             saved_model.write_model(state.original, folder / ORIGINAL, names)
-        (folder / "recipe.yaml").write_text(state.recipe.to_yaml())
+        write_whole(folder / "recipe.yaml", state.recipe.to_yaml())
         plan.write(folder / "plan.json")
         report.write(folder / "report.json")
-        (folder / "report.md").write_text(table.report_markdown(report))
+        write_whole(folder / "report.md", table.report_markdown(report))
         head_map.head_map(plan, state.scores or {}, folder / "head_map.png")
         plots.stage_accuracy(report, folder / "stages.png")
         if mixes := mixes_of(state.model):
@@ -58,7 +60,13 @@ def write_run(state: RunState, out: Path, force: bool) -> None:
             write_history(state.histories, folder / "history.csv")
             plots.curves(state.histories, folder / "curves.png")
         if (logs := out / UNFINISHED / LOGS).is_dir():
-            shutil.copytree(logs, folder / LOGS)
+            copy_logs(logs, folder / LOGS)
+
+
+def copy_logs(logs: Path, target: Path) -> None:
+    """Copy the files of --log-with; links and what is too large stay behind, with a line that names them."""
+    if left_out := copy_files(logs, target):
+        log(f"{logs}: not copied, since they are links or too large: {', '.join(path.name for path in left_out)}")
 
 
 def finished(out: Path, recipe: Recipe) -> Report | None:
@@ -84,7 +92,8 @@ def write_history(histories: Mapping[str, History], path: Path) -> None:
     """Write history.csv: one row per epoch of every training."""
     rows = [{"training": name} | row for name, history in histories.items() for row in history]
     fields = list(dict.fromkeys(key for row in rows for key in row))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=fields)
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=fields)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

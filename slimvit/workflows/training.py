@@ -137,7 +137,8 @@ class _EpochLog:
             accuracy = compare(self.outputs, training.reference)
             row.update(top1=accuracy.top1, agreement=accuracy.agreement, feature_error=accuracy.feature_error)
         self.rows.append(row)
-        log(epoch_line(name, row, epochs, first=len(self.rows) == 1))
+        for line in epoch_line(name, row, epochs, first=len(self.rows) == 1).splitlines():
+            log(line)
         context.engine.log(row, row["epoch"])
         if checkpoints is not None and context.engine.is_main:
             histories = {**training.earlier, name: self.rows}

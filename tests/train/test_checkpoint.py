@@ -20,6 +20,7 @@ from slimvit.train.checkpoint import BEST, LAST, Checkpoints, Interrupted
 from slimvit.train.loop import TrainOptions, train
 from slimvit.train.step import Diverged
 from slimvit.utils.errors import StoreError
+from slimvit.utils.lock import UNFINISHED, clean_up
 
 Build = Callable[..., Any]
 
@@ -214,13 +215,16 @@ states.save({"epoch": 2, "batch": 0, "weights": torch.zeros(1000)})
 
 @pytest.mark.parametrize("when", ["half", "fsync", "replace"])
 def test_killed_while_a_state_is_written(tmp_path: Path, when: str) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path), when])
+    folder = tmp_path / "run" / UNFINISHED
+    folder.mkdir(parents=True)
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(folder), when])
     assert done.returncode == -signal.SIGKILL
-    states = Checkpoints(tmp_path)
+    clean_up(tmp_path / "run")  # as every command does that goes on
+    states = Checkpoints(folder)
     found = states.last()
     assert found is not None and found["epoch"] == 1 and found["weights"].eq(1).all()
     states.save({"epoch": 3, "batch": 0})
-    assert [f.name for f in tmp_path.iterdir()] == [LAST]
+    assert [f.name for f in folder.iterdir()] == [LAST]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 from slimvit.models.parts.registry import everywhere, part_of
 from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import PlanError
+from slimvit.utils.files import read_json, write_whole
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _range(values: tuple[float, ...]) -> str:
 def write_scores(scores: Scores, path: Path) -> None:
     """Write scores as JSON; numbers are read back bit for bit."""
     parts = {part: [asdict(s) for s in blocks] for part, blocks in scores.parts.items()}
-    path.write_text(json.dumps({"criterion": scores.criterion, **parts}))
+    write_whole(path, json.dumps({"criterion": scores.criterion, **parts}))
 
 
 def read_scores(path: Path, plan: SlimPlan) -> Scores:
@@ -95,7 +96,7 @@ def read_scores(path: Path, plan: SlimPlan) -> Scores:
         path: The file.
         plan: The plan of the scored model.
     """
-    data = json.loads(path.read_text())
+    data = read_json(path)
     criterion = data.pop("criterion")
     return Scores(criterion, plan, {part: _read(blocks) for part, blocks in data.items() if blocks})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from slimvit.report.compare.run_reader import read_run
 from slimvit.report.model_card import CardFacts, card
 from slimvit.report.record import units_of
 from slimvit.utils.errors import ModelError, StoreError
+from slimvit.utils.files import MOST, Unreadable, open_regular
 from slimvit.utils.output import UNFINISHED, entries
 from slimvit.workflows.run_folder import recipe_of
 
@@ -36,6 +38,8 @@ MODEL = (weight_file.WEIGHTS, slim_file.DESCRIPTION)
 OURS = frozenset({CARD, *TOP, *(f"{folder}/{file}" for folder in FOLDERS for file in MODEL)})
 """Every path that slimvit may have uploaded; a push deletes those that it does not write again."""
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,60}")
+MAX_WEIGHTS = 2**40
+"""Bytes of a weight file, which was checked against its model."""
 GENERATIONS = 20
 """Runs that are followed back at most, to find the pretrained model of the first."""
 
@@ -90,7 +94,9 @@ def upload_contents(run: Path, options: PushOptions) -> UploadContents:
     if is_hub_name(run):
         raise StoreError(f"{run}: lies on the Hub already; give the folder of a run")
     if (run / UNFINISHED).is_dir():
-        raise StoreError(f"{run}: holds an unfinished run; go on with slimvit run {run} --resume, and push it then")
+        raise StoreError(
+            f"{run}: holds an unfinished run; go on with slimvit run {shlex.quote(str(run))} --resume, and push it then"
+        )
     if not slim_file.is_saved(run):
         raise StoreError(
             f"{run}: no folder of a finished run (no {slim_file.DESCRIPTION}); make one with slimvit prune --out"
@@ -102,11 +108,24 @@ def upload_contents(run: Path, options: PushOptions) -> UploadContents:
             raise StoreError(f"{run}: holds no {folder}/; leave --include {folder} out")
         saved_model.load_folder(run / folder)
         files |= {f"{folder}/{file}": run / folder / file for file in MODEL}
+    for path in files.values():
+        _check_uploadable(path, run)
     taken = {path.split("/")[0] for path in files}
     left_out = [f"{name}/" if (run / name).is_dir() else name for name in sorted(entries(run) - taken)]
     recipe = recipe_of(run)
     text = card(_facts(model, run, recipe, options, repo, tuple(files)))
     return UploadContents(repo, files, text, left_out, _places(recipe))
+
+
+def _check_uploadable(path: Path, run: Path) -> None:
+    """Raise `StoreError` for what would carry another file out: a link, a pipe, a device, or a very large text."""
+    try:
+        with open_regular(path, MAX_WEIGHTS if path.name == saved_model.WEIGHTS else MOST):
+            pass
+        if path.parent != run and path.parent.is_symlink():
+            raise Unreadable("its folder is a link")
+    except Unreadable as error:
+        raise StoreError(f"{path}: {error}, so it is not pushed; put a file of the run in its place") from None
 
 
 def _check_options(options: PushOptions) -> str:
@@ -202,5 +221,4 @@ def _places(recipe: Recipe | None) -> list[str]:
     teacher = recipe.finetune.teacher
     named = [recipe.model.name, recipe.model.weights, recipe.data.name, recipe.data.root, recipe.prune.plan]
     named += [] if teacher is None else [teacher.name, teacher.weights]
-    named += [section.class_order for section in (recipe.model, teacher) if section is not None]
     return [n for n in dict.fromkeys(named) if n is not None and (os.path.isabs(n) or os.path.exists(n))]

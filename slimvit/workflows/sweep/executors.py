@@ -21,7 +21,7 @@ from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.train.checkpoint import Interrupted
 from slimvit.utils.errors import SlimvitError
-from slimvit.utils.files import disk_errors
+from slimvit.utils.files import disk_errors, write_whole
 from slimvit.workflows.run import run
 
 
@@ -50,7 +50,7 @@ def run_task(task: Task) -> str | None:
     except Exception as error:
         with disk_errors(task.log_file):
             task.log_file.parent.mkdir(parents=True, exist_ok=True)
-            task.log_file.write_text(traceback.format_exc())
+            write_whole(task.log_file, traceback.format_exc())
         return str(error) if isinstance(error, SlimvitError) else f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 
@@ -91,8 +91,9 @@ class ProcessExecutor(Executor):
         recipe = task.log_file.with_suffix(".yaml")
         with disk_errors(task.log_file):
             task.log_file.parent.mkdir(parents=True, exist_ok=True)
-            recipe.write_text(task.recipe.to_yaml())
-            with self._gpu() as environment, task.log_file.open("w") as log_text:
+            write_whole(recipe, task.recipe.to_yaml())
+            task.log_file.unlink(missing_ok=True)
+            with self._gpu() as environment, task.log_file.open("x") as log_text:
                 code = subprocess.run(
                     _command(task, recipe), stdin=self.stdin, stdout=subprocess.DEVNULL, stderr=log_text,
                     env=environment, start_new_session=True,

@@ -17,14 +17,23 @@ from slimvit.config.recipe import Recipe
 from slimvit.config.shipped import sweep_path
 from slimvit.config.sweep import Point, Sweep, points_of
 from slimvit.io.load import hub_names, pinned, pinned_name
-from slimvit.io.sweep_folder import SWEEP, Contents, Entry, is_sweep_folder, point_folder, read_contents, write_contents
+from slimvit.io.sweep_folder import (
+    POINTS,
+    SWEEP,
+    Contents,
+    Entry,
+    is_sweep_folder,
+    point_folder,
+    read_contents,
+    write_contents,
+)
 from slimvit.report.compare.collect import collect_runs
 from slimvit.report.compare.comparison import Comparison, compare_runs
 from slimvit.report.compare.formats import write_comparison
 from slimvit.report.record import Report
 from slimvit.train.checkpoint import Interrupted
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import disk_errors, write_whole
+from slimvit.utils.files import check_no_link, disk_errors, write_whole
 from slimvit.utils.lock import clean_up, locked
 from slimvit.utils.output import UNFINISHED, aside, check_free, entries, new_folder, remove
 from slimvit.utils.progress import log
@@ -104,8 +113,10 @@ def run_points(
 
 
 def _sweep(file: Sweep, points: Sequence[Point], out: Path, options: Options, jobs: int, engine: str) -> Contents:
-    for point in points:
-        clean_up(point_folder(out, point.id))
+    folders = [point_folder(out, point.id) for point in points]
+    check_no_link(*(out / name for name in (POINTS, CACHE, FAILED)), *folders)
+    for folder in folders:
+        clean_up(folder)
     points, commits = _pinned(points, out)
     waiting = [p for p in points if not is_finished(out, p)]
     contents = _prepare(file, points, out, commits)
@@ -192,7 +203,7 @@ def _prepare(file: Sweep, points: Sequence[Point], out: Path, commits: dict[str,
     if not is_sweep_folder(out):
         check_free(out, force=False)
         with aside(out) as folder:
-            (folder / SWEEP).write_text(file.to_yaml())
+            write_whole(folder / SWEEP, file.to_yaml())
             write_contents(folder, contents)
         return contents
     with disk_errors(out):

@@ -1,1 +1,0 @@
-"""Weight files as people have them: read without running code, and what they say of a model."""
