@@ -269,7 +269,7 @@ def digit_folder() -> Callable[..., Path]:
             pixels = digits.images[digits.target == digit][: train + val]
             for i, image in enumerate((pixels * 15).astype("uint8")):
                 split = root / ("train" if i < train else "val")
-                path = split / f"digit{digit}" / f"{i}.png" if labelled else split / f"{digit}_{i}.png"
+                path = split / f"{digit}" / f"{i}.png" if labelled else split / f"{digit}_{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(path)
         return root

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 @options.command()
 @click.argument("folder", metavar="RUN")
+@options.class_order
 @options.data_options
 @options.group(
     "Training",

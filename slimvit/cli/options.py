@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import ast
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from slimvit.config.choices import ADAPT_MODES, DEVICES, PRECISIONS, TRACKERS, Words
+from slimvit.config.choices import ADAPT_MODES, DEVICES, INTERPOLATIONS, PRECISIONS, TRACKERS, Words
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -66,17 +66,35 @@ def joined(*decorators: Decorator) -> Decorator:
 
 
 def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    """Parse `KEY=VALUE` texts into a dict; a value is read as JSON if valid, otherwise as text."""
+    """Parse `KEY=VALUE` texts into a dict; a value is a literal of Python or YAML (False, null, [1, 2]), or text."""
     pairs: dict[str, Any] = {}
     for text in values:
         key, sign, value = text.partition("=")
         if not sign:
             raise click.BadParameter(f"{text!r} is not KEY=VALUE", ctx, param)
-        try:
-            pairs[key] = json.loads(value)
-        except json.JSONDecodeError:
-            pairs[key] = value
+        pairs[key] = _literal(value)
     return pairs
+
+
+NOTHING = ("None", "null", "~")
+"""Texts that stand for no value."""
+
+
+def _literal(text: str) -> Any:
+    """Parse a literal of Python, or plain YAML; any other text is itself."""
+    import yaml
+
+    for read, errors in ((ast.literal_eval, (ValueError, SyntaxError, TypeError)), (yaml.safe_load, (yaml.YAMLError,))):
+        try:
+            value = read(text.strip())
+        except (*errors, MemoryError, RecursionError):
+            continue
+        return (
+            value
+            if isinstance(value, bool | int | float | str | list | tuple | dict) or text.strip() in NOTHING
+            else text
+        )
+    return text
 
 
 def parse_fractions(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any] | None:
@@ -93,6 +111,14 @@ def parse_numbers(ctx: click.Context, param: click.Parameter, value: str | None)
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither a number nor numbers with commas", ctx, param) from None
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+def parse_channels(ctx: click.Context, param: click.Parameter, value: str | None) -> list[float] | None:
+    """Parse `0.5` or `0.485,0.456,0.406` into a list."""
+    try:
+        return None if value is None else [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor numbers with commas", ctx, param) from None
 
 
 def parse_words(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
@@ -124,15 +150,34 @@ class Word(click.ParamType):
         return [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
 
 
-model_options = group(
+class_order = group(
     "Model",
-    click.option("--weights", metavar="FILE", help="Load these weights (.safetensors or .pth), not timm's."),
-    click.option("--no-pretrained", is_flag=True, help="Use random weights."),
-    click.option("--img-size", type=int, metavar="N", help="Height and width of the input, in pixels."),
-    click.option("--num-classes", type=int, metavar="N", help="Number of classes."),
-    click.option("--model-arg", "model_args", multiple=True, callback=parse_pairs, metavar="K=V",
-                 help="Further argument of timm's create_model. Repeatable."),
+    click.option("--class-order", metavar="natural|string|FILE", help="Order in which a model without class names "
+                 "numbers its classes: 2 before 10, 10 before 2 (torchvision), or a file with a name per line."),
 )  # fmt: skip
+
+model_options = joined(
+    group(
+        "Model",
+        click.option("--weights", metavar="FILE", help="Load these weights, not timm's: .safetensors, or a checkpoint "
+                     "of torch.save."),
+        click.option("--weights-key", metavar="KEY", help="Which weights of a checkpoint to take, such as "
+                     "state_dict_ema or teacher."),
+        click.option("--no-pretrained", is_flag=True, help="Use random weights."),
+        click.option("--img-size", type=int, metavar="N", help="Height and width of the input, in pixels."),
+        click.option("--mean", callback=parse_channels, metavar="M[,M...]", help="Mean of the training images, 0-1: "
+                     "one number, or one per channel."),
+        click.option("--std", callback=parse_channels, metavar="S[,S...]", help="Their standard deviation."),
+        click.option("--interpolation", type=click.Choice(INTERPOLATIONS), help="How images are resized."),
+        click.option("--crop-pct", type=float, metavar="F", help="Input size over the size an image is resized to "
+                     "before the center crop."),
+        click.option("--num-classes", type=int, metavar="N", help="Number of classes."),
+        click.option("--model-arg", "model_args", multiple=True, callback=parse_pairs, metavar="K=V",
+                     help="Further argument of timm's create_model. Repeatable."),
+    ),
+    class_order,
+)  # fmt: skip
+"""The model and its weights."""
 
 data_options = group(
     "Data",

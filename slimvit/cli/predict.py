@@ -38,19 +38,20 @@ def predict_command(
 
     \b
     Examples:
-      slimvit predict runs/digits photos/val/digit0/4.png
+      slimvit predict runs/digits photos/val/0/4.png
       slimvit predict runs/digits photos/val --compare vit_digits
     """
     from slimvit.config.recipe import ModelSection
     from slimvit.io.open import open_model
+    from slimvit.models.registry import names_of
     from slimvit.utils.device import resolve_device
-    from slimvit.workflows.predict import class_names, image_files, predict
+    from slimvit.workflows.predict import image_files, predict
 
     files, torch_device = image_files(images), resolve_device(device)
     answers: dict[str, Answers] = {}
     for name in dict.fromkeys(filter(None, (model, compare))):
         opened: Any = open_model(ModelSection(name=name)).to(torch_device)
-        if class_names(opened) is None:
+        if not names_of(opened):
             shared.echo(f"{name}: has no class names, so classes are shown by number", err=True)
         answers[name] = predict(opened, files, top)
     if as_json:

@@ -31,6 +31,8 @@ LARGEST = {"depth": 1_000, "depths": 1_000, "img_size": 1_000_000, "window_size"
 NUMBER = 10_000_000
 
 
+LITERALS = {"None": "null", "null": "null", "True": "true", "true": "true", "False": "false", "false": "false"}
+"""Texts that are meant as values -> how a file writes the value."""
 INSTEAD = {"checkpoint_path": "; give weights", "pretrained_cfg": "; give weights"}
 """What does the work of a refused argument."""
 
@@ -42,7 +44,9 @@ def defects_of_arguments(args: dict[str, Any], key: str = "model_args") -> list[
     for name, value in args.items():
         largest = LARGEST.get(name, NUMBER)
         for leaf in _leaves(value):
-            if isinstance(leaf, int | float) and not abs(leaf) <= largest:  # NaN fails too
+            if isinstance(leaf, str) and leaf in LITERALS:
+                defects.append(f"{key}.{name} is the text {leaf!r}, which counts as true; write {LITERALS[leaf]}")
+            elif isinstance(leaf, int | float) and not abs(leaf) <= largest:  # NaN fails too
                 defects.append(f"{key}.{name} is {str(leaf)[:20]}, at most {largest:,} is taken")
             elif not isinstance(leaf, bool | int | float | str | None):
                 defects.append(f"{key}.{name} holds a {type(leaf).__name__}; numbers, texts and lists are taken")

@@ -79,12 +79,16 @@ DenseInit = Literal["zero", "normal"]
 TrainedPart = Literal["all", "head"]
 Sampler = Literal["shuffle", "balanced"]
 DistillKind = Literal["soft", "hard", "features"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 SCOPES: tuple[str, ...] = get_args(Scope)
 REFIT_TARGETS: tuple[str, ...] = get_args(RefitTarget)
 ADAPT_MODES: tuple[str, ...] = get_args(AdaptMode)
 DENSE_MIXES: tuple[str, ...] = get_args(DenseMix)
 DENSE_INITS: tuple[str, ...] = get_args(DenseInit)
+INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+CROP_MODES = ("center", "squash", "border")
+CLASS_ORDERS = ("natural", "string")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
 TRACKERS = ("tensorboard", "wandb")

@@ -14,11 +14,13 @@ from slimvit.config.choices import (
     DenseInit,
     DenseMix,
     DistillKind,
+    Interpolation,
     PartWord,
     RefitTarget,
     Scope,
 )
 from slimvit.config.data_names import defects_of_data
+from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.config.training import Section, TrainSection
 from slimvit.config.validation import Document
 
@@ -30,27 +32,49 @@ class ModelSection(Section):
     """A timm model, an embedded model (`slimvit models --embedded`), the folder of an earlier run, or
     `hf-hub:user/name[@revision]`. In the recipe of a run folder the revision is a commit."""
     weights: str | None = None
-    """A .safetensors or .pth file with the weights, instead of timm's pretrained ones."""
+    """A .safetensors file or a checkpoint of torch.save with the weights, instead of timm's pretrained ones."""
+    weights_key: str | None = None
+    """The set of weights to take where the file holds several, such as `state_dict_ema` or `teacher`."""
     pretrained: bool = True
     img_size: int | None = Field(None, gt=0)
-    """Side of the square input, pixels."""
+    """Side of the square input, pixels; None takes that of the weights."""
+    mean: list[float] | None = None
+    """Subtracted from the values of an image, 0-1: one number, or one a channel; None takes the model's own."""
+    std: list[float] | None = None
+    """The values are divided by it after that; None takes the model's own."""
+    interpolation: Interpolation | None = None
+    """How images are resized; None takes the model's own way."""
+    crop_pct: float | None = None
+    """The input's side over the side an image is resized to before its centre is cropped; None takes the model's."""
+    class_order: str | None = None
+    """How the classes were numbered in the training of weights that do not name them: `natural` (2 before 10, as in
+    timm), `string` (10 before 2, as in torchvision), or a file with a name a line."""
     num_classes: int | None = Field(None, ge=0)
     heads: int | list[int] | None = None
     """Heads of every block, or one number per stage, of a narrower network without pretrained weights."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm's `create_model`."""
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The values that replace the model's own, under timm's names."""
+        values = {key: getattr(self, key) for key in ("mean", "std", "interpolation", "crop_pct")}
+        return {key: value for key, value in values.items() if value is not None}
+
     def contradictions(self) -> list[str]:
-        defects = defects_of_arguments(self.args, "args")
+        found = defects_of_arguments(self.args, "args") + defects_of_preprocessing(self.preprocessing)
+        found += ["weights_key chooses among the weights of a file; give weights"] * (
+            self.weights_key is not None and self.weights is None
+        )
         if self.heads is None:
-            return defects
+            return found
         counts = [self.heads] if isinstance(self.heads, int) else self.heads
         rules = {
             f"heads is {self.heads}, but every block needs at least 1 head": any(n < 1 for n in counts),
             f"heads {self.heads} builds a network without weights; give pretrained false and no weights, "
             "or cut a pretrained one with prune": self.pretrained or self.weights is not None,
         }
-        return defects + [clause for clause, broken in rules.items() if broken]
+        return found + [clause for clause, broken in rules.items() if broken]
 
 
 class DataSection(Section):
@@ -288,6 +312,11 @@ class Recipe(Document):
             and not (section.epochs and section.distill),
         }
         return [clause for clause, broken in rules.items() if broken]
+
+    @property
+    def reads_training_images(self) -> bool:
+        """Whether anything is scored, repaired or trained; otherwise validation images are enough."""
+        return self.prune.wanted or self.finetune.epochs > 0 or self.adapt.epochs > 0
 
     @property
     def changes_the_model(self) -> bool:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
-from slimvit.models.registry import check_unwrapped
+from slimvit.models.base import TimmModule
+from slimvit.models.registry import check_unwrapped, names_of
 from slimvit.utils.errors import DataError
 
 PAIR = "(images [B, C, H, W], labels [B])"
@@ -33,11 +35,13 @@ class CheckedBatches:
 
     def __init__(self, source: Iterable[Any], model: nn.Module, labels_for: str | None = None) -> None:
         self.source, self.model, self.labels_for = source, model, labels_for
+        self.numbers = _numbers(source, model)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         empty = True
         for batch in self.source:
             images, labels = _pair(batch)
+            labels = labels if self.numbers is None else _renumbered(labels, self.numbers)
             _check_images(images, self.model)
             if self.labels_for is not None:
                 _check_labels(labels, getattr(self.model, "num_classes", 0), self.labels_for)
@@ -81,6 +85,44 @@ def checked_batches(
             "several times; give a list or a DataLoader"
         )
     return CheckedBatches(batches, model, labels_for)
+
+
+def _numbers(source: Any, model: TimmModule) -> Tensor | None:
+    """The model's numbers [K] of the classes that a DataLoader's data set names, where the two count otherwise."""
+    classes, names = _classes_of(getattr(source, "dataset", None)), names_of(model)
+    if not names or classes == names or len(classes) != len(names):
+        return None
+    if sorted(classes) != sorted(names):
+        only = ", ".join(sorted(set(classes) - set(names))[:3])
+        raise DataError(
+            f"the data set of the batches has other classes ({only}, ...) than the model was trained on; use its data, "
+            "or adapt the classifier to this one"
+        )
+    return torch.tensor([names.index(name) for name in classes])
+
+
+def check_same_order(loader: Any, model: TimmModule) -> None:
+    """Raise `DataError` where the data set of a DataLoader numbers its classes otherwise than the model."""
+    if _numbers(loader, model) is not None:
+        raise DataError(
+            "the data set of the loader numbers its classes otherwise than model.class_names; give it their order, "
+            "or fine-tune with the command, which matches classes by name"
+        )
+
+
+def _renumbered(labels: Tensor, numbers: Tensor) -> Tensor:
+    """`numbers[label]` for every label [B] that is a place in `numbers`."""
+    known = (labels >= 0) & (labels < len(numbers))
+    return torch.where(known, numbers[labels.where(known, 0)], labels)
+
+
+def _classes_of(dataset: Any) -> tuple[str, ...]:
+    """The class names of a data set as torchvision keeps them, also of a part of one."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    classes = getattr(dataset, "classes", None)
+    named = isinstance(classes, list | tuple) and all(isinstance(name, str) for name in classes)
+    return tuple(classes) if named and classes else ()
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

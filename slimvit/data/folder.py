@@ -10,9 +10,11 @@ from torch.utils.data import Dataset
 
 from slimvit.data.images import UNLABELLED, Sample, Splits, decode
 from slimvit.utils.errors import DataError
+from slimvit.utils.progress import log
 
 IMAGE_TYPES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
+TEST = ("test", "testing")
 LAYOUT = "expected train/CLASS/ and val/CLASS/ (validation/ and eval/ are known too)"
 
 
@@ -48,11 +50,44 @@ def open_folder(root: Path, train_split: str = "train", val_split: str = "valida
     return FolderImages(train), FolderImages(val), train_classes
 
 
-def _split_folder(root: Path, split: str) -> Path:
+def open_evaluation_folder(root: Path, train_split: str = "train", val_split: str = "validation") -> Splits:
+    """Return no training images, the images to evaluate on, and their class names; no image is opened.
+
+    The images are those of the validation split. A folder that has none is evaluated on `test/`, and one without any
+    split on all of its images; a line on stderr says so.
+
+    Raises:
+        DataError: There are no images, or a training split has other classes.
+    """
+    train_folder, folder = _existing(root, train_split), _evaluation_folder(root, train_split, val_split)
+    images, classes = _scan(folder)
+    if train_folder is not None and folder != train_folder:
+        _check_same_classes(train_folder, _scan(train_folder)[1], folder, classes)
+    return FolderImages([]), FolderImages(images), classes
+
+
+def _evaluation_folder(root: Path, train_split: str, val_split: str) -> Path:
+    if (found := _existing(root, val_split)) is not None:
+        return found
+    others = [root / name for name in TEST if (root / name).is_dir()] if val_split in SYNONYMS[1] else []
+    bare = [root] if val_split in SYNONYMS[1] and _existing(root, train_split) is None else []
+    if not (others or bare):
+        return _split_folder(root, val_split)
+    what = "all of its images, for it has no splits" if not others else f"{others[0].name}/, for it has no val/"
+    log(f"{root}: evaluated on {what}")
+    return (others or bare)[0]
+
+
+def _existing(root: Path, split: str) -> Path | None:
+    """The folder of a split under one of its names."""
     same = next((names for names in SYNONYMS if split in names), ())
-    for name in (split, *same):
-        if (root / name).is_dir():
-            return root / name
+    return next((root / name for name in (split, *same) if (root / name).is_dir()), None)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    if (found := _existing(root, split)) is not None:
+        return found
+    same = next((names for names in SYNONYMS if split in names), ())
     missing = same[0] if same else split
     raise DataError(f"{root}: no {missing}/ folder; found {_contents(root)}; {LAYOUT}")
 

@@ -92,19 +92,34 @@ def _label(label: Any) -> int:
     return UNLABELLED if label is None else int(label)
 
 
-def open_named_data(section: DataSection, seed: int = 0) -> Splits:
+def open_named_data(section: DataSection, seed: int = 0, training: bool = True) -> Splits:
     """Return both splits of a named data set, and its class names ("0".."C-1" where it names none).
 
     A streamed data set (`wds/`, `tfds/`, `hfids/`) is held in memory: the first `train_images` of its training
     stream, shuffled by its reader with `seed`, and the first `eval_images` of its validation stream.
 
+    Args:
+        section: The data set's name, root and splits.
+        seed: Seed of a training stream.
+        training: Whether the training split is needed; without it a data set may lack one.
+
     Raises:
         DataError: A package, the data or a split is missing, or a stream has no limit.
     """
     _check_can_open(section)
-    sources = {split: _create(section, split, seed) for split in ("train", "val")}
-    train, val = (_images(sources[split], section, split) for split in ("train", "val"))
-    return train, val, _class_names(sources["train"], [train, val])
+    val_source, val = _opened(section, "val", seed)
+    try:
+        train_source, train = _opened(section, "train", seed)
+    except DataError:
+        if training:
+            raise
+        return HeldImages([]), val, _class_names(val_source, [val])
+    return train, val, _class_names(train_source, [train, val])
+
+
+def _opened(section: DataSection, split: Split, seed: int) -> tuple[Any, Images]:
+    source = _create(section, split, seed)
+    return source, _images(source, section, split)
 
 
 def _check_can_open(section: DataSection) -> None:

@@ -11,12 +11,14 @@ from torch import nn
 from slimvit.config.recipe import DataSection
 from slimvit.config.validation import defects_of
 from slimvit.data.batches import CheckedBatches, checked_batches
+from slimvit.data.class_order import output_names, with_class_order
 from slimvit.data.images import Images
 from slimvit.data.loaders import eval_loader
 from slimvit.data.preprocessing import preprocessing_of
-from slimvit.data.sources import open_data
+from slimvit.data.sources import Data, open_data
 from slimvit.data.subsets import draw
-from slimvit.models.registry import check_unwrapped
+from slimvit.models.base import TimmModule
+from slimvit.models.registry import check_unwrapped, model_name
 from slimvit.utils.errors import DataError
 
 
@@ -29,6 +31,8 @@ class BatchSettings:
     """Processes that load images."""
     seed: int = 0
     """Seed of the draw of calibration images."""
+    class_order: str | None = None
+    """How the classes of a model without class names were numbered."""
 
 
 DEFAULTS = BatchSettings()
@@ -49,7 +53,7 @@ def open_batches(
     if not isinstance(images, str | Path):
         return checked_batches(images, model), None
     check_unwrapped(model)
-    data = open_data(_section(images), settings.seed)
+    data = _matched(open_data(_section(images), settings.seed), model, settings)
     drawn = draw(data.train, count, settings.seed)
     return _batches(drawn, model, settings), _batches(data.val, model, settings)
 
@@ -59,7 +63,16 @@ def validation_batches(images: Any, model: nn.Module, settings: BatchSettings = 
     if not isinstance(images, str | Path):
         return checked_batches(images, model, once=True)
     check_unwrapped(model)
-    return _batches(open_data(_section(images)).val, model, settings)
+    data = open_data(_section(images), training=False)
+    return _batches(_matched(data, model, settings).val, model, settings)
+
+
+def _matched(data: Data, model: TimmModule, settings: BatchSettings) -> Data:
+    """The data with its classes in the order of the model's outputs, if both have as many."""
+    classes = getattr(model, "num_classes", 0)
+    if not data.labelled or classes != data.num_classes or getattr(model, "untrained_classifier", False):
+        return data
+    return with_class_order(data, output_names(data, model, model_name(model), settings.class_order, "class_order"))
 
 
 def _section(name: str | Path) -> DataSection:

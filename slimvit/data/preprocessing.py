@@ -14,6 +14,7 @@ from timm.data import auto_augment, create_transform, resolve_model_data_config
 from torch import nn
 from torch.nn import functional as F
 
+from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.config.training import TrainSection
 from slimvit.utils.errors import DataError, RecipeError
 
@@ -38,6 +39,8 @@ class Preprocessing:
     crop_mode: str
 
     def __post_init__(self) -> None:
+        if defects := defects_of_preprocessing(asdict(self)):
+            raise DataError(f"preprocessing: {'; '.join(defects)}")
         channels = self.input_size[0] if len(self.input_size) == 3 else 0
         if channels not in MODES:
             raise DataError(f"input_size is {self.input_size}, but must be (channels, height, width), 1 or 3 channels")

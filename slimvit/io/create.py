@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from slimvit.io.hub.name import is_hub_name
 from slimvit.io.hub.timm_repo import timm_repo
 from slimvit.io.slim_file import read_description, timm_config
 from slimvit.models.base import TimmModule
-from slimvit.models.build import build_model, check_known
+from slimvit.models.build import build_model, check_known, with_preprocessing
 from slimvit.models.insert_dense import insert_dense_attention
 from slimvit.models.parts.heads import HEADS
 from slimvit.models.plan import SlimPlan
@@ -30,9 +30,11 @@ def create_model(
     *,
     pretrained: bool | None = None,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     img_size: int | None = None,
     num_classes: int | None = None,
     args: dict[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     heads: int | Sequence[int] | None = None,
     dense: str | None = None,
     init: str = "zero",
@@ -47,11 +49,15 @@ def create_model(
         name: A timm model, an embedded model such as `vit_digits`, or a timm model's own repository on the Hub,
             `hf-hub:user/name[@revision]`, from which only safetensors are read.
         pretrained: Whether to load the model's weights. The default is True, and False with `heads`.
-        weights: A .safetensors or .pth file to load instead, through timm's own checkpoint filters.
-        img_size: Side of the square images in pixels.
+        weights: A .safetensors file or a checkpoint of torch.save to load instead; no code of it is run. What is
+            assumed of it is said on stderr, and `model.class_names` holds the class names that it brings.
+        weights_key: The set of weights to take where the file holds several, such as `state_dict_ema` or `teacher`.
+        img_size: Side of the square images in pixels. None takes the size that a weight file was trained at, where its
+            shapes tell, and the model's default elsewhere.
         num_classes: None keeps the classifier of the weights, if they have one. A number that differs from theirs gives
             a new, untrained classifier.
         args: Further arguments of timm's constructor.
+        preprocessing: `mean`, `std`, `interpolation` and `crop_pct` in place of the model's own.
         heads: Heads of every block, or one number per stage, for a narrower network to train from scratch.
         dense: `layer` or `head` inserts dense attention as `slimvit.insert_dense_attention` does.
         init: Initial mixes of dense attention: `zero` or `normal`.
@@ -64,7 +70,7 @@ def create_model(
     if heads is not None and (pretrained or weights is not None):
         raise ModelError(f"{name}: heads={heads} builds a network without weights; to cut a pretrained one, prune it")
     pretrained = heads is None if pretrained is None else pretrained
-    request = _Request(pretrained, weights, img_size, num_classes, args or {})
+    request = _Request(pretrained, weights, weights_key, img_size, num_classes, args or {}, preprocessing or {})
     build = _from_hub if is_hub_name(name) else _embedded if name in EMBEDDED else _from_timm
     model = build(name, request)
     if heads is not None:
@@ -72,14 +78,20 @@ def create_model(
     return model if dense is None else insert_dense_attention(model, dense, init, seed=seed)
 
 
-def fit_to_section(model: TimmModule, img_size: int | None, num_classes: int | None) -> TimmModule:
-    """Set the image size of a loaded model and give it a new, untrained classifier; None keeps what it has."""
+def fit_to_section(
+    model: TimmModule, img_size: int | None, num_classes: int | None, preprocessing: Mapping[str, Any]
+) -> TimmModule:
+    """Set image size and preprocessing of a loaded model, and give it a new, untrained classifier.
+
+    None, and a value that `preprocessing` lacks, keeps what the model has.
+    """
     if img_size is not None:
         model.set_input_size(img_size)
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
         model.untrained_classifier = num_classes > 0
-    return model
+        model.class_names = ()
+    return with_preprocessing(model, preprocessing)
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,11 @@ class _Request:
 
     pretrained: bool
     weights: str | Path | None
+    weights_key: str | None
     img_size: int | None
     num_classes: int | None
     args: dict[str, Any]
+    preprocessing: Mapping[str, Any]
 
     def build(
         self,
@@ -107,8 +121,9 @@ class _Request:
         if weights is not None or self.num_classes is not None:
             num_classes = self.num_classes
         return build_model(
-            architecture, pretrained=False, weights=weights, img_size=self.img_size, num_classes=num_classes,
-            args=args | self.args, cfg=cfg,
+            architecture, pretrained=False, weights=weights, weights_key=self.weights_key, img_size=self.img_size,
+            num_classes=num_classes, args=args | self.args, cfg=cfg, preprocessing=self.preprocessing,
+            described=weights is not self.weights,
         )  # fmt: skip
 
 
@@ -124,7 +139,9 @@ def _embedded(name: str, request: _Request) -> TimmModule:
     if request.pretrained and request.weights is None:
         if request.args:
             raise ModelError(f"{name}: a saved model brings its own arguments; drop args, or give pretrained=False")
-        return fit_to_section(saved_model.load_folder(folder), request.img_size, request.num_classes)
+        return fit_to_section(
+            saved_model.load_folder(folder), request.img_size, request.num_classes, request.preprocessing
+        )
     info = read_description(folder)
     args = {key: value for key, value in info.model_args.items() if key != "num_classes"}
     model = request.build(info.model, args, info.num_classes, timm_config(info.preprocessing), request.weights)

@@ -44,9 +44,11 @@ def open_model(section: ModelSection) -> nn.Module:
             section.name,
             pretrained=section.pretrained,
             weights=section.weights,
+            weights_key=section.weights_key,
             img_size=section.img_size,
             num_classes=section.num_classes,
             args=section.args,
+            preprocessing=section.preprocessing,
             heads=section.heads,
         )
     options: dict[str, object] = {"--weights": section.weights, "--no-pretrained": not section.pretrained}
@@ -57,7 +59,7 @@ def open_model(section: ModelSection) -> nn.Module:
         )
     with named(section.name, folder):
         model = saved_model.load_folder(folder)
-    return fit_to_section(model, section.img_size, section.num_classes)
+    return fit_to_section(model, section.img_size, section.num_classes, section.preprocessing)
 
 
 def model_of(model: nn.Module | str | Path) -> nn.Module:

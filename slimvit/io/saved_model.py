@@ -39,7 +39,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.build import ModelSource, check_timm, is_timm_model
 from slimvit.models.insert_dense import dense_mix, insert_dense_attention
 from slimvit.models.plan import SlimPlan
-from slimvit.models.registry import check_unwrapped, plan_of
+from slimvit.models.registry import check_unwrapped, names_of, plan_of
 from slimvit.models.shapes import shapes_alone
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import SlimvitError, StoreError
@@ -61,7 +61,7 @@ def save(
     Args:
         model: A timm model, or a model of your own class that subclasses one of timm's.
         folder: Folder to write.
-        class_names: Names of the classes, in the order of the logits.
+        class_names: Names of the classes, in the order of the logits; by default those of `model.class_names`.
         force: Replace an earlier folder.
 
     Raises:
@@ -78,10 +78,7 @@ def save(
 
 def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | list[str] = ()) -> None:
     """Write slim.json and model.safetensors into an existing folder."""
-    own = own_class(model)
-    source = ModelSource(type(model).__name__, {}) if own else description_of(model)
-    if own is None:
-        _check_repeatable(model, source)
+    own, source = own_class(model), checked_source(model)
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with safetensors_errors():
         save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
@@ -96,7 +93,7 @@ def write_model(model: TimmModule, folder: Path, class_names: tuple[str, ...] | 
         plan=plan_of(model).to_json(),
         dense=cast("DenseMix | None", dense_mix(model)),
         preprocessing=preprocessing_in(model),
-        class_names=list(class_names),
+        class_names=list(class_names or names_of(model)),
         weights_sha256=checksum(folder / WEIGHTS),
     )
     data = info.model_dump(exclude={key for key in ("name", "own_class") if getattr(info, key) is None})
@@ -191,6 +188,15 @@ def _skeleton(source: ModelSource, plan: SlimPlan, dense: str | None, folder: Pa
         except SlimvitError as error:
             raise StoreError(f"{where}{error}") from None
     return skeleton
+
+
+def checked_source(model: TimmModule) -> ModelSource:
+    """Return what a model is built from; raises `StoreError` unless timm builds it again from that."""
+    if own_class(model):
+        return ModelSource(type(model).__name__, {})
+    source = description_of(model)
+    _check_repeatable(model, source)
+    return source
 
 
 def _check_repeatable(model: TimmModule, source: ModelSource) -> None:

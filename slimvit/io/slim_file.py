@@ -12,6 +12,7 @@ from torch import nn
 
 from slimvit.config.arguments import defects_of_arguments
 from slimvit.config.choices import DenseMix
+from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.io.embedded import EMBEDDED
 from slimvit.measure.flops.count import input_size_of
 from slimvit.models.base import TimmModule
@@ -49,8 +50,8 @@ class SlimFile(BaseModel):
     weights_sha256: str
 
     @model_validator(mode="after")
-    def _check_arguments(self) -> SlimFile:
-        if defects := defects_of_arguments(self.model_args):
+    def _check_values(self) -> SlimFile:
+        if defects := defects_of_arguments(self.model_args) + defects_of_preprocessing(self.preprocessing):
             raise ValueError("; ".join(defects))
         if self.model_args.get("num_classes", self.num_classes) != self.num_classes:
             raise ValueError(f"num_classes is {self.num_classes}, but model_args has {self.model_args['num_classes']}")

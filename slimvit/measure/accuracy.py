@@ -32,6 +32,13 @@ class Outputs:
     """[n] int64; None when the images have no labels."""
 
 
+def is_guessing(top1: float, classes: int, images: int) -> bool:
+    """Return whether an accuracy (per cent) cannot be told from that of guessing, or lies below it."""
+    chance = 1 / classes
+    noise = 2 * (chance * (1 - chance) / images) ** 0.5
+    return top1 / 100 <= chance + min(noise, 0.2 * chance)
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Accuracy figures of a model. A figure that was not, or cannot be, measured is None, never 0.

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from timm.models import load_state_dict
-from torch import nn
+from torch import Tensor, nn
 
+from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.models.base import TimmModule
+from slimvit.models.weights.fit import DEFAULT_SIZE, fit
+from slimvit.models.weights.layouts import layout_of
+from slimvit.models.weights.sets import read_checkpoint
 from slimvit.utils.errors import ModelError, nearest
 from slimvit.utils.plugins import load_plugins
+from slimvit.utils.progress import log
 
 TIMM_MINIMUM = (1, 0, 23)
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+PREPROCESSING = {"mean": "--mean", "std": "--std", "interpolation": "--interpolation", "crop_pct": "--crop-pct"}
+"""What a weight file does not say of the images -> the option that says it."""
+Tell = Callable[[str], None]
+"""Takes a line for the user."""
 
 
 @dataclass(frozen=True)
@@ -59,22 +65,29 @@ def build_model(
     *,
     pretrained: bool = True,
     weights: str | Path | None = None,
+    weights_key: str | None = None,
     img_size: int | None = None,
     num_classes: int | None = None,
     args: dict[str, Any] | None = None,
-    cfg: dict[str, Any] | None = None,
+    cfg: Mapping[str, Any] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    described: bool = False,
 ) -> nn.Module:
-    """Build a timm model in eval mode.
+    """Build a timm model in eval mode. What is assumed of a weight file is said on stderr.
 
     Args:
         name: The timm model.
         pretrained: Whether to load timm's pretrained weights.
-        weights: A .safetensors or .pth file to load instead, through timm's own checkpoint filters.
-        img_size: Side of the square images in pixels.
+        weights: A .safetensors file or a checkpoint of torch.save to load instead, through timm's own filters.
+        weights_key: The set of weights to take where the file holds several, such as `state_dict_ema`.
+        img_size: Side of the square images in pixels; None takes the size that a weight file was trained at, where its
+            shapes tell, and timm's default elsewhere.
         num_classes: None keeps the classifier that comes with the weights (none, when they have none); another number
             gives a new, untrained classifier.
         args: Further arguments of timm's constructor.
-        cfg: Entries of timm's pretrained_cfg, such as mean and std, that replace timm's own.
+        cfg: Entries of timm's pretrained_cfg that replace timm's own.
+        preprocessing: `mean`, `std`, `interpolation` and `crop_pct` of the weights' training, where they are known.
+        described: Whether `cfg` and `args` describe the weights, so that nothing is assumed of them.
 
     Raises:
         ModelError: An unknown name, arguments that timm refuses, or weights that do not fit.
@@ -90,17 +103,46 @@ def build_model(
     if img_size is not None:
         kwargs["img_size"] = img_size
     if weights is not None:
-        model = _with_weights(name, Path(weights), kwargs, cfg or {})
+        tell = _nothing if described else log
+        model = _with_weights(name, Path(weights), weights_key, kwargs, dict(cfg or {}), tell)
+        _tell_assumed(Path(weights), model, preprocessing or {}, tell)
     elif pretrained:
         model = _pretrained(name, kwargs)
     else:
         classes = {} if num_classes is None else {"num_classes": num_classes}
-        model = _build(name, kwargs | classes, **({"pretrained_cfg_overlay": cfg} if cfg else {}))
+        model = _build(name, kwargs | classes, **({"pretrained_cfg_overlay": dict(cfg)} if cfg else {}))
     if num_classes is not None and num_classes != model.num_classes:
         model.reset_classifier(num_classes)
         model.untrained_classifier = num_classes > 0
+        model.class_names = ()
     model.slim_source = ModelSource(name, kwargs)
-    return model.eval()
+    return with_preprocessing(model, preprocessing or {}).eval()
+
+
+def with_preprocessing(model: TimmModule, values: Mapping[str, Any]) -> TimmModule:
+    """Replace entries of a model's preprocessing, in place.
+
+    Args:
+        model: A timm model.
+        values: `mean` and `std` (one number, or one a channel), `interpolation`, `crop_pct`.
+
+    Raises:
+        ModelError: A value is impossible, or the numbers are for another number of channels.
+    """
+    stem = getattr(getattr(model, "patch_embed", None), "proj", None)
+    channels = getattr(stem, "in_channels", 3)
+    defects = defects_of_preprocessing(values)
+    defects += [
+        f"{key} has {len(values[key])} numbers, but the images have {channels} channels"
+        for key in ("mean", "std")
+        if key in values and not defects and len(values[key]) not in (1, channels)
+    ]
+    if defects:
+        raise ModelError(f"preprocessing: {'; '.join(defects)}")
+    if values:
+        found = {k: tuple(v) * (channels // len(v)) if k in ("mean", "std") else v for k, v in values.items()}
+        model.pretrained_cfg = dict(model.pretrained_cfg, **found)
+    return model
 
 
 def _build(name: str, kwargs: dict[str, Any], **more: Any) -> TimmModule:
@@ -144,39 +186,61 @@ def _is_network(error: BaseException | None) -> bool:
     return False
 
 
-def _with_weights(name: str, file: Path, kwargs: dict[str, Any], cfg_entries: dict[str, Any]) -> TimmModule:
-    """The model with a file's weights and the classifier that the file has."""
-    state = read_weights(file)
+def _with_weights(
+    name: str, file: Path, key: str | None, kwargs: dict[str, Any], known: dict[str, Any], tell: Tell
+) -> TimmModule:
+    """The model with a file's weights and classifier; `kwargs` gets the arguments that the file decides."""
+    checkpoint = read_checkpoint(file, key)
     cfg = timm.get_pretrained_cfg(name)
-    classifiers = (cfg.classifier if cfg else None) or "head"
-    names = [classifiers] if isinstance(classifiers, str) else list(classifiers)
-    tensors = [f"{n}.weight" for n in (*names, "head", "head.fc")]
-    classes = next((state[k].shape[0] for k in tensors if k in state), 0)
-    overlay = cfg_entries | {"state_dict": state, "num_classes": classes, "label_offset": 0, "custom_load": False}
     try:
-        return _build(name, kwargs, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay)
+        fitted = fit(checkpoint.taken.tensors, kwargs, cfg, lambda args: _build(name, args))
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from None
+    kwargs |= fitted.args
+    size = known.get("input_size") or (cfg.input_size if cfg else DEFAULT_SIZE)
+    source = {"state_dict": fitted.tensors, "num_classes": fitted.classes, "label_offset": 0, "custom_load": False}
+    overlay = known | source | {"input_size": (fitted.channels, *size[1:])}
+    try:
+        model = _build(name, kwargs, pretrained=True, num_classes=fitted.classes, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
-        raise ModelError(f"{file}: these weights do not fit {name}: {_mismatch(error)}") from None
+        raise ModelError(_misfit(name, file, fitted.tensors, error)) from None
+    tell(f"{file}: {'; '.join(filter(None, (*fitted.notes, checkpoint.words())))}")
+    _name_classes(model, file, checkpoint.class_names, tell)
+    return model
 
 
-def read_weights(file: Path) -> dict[str, torch.Tensor]:
-    """Read the state dict of a weight file, EMA first, also inside `state_dict` or `model`. No code is unpickled.
+def _name_classes(model: TimmModule, file: Path, names: tuple[str, ...], tell: Tell) -> None:
+    """Give the model the names of its classes that the file brings, where there are as many."""
+    if len(names) == model.num_classes:
+        model.class_names = names
+    elif names:
+        tell(f"{file}: names {len(names)} classes for a classifier of {model.num_classes}, so its names are not used")
 
-    Raises:
-        ModelError: The file is missing, unreadable, or holds no tensors.
-    """
-    if not file.is_file():
-        raise ModelError(f"{file}: no such weight file")
-    if file.suffix not in SUFFIXES:
-        raise ModelError(f"{file}: weights must be one of {', '.join(SUFFIXES)}")
-    try:
-        state = load_state_dict(str(file), use_ema=True, weights_only=True)
-    except Exception as error:  # a damaged file can raise anything
-        raise ModelError(f"{file}: not a readable weight file: {_line(error)}") from None
-    tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} if isinstance(state, dict) else {}
-    if not tensors:
-        raise ModelError(f"{file}: holds no weights (expected tensors by name, as state_dict, model or EMA)")
-    return tensors
+
+def _tell_assumed(file: Path, model: TimmModule, given: Mapping[str, Any], tell: Tell) -> None:
+    """Say what is assumed of the images that a weight file was trained on."""
+    cfg = timm.data.resolve_model_data_config(model)
+    if assumed := [key for key in PREPROCESSING if key not in given]:
+        values = ", ".join(f"{key} {_short(cfg[key])}" for key in assumed)
+        tell(f"{file}: assumed of its images: {values} ({' '.join(PREPROCESSING[key] for key in assumed)})")
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
+
+
+def _short(value: Any) -> str:
+    return ",".join(f"{v:.3g}" for v in value) if isinstance(value, tuple | list) else str(value)
+
+
+def _misfit(name: str, file: Path, state: dict[str, Tensor], error: Exception) -> str:
+    """Why weights do not fit, and what to do where they are another library's."""
+    if layout := layout_of(state):
+        return (
+            f"{file}: these weights do not fit {name}: their names are those of {layout}; rename them to timm's "
+            f"(docs/guides/weights.md), or train timm's {name}"
+        )
+    return f"{file}: these weights do not fit {name}: {_mismatch(error)}"
 
 
 def _mismatch(error: Exception) -> str:

@@ -50,6 +50,12 @@ def model_name(model: TimmModule) -> str:
     return getattr(model, "slim_name", None) or architecture_of(model)
 
 
+def names_of(model: TimmModule) -> tuple[str, ...]:
+    """Return the names of the model's classes, in the order of its outputs; empty where it has none."""
+    names = tuple(getattr(model, "class_names", ()))
+    return names if len(names) == getattr(model, "num_classes", 0) else ()
+
+
 def check_unwrapped(model: object) -> None:
     """Raise `ModelError` for a compiled or parallel wrapper, and for anything but a module."""
     kind = type(model).__name__

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from slimvit.config.training import TrainSection
+from slimvit.data.batches import check_same_order
 from slimvit.models.base import TimmModule
 from slimvit.models.registry import check_unwrapped
 from slimvit.train.distill import training_loss
@@ -41,7 +42,8 @@ def finetune(
         The trained copy in eval mode, and one row per epoch: epoch, loss, lr, seconds.
 
     Raises:
-        DataError: Neither labels nor a teacher are given, or `loader` is no DataLoader.
+        DataError: Neither labels nor a teacher are given, `loader` is no DataLoader, or its data set names other
+            classes than the model, or the same in another order.
         ModelError: The model is a compiled or parallel wrapper.
         Diverged: The loss became NaN or infinite.
 
@@ -55,6 +57,8 @@ def finetune(
     check_unwrapped(model)
     if not isinstance(loader, DataLoader):
         raise DataError(f"loader is of type {type(loader).__name__}; give a DataLoader (data.loaders.train_loader)")
+    if labelled:
+        check_same_order(loader, model)
     engine = options.engine_for(model)
     if isinstance(teacher, nn.Module):
         teacher = Teacher(teacher)

@@ -12,15 +12,16 @@ from torch import nn
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.data.open_batches import BatchSettings, validation_batches
-from slimvit.io.open import model_of
-from slimvit.measure.accuracy import Outputs, compare, outputs_of
+from slimvit.io.open import model_of, random_weights
+from slimvit.measure.accuracy import Outputs, compare, is_guessing, outputs_of
 from slimvit.measure.flops.count import MacCount, count_macs
 from slimvit.measure.flops.parts import count_params
 from slimvit.models.base import Family, TimmModule
 from slimvit.models.parts.registry import PARTS
-from slimvit.models.registry import family_or_reason, plan_of
+from slimvit.models.registry import family_or_reason, names_of, plan_of
 from slimvit.report.columns import METRICS
 from slimvit.report.record import Stage, units_of
+from slimvit.utils.progress import log
 from slimvit.workflows import cache
 from slimvit.workflows.start import open_run
 from slimvit.workflows.state import RunContext, RunState
@@ -43,6 +44,8 @@ def measure(
     if outputs is None:
         outputs = reference if state.reference is None else context.outputs(model, context.data.val)
     row, notes = stage_row(context, stage, model, outputs, reference)
+    if stage == "original":
+        notes += warn_of_guessing(row, outputs, random_weights(state.recipe.model) and not state.adapted)
     stages = [*state.stages, row.model_copy(update={"seconds": seconds})]
     return replace(state, reference=reference, stages=stages, notes=state.notes + notes)
 
@@ -65,12 +68,35 @@ def stage_row(
     return row, [] if disagreement is None else [f"{stage}: {disagreement}"]
 
 
+CAUSES = "the order of the classes (--class-order), --mean and --std, the weights that were taken (--weights-key)"
+"""Why a trained network may guess."""
+
+
+def warn_of_guessing(row: Stage, outputs: Outputs, random: bool = False) -> list[str]:
+    """Log and return a line where the accuracy of an original is that of guessing; nothing elsewhere.
+
+    Args:
+        row: The figures of the original.
+        outputs: Its outputs for the same images.
+        random: Whether its weights are random on purpose.
+    """
+    top1, images = row.accuracy.get("top1"), len(outputs.features)
+    if top1 is None or outputs.logits is None or not is_guessing(top1, outputs.logits.shape[1], images):
+        return []
+    chance = 100 / outputs.logits.shape[1]
+    cause = "its weights are random" if random else f"check {CAUSES}"
+    line = f"WARNING: the original's top-1 is {top1:.1f} % of {images} images, guessing gives {chance:.1f} %: {cause}"
+    log(line)
+    return [line]
+
+
 def evaluate_model(recipe: Recipe, options: Options) -> dict[str, Any]:
     """Accuracy, size and cost of a recipe's model on its data; None for a figure that was not measured."""
     with open_run(recipe, options) as state:
         context = state.context
         outputs = context.outputs(state.model, context.data.val)
         row, _ = stage_row(context, "original", state.model, outputs, outputs)
+        warn_of_guessing(row, outputs, random_weights(context.recipe.model))
     keys = [*(part.units for part in PARTS.values()), "params", "macs", *row.accuracy]
     keys = [key for key in keys if key not in METRICS or not METRICS[key].against_original]
     settings = {"model": context.recipe.model.name, "data": recipe.data.name, "images": len(context.data.val)}
@@ -84,35 +110,48 @@ def evaluate(
     *,
     batch_size: int = 64,
     workers: int = 0,
+    class_order: str | None = None,
 ) -> Stage:
     """Measure accuracy, size and cost of a model, as `slimvit evaluate` does.
 
     Args:
         model: A timm model, or a name as commands take it: a run folder, an embedded model, a timm name, a Hub name.
-        images: A data set as `--data` takes it (its validation split is used), or batches of images
-            [B, C, H, W] with labels [B] or without.
+        images: A data set as `--data` takes it (its validation split is used, or `test/`, or all images of a folder
+            without splits), or batches of images [B, C, H, W] with labels [B] or without.
         original: The model to compare with, or its outputs for the same images.
         batch_size: Images per batch of a data set.
         workers: Processes that load images of a data set.
+        class_order: How the classes of a model without class names were numbered: `natural`, `string`, or a file with
+            a name a line.
 
     Returns:
         `top1`, `top5` and `agreement` in per cent, `loss` in nats, `feature_error` (squared distance over variance),
         `params`, `macs` of one image, `units` left by part. A figure that cannot be measured is None.
 
     Raises:
-        DataError: The images do not fit the model, or there are none.
+        DataError: The images do not fit the model, there are none, or the data has other classes than the model.
         ModelError: The model is unknown, or a compiled or parallel wrapper.
 
     Example:
         >>> slimvit.evaluate("vit_digits", "digits").top1
     """
-    net, settings = model_of(model), BatchSettings(batch_size, workers)
+    net, settings = model_of(model), BatchSettings(batch_size, workers, class_order=class_order)
     reference = None if isinstance(original, nn.Module) else original
     if isinstance(original, nn.Module):
         images = images if isinstance(images, str | Path) else list(images)
-        reference = outputs_of(original, validation_batches(images, original, settings))
+        reference = _in_order_of(net, original, outputs_of(original, validation_batches(images, original, settings)))
     outputs = outputs_of(net, validation_batches(images, net, settings))
-    return model_figures("evaluated", net, count_macs(net), outputs, reference)
+    row = model_figures("evaluated", net, count_macs(net), outputs, reference)
+    warn_of_guessing(row, outputs)
+    return row
+
+
+def _in_order_of(model: TimmModule, other: TimmModule, outputs: Outputs) -> Outputs:
+    """The outputs of `other` with its classes in the order of `model`, where both name the same ones."""
+    names, theirs = names_of(model), names_of(other)
+    if outputs.logits is None or names == theirs or not names or sorted(names) != sorted(theirs):
+        return outputs
+    return replace(outputs, logits=outputs.logits[:, [theirs.index(name) for name in names]])
 
 
 def model_figures(

@@ -120,7 +120,7 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
     form.check_packages()
     with locked(options.out):
         _check_place(recipe, options, form)
-        with open_run(recipe, Options(device="cpu", workers=options.workers)) as state:
+        with open_run(recipe, Options(device="cpu", workers=options.workers), labels=False) as state:
             exported = _exported(state, options, form)
             form.check(exported)
             images = torch.cat([batch for batch, _ in state.context.in_order(state.context.data.val)])

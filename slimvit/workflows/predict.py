@@ -14,6 +14,7 @@ from slimvit.data.preprocessing import Transform, eval_transform, preprocessing_
 from slimvit.io.open import model_of
 from slimvit.models.base import TimmModule
 from slimvit.models.modes import device_of, evaluating
+from slimvit.models.registry import names_of
 from slimvit.utils.errors import DataError, ModelError
 
 BATCH = 32
@@ -48,12 +49,6 @@ def image_files(paths: Sequence[str | Path]) -> list[str]:
     return list(unique)
 
 
-def class_names(model: TimmModule) -> tuple[str, ...] | None:
-    """The class names of a saved model; None for a model without one for every class."""
-    names = tuple(getattr(model, "class_names", ()))
-    return names if len(names) == model.num_classes else None
-
-
 def predict(model: TimmModule | str | Path, images: str | Path | Sequence[str | Path], top: int = 3) -> Answers:
     """Classify image files with a model and its own preprocessing, as `slimvit predict` does.
 
@@ -76,7 +71,7 @@ def predict(model: TimmModule | str | Path, images: str | Path | Sequence[str | 
     net: TimmModule = model_of(model)
     if net.num_classes < 1 or getattr(net, "untrained_classifier", False):
         raise ModelError("this model has no trained classifier; train one with slimvit prune --adapt-epochs")
-    names = class_names(net) or tuple(map(str, range(net.num_classes)))
+    names = names_of(net) or tuple(map(str, range(net.num_classes)))
     answers, transform = Answers(), eval_transform(preprocessing_of(net))
     with evaluating(net), torch.inference_mode():
         for group, batch in _batches(files, transform, answers):

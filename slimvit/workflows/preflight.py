@@ -9,6 +9,7 @@ from torch import nn
 
 from slimvit.config.recipe import DenseSection, Recipe
 from slimvit.config.training import TrainSection
+from slimvit.data.class_order import output_names, with_class_order
 from slimvit.data.images import Images
 from slimvit.data.preprocessing import converter, preprocessing_of, train_transform
 from slimvit.data.sources import Data
@@ -16,8 +17,10 @@ from slimvit.data.subsets import check_images, draw
 from slimvit.io.hub.name import is_hub_name
 from slimvit.io.open import random_weights
 from slimvit.models.base import TimmModule
+from slimvit.models.classes import reorder_classes
 from slimvit.models.insert_dense import check_takes_dense, dense_mix
 from slimvit.models.modes import evaluating
+from slimvit.models.registry import names_of
 from slimvit.prune.criteria.registry import criterion_of
 from slimvit.train.distill import training_loss
 from slimvit.train.optimizer import check_optimizer
@@ -65,6 +68,40 @@ def check_classes(recipe: Recipe, data: Data, model: TimmModule) -> None:
         what = f"{data.name} has no labels" if model.num_classes else f"{name} has no classifier"
         way_out = f"use residual, or {how}" if data.labelled else "use residual"
         raise DataError(f"criterion {recipe.prune.criterion} needs labels and a classifier, but {what}; {way_out}")
+
+
+def match_classes(recipe: Recipe, data: Data, model: TimmModule) -> Data:
+    """Return the data with its classes in the order of the model's outputs, matched by name.
+
+    Raises:
+        DataError: The model knows other classes, or nothing tells their order.
+    """
+    if recipe.adapt.epochs or not (data.labelled and model.num_classes):
+        return data
+    return with_class_order(data, output_names(data, model, recipe.model.name, recipe.model.class_order))
+
+
+def match_teacher(recipe: Recipe, opened: Data, data: Data, teacher: TimmModule | None) -> None:
+    """Put the outputs of a teacher, in place, into the order of the data's classes.
+
+    Args:
+        recipe: The recipe that names the teacher.
+        opened: The data with its classes in their own order.
+        data: The data with its classes in the order that is learnt.
+        teacher: The teacher; one with another number of classes stays as it is.
+
+    Raises:
+        DataError: The teacher knows other classes, or nothing tells their order.
+    """
+    section = recipe.finetune.teacher
+    if teacher is None or section is None or not data.labelled or teacher.num_classes != data.num_classes:
+        return
+    if recipe.finetune.distill_kind == "features" and sorted(names_of(teacher)) != sorted(data.class_names):
+        return
+    name, option = f"teacher {section.name}", "finetune.teacher.class_order"
+    names = output_names(opened, teacher, name, section.class_order, option)
+    if names != data.class_names:
+        reorder_classes(teacher, names, data.class_names)
 
 
 def check_training(recipe: Recipe, data: Data, model: TimmModule, compiles: bool = False) -> None:

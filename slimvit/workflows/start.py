@@ -12,6 +12,7 @@ from slimvit.data.preprocessing import preprocessing_of
 from slimvit.data.sources import open_data
 from slimvit.io.load import pinned
 from slimvit.io.open import open_model
+from slimvit.io.saved_model import checked_source
 from slimvit.models.registry import family_of
 from slimvit.prune.costs.registry import target_of
 from slimvit.prune.planner import check_budget
@@ -30,22 +31,29 @@ from slimvit.workflows.preflight import (
     check_readable,
     check_teacher,
     check_training,
+    match_classes,
+    match_teacher,
 )
 from slimvit.workflows.state import RunContext, RunState
 from slimvit.workflows.training import choose_teacher
 
 
 @contextmanager
-def open_run(recipe: Recipe, options: Options) -> Iterator[RunState]:
+def open_run(recipe: Recipe, options: Options, labels: bool = True) -> Iterator[RunState]:
     """Lock the run folder, start the run, and add the resume command to disk and worker errors in the block."""
     with locked(options.out) if options.out is not None and is_main() else nullcontext():
-        state = start_run(recipe, options)
+        state = start_run(recipe, options, labels)
         with resume.resume_hints(state.context), worker_deaths(options.workers):
             yield state
 
 
-def start_run(recipe: Recipe, options: Options) -> RunState:
+def start_run(recipe: Recipe, options: Options, labels: bool = True) -> RunState:
     """Open model and data, check that they fit each other, and restore an interrupted run with `options.resume`.
+
+    Args:
+        recipe: What to compute.
+        options: Where and how.
+        labels: Whether the labels are used, so that the classes of model and data must match.
 
     Raises:
         SlimvitError: Something in the recipe cannot be carried out here.
@@ -56,15 +64,19 @@ def start_run(recipe: Recipe, options: Options) -> RunState:
     with seeded(recipe.seed):  # random initial weights follow the seed
         model = open_model(recipe.model)
     family_of(model)
+    if options.out is not None:
+        checked_source(model)
     model.to(engine.device)  # a latency budget is measured on this device
     target = target_of(recipe.prune, model, engine)
     check_budget(recipe, model, target)
     check_dense(recipe.dense, model)
     teacher = None if recipe.finetune.teacher is None else open_model(recipe.finetune.teacher)
-    data = open_data(recipe.data, recipe.seed)
-    check_classes(recipe, data, model)
+    opened = open_data(recipe.data, recipe.seed, training=recipe.reads_training_images)
+    check_classes(recipe, opened, model)
+    data = match_classes(recipe, opened, model) if labels else opened
     check_training(recipe, data, model, options.compile)
     check_teacher(recipe, data, model, teacher)
+    match_teacher(recipe, opened, data, teacher)
     check_readable(recipe, data)
     notes = [f"unreadable images left out (--skip-bad-images): {data.bad_images}"] if data.bad_images else []
     context = RunContext(recipe, options, engine, data, preprocessing_of(model))

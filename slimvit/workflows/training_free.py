@@ -32,7 +32,7 @@ from slimvit.prune.surgery import prune_model
 from slimvit.report.record import Report, Stage
 from slimvit.report.run.table import print_table
 from slimvit.utils.errors import PlanError, RecipeError
-from slimvit.workflows.evaluate import model_figures
+from slimvit.workflows.evaluate import model_figures, warn_of_guessing
 
 TIMING_ROUNDS = 20
 """Rounds of `latency=True`."""
@@ -104,6 +104,7 @@ def prune(
     batch_size: int = 64,
     workers: int = 0,
     seed: int = 0,
+    class_order: str | None = None,
     **settings: Any,
 ) -> PruneResult:
     """Prune a model to a budget without training: score, plan, cut, refit, and insert dense attention if asked.
@@ -123,13 +124,15 @@ def prune(
         batch_size: Images per batch of a data set.
         workers: Processes that load images of a data set.
         seed: Random seed.
+        class_order: How the classes of a model without class names were numbered: `natural`, `string`, or a file with
+            a name a line.
         **settings: The budget and further settings, as `slimvit.plan` takes them; also `steps`, `calibration_images`
             and `plan` (a plan file).
 
     Raises:
         RecipeError: A setting is unknown or has an impossible value, or there is no budget.
         PlanError: The budget cannot be met.
-        DataError: The images do not fit the model, or there are none.
+        DataError: The images do not fit the model, there are none, or the data has other classes than the model.
         ModelError: The model is not supported, or a compiled or parallel wrapper.
 
     Example:
@@ -138,7 +141,7 @@ def prune(
         >>> slimvit.save(result.model, "runs/small")
     """
     recipe = _recipe("slimvit.prune", settings | {"dense": dense, "refit": refit, "seed": seed}, criterion)
-    original, batch_settings = model_of(model), BatchSettings(batch_size, workers, seed)
+    original, batch_settings = model_of(model), BatchSettings(batch_size, workers, seed, class_order)
     calibration, own = open_batches(images, original, recipe.prune.calibration_images, batch_settings)
     slim = _slimmed(original, calibration, recipe, criterion)
     val = own if validation is None else validation_batches(_repeatable(validation), original, batch_settings)
@@ -213,6 +216,7 @@ def _figures(original: nn.Module, slim: nn.Module, batches: CheckedBatches) -> t
         "original": model_figures("original", original, count_macs(original), reference, reference),
         "pruned": model_figures("pruned", slim, count_macs(slim), outputs_of(slim, batches), reference),
     }
+    warn_of_guessing(figures["original"], reference)
     return figures, len(reference.features)
 
 

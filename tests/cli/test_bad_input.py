@@ -95,7 +95,7 @@ def test_an_unreadable_image(
     refused: Callable[..., str], digit_folder: Any, work: Path, slimvit_: Invoke, split: str
 ) -> None:
     data = digit_folder(work / "data", classes=10, train=2, val=2)
-    bad = next((data / split / "digit4").iterdir())
+    bad = next((data / split / "4").iterdir())
     bad.write_bytes(bad.read_bytes()[:30])
     assert f"{bad}: not a readable image" in refused("prune", "vit_digits", "--data", data, "--ratio", 0.5)
 
@@ -103,7 +103,7 @@ def test_an_unreadable_image(
 def test_unreadable_images_are_left_out_when_asked(slimvit_: Invoke, digit_folder: Any, work: Path) -> None:
     data = digit_folder(work / "data", classes=10, train=2, val=3)
     for split in ("train", "val"):
-        next((data / split / "digit4").iterdir()).write_bytes(b"no image")
+        next((data / split / "4").iterdir()).write_bytes(b"no image")
     result = slimvit_("prune", "vit_digits", "--data", data, "--heads", 5, "--skip-bad-images", "--json")
     report = json.loads(result.stdout)
     assert report["images"] == 29 and report["calibration_images"] == 19
@@ -112,7 +112,7 @@ def test_unreadable_images_are_left_out_when_asked(slimvit_: Invoke, digit_folde
 
 def test_evaluation_reads_no_training_images(slimvit_: Invoke, digit_folder: Any, work: Path) -> None:
     data = digit_folder(work / "data", classes=10, train=1, val=1)
-    next((data / "train" / "digit4").iterdir()).write_bytes(b"no image")
+    next((data / "train" / "4").iterdir()).write_bytes(b"no image")
     assert json.loads(slimvit_("evaluate", "vit_digits", "--data", data, "--json").stdout)["images"] == 10
 
 

@@ -20,7 +20,7 @@ import timm
 import yaml
 
 from slimvit.cli import COMMANDS, main
-from slimvit.cli.options import GROUPS
+from slimvit.cli.options import GROUPS, parse_pairs
 
 Invoke = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -354,3 +354,21 @@ def test_help_is_grouped(slimvit_: Invoke) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_help_breaks_no_name_of_a_model(slimvit_: Invoke, name: str) -> None:
     assert "hf-\n" not in slimvit_(*name.split(), "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("False", False), ("false", False), ("None", None), ("null", None), ("0.5", 0.5), ("1e-5", 1e-5),
+     ("'text'", "text"), ("text", "text"), ("[1, 2]", [1, 2]), ("(7, 7)", (7, 7)), ("True", True),
+     ("a: b: c", "a: b: c"), ("", "")],
+)  # fmt: skip
+def test_a_model_argument_is_a_literal_of_python_or_yaml(text: str, value: Any) -> None:
+    found = parse_pairs(click.Context(click.Command("c")), click.Option(["--model-arg"]), (f"x={text}",))
+    assert found == {"x": value} and type(found["x"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "given", [("--mean", "a"), ("--std", "0.5,"), ("--interpolation", "cubic"), ("--crop-pct", "x")]
+)
+def test_preprocessing_is_read_by_the_command_line(slimvit_: Any, given: tuple[str, str]) -> None:
+    assert slimvit_("evaluate", "vit_digits", "--data", "digits", *given, code=2).output

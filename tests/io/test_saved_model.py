@@ -1,6 +1,7 @@
 import copy
 import errno
 import json
+import math
 import subprocess
 import sys
 
@@ -177,6 +178,34 @@ DAMAGE = {
     "missing key": (lambda f: edit(f, num_classes="drop"), "slim.json: damaged: num_classes: Field required"),
     "extra key": (lambda f: edit(f, extra=1), "slim.json: damaged: extra: Extra inputs are not permitted"),
     "wrong type": (lambda f: edit(f, num_classes="5"), "slim.json: damaged: num_classes: Input should be a valid int"),
+    **{
+        f"{key} {value}": (
+            lambda f, k=key, v=value: edit(f, preprocessing={k: v}),
+            f"slim.json: damaged: .*{key} is .*must be",
+        )
+        for key, value in [
+            ("mean", [math.nan]),
+            ("mean", [-0.1]),
+            ("mean", [123.675]),
+            ("mean", "text"),
+            ("mean", []),
+            ("std", [0.0]),
+            ("std", [-0.5]),
+            ("std", [math.inf]),
+            ("std", ["0.5"]),
+            ("std", 0.5),
+            ("interpolation", "cubic"),
+            ("interpolation", 3),
+            ("crop_pct", 0),
+            ("crop_pct", math.nan),
+            ("crop_pct", "0.9"),
+            ("crop_pct", 95),
+            ("crop_mode", "top"),
+            ("input_size", [3, 0, 32]),
+            ("input_size", [3.5, 32, 32]),
+            ("input_size", "32"),
+        ]
+    },
     "not JSON": (lambda f: (f / DESCRIPTION).write_text("{"), "slim.json: damaged: "),
     "not text": (lambda f: (f / DESCRIPTION).write_bytes(b"\xff\xfe"), "slim.json: damaged: "),
     "not an object": (lambda f: (f / DESCRIPTION).write_text("[]"), "slim.json: format_version is None"),

@@ -1,11 +1,9 @@
-import os
-
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from slimvit.models.build import ModelSource, build_model, read_weights
+from slimvit.models.build import ModelSource, build_model
 from slimvit.utils.errors import ModelError
 
 NAME = "deit_tiny_patch16_224"
@@ -130,56 +128,6 @@ def test_weights_of_another_model(other, vit, tmp_path):
     with pytest.raises(ModelError, match=rf"these weights do not fit {NAME}: .*\.") as caught:
         load(tmp_path / "w.safetensors")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2000
-
-
-def test_a_missing_file(tmp_path):
-    with pytest.raises(ModelError, match=r"none\.pth: no such weight file"):
-        load(tmp_path / "none.pth")
-
-
-def test_an_unknown_kind_of_file(tmp_path):
-    (tmp_path / "w.npz").touch()
-    with pytest.raises(ModelError, match=r"w\.npz: weights must be one of \.safetensors, \.pth"):
-        load(tmp_path / "w.npz")
-
-
-@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_a_truncated_file(suffix, state, tmp_path):
-    file = tmp_path / f"w.{suffix}"
-    torch.save(state, file) if suffix == "pth" else save_file(state, file)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ModelError, match=rf"w\.{suffix}: not a readable weight file: ") as caught:
-        load(file)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_without_tensors(tmp_path):
-    torch.save({"epoch": 3}, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"w\.pth: holds no weights"):
-        load(tmp_path / "w.pth")
-
-
-def test_a_pickled_model_is_refused(vit, tmp_path):
-    torch.save(vit(depth=1), tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"w\.pth: not a readable weight file: ") as caught:
-        load(tmp_path / "w.pth")
-    assert "\n" not in str(caught.value)
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("suffix", ["pth", "pt", "bin", "tar"])
-def test_a_pickle_is_never_carried_out(suffix, state, tmp_path):
-    torch.save({"state_dict": state, "bomb": Bomb(tmp_path / "burst")}, tmp_path / f"w.{suffix}")
-    with pytest.raises(ModelError, match="not a readable weight file"):
-        read_weights(tmp_path / f"w.{suffix}")
-    assert not (tmp_path / "burst").exists()
 
 
 def test_no_network_and_no_weights(monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ import timm
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.config.arguments import defects_of_arguments
+from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.io import slim_file, weight_file
 from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name
@@ -100,7 +101,8 @@ def _read(name: str, path: Path) -> TimmRepo:
     except ValidationError as error:
         first = error.errors()[0]
         raise ModelError(f"{name}: {CONFIG} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    if defects := defects_of_arguments({"img_size": list(cfg.get("input_size", ()))}):
+    sizes = {"img_size": list(cfg.get("input_size", ()))}
+    if defects := defects_of_arguments(sizes) + defects_of_preprocessing(cfg):
         raise ModelError(f"{name}: {CONFIG} is refused: {'; '.join(defects)}")
     classes = config.get("num_classes", pretrained_cfg.get("num_classes"))
     classes = classes if isinstance(classes, int) and 0 <= classes <= 10**6 else None

@@ -221,4 +221,5 @@ def _places(recipe: Recipe | None) -> list[str]:
     teacher = recipe.finetune.teacher
     named = [recipe.model.name, recipe.model.weights, recipe.data.name, recipe.data.root, recipe.prune.plan]
     named += [] if teacher is None else [teacher.name, teacher.weights]
+    named += [section.class_order for section in (recipe.model, teacher) if section is not None]
     return [n for n in dict.fromkeys(named) if n is not None and (os.path.isabs(n) or os.path.exists(n))]

@@ -1,0 +1,198 @@
+"""The weights in a checkpoint: which sets of them it holds, which one is taken, and the classes that it names."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimvit.models.weights.file import SAVE, pickled_object, read_content, stands_for
+from slimvit.utils.errors import ModelError, nearest
+
+STEM = "patch_embed.proj.weight"
+"""A tensor of every network with timm's names: what stands before it is a wrapper."""
+WRAPPERS = ("module", "_orig_mod", "model", "backbone", "encoder", "net", "network", "0")
+"""Wrappers that are recognised by name, where the names inside are not timm's."""
+TOWERS = ("visual", "vision_encoder", "beit3", "radio_model")
+"""Image towers of larger models, which timm takes out itself."""
+EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
+PREFERRED = (*EMA, "state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "module")
+"""Names of sets, the preferred first: the moving average, as in timm."""
+NO_WEIGHTS = ("optim", "sched", "scaler", "amp", "rng", "loops")
+"""Beginnings of names that hold the state of a training."""
+CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "label_names", "id2label", "label2id", "labels")
+DEPTH = 3
+"""Mappings in mappings that are looked into."""
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """One set of weights in a checkpoint."""
+
+    key: str
+    """Its place, such as `state_dict_ema` or `teacher.backbone`; empty where the file is the set."""
+    tensors: dict[str, Tensor]
+    """The weights by name, without the prefix of a wrapper."""
+    left_out: tuple[str, ...] = ()
+    """Names of tensors beside the wrapped network."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights that were taken from a file, and what else it says."""
+
+    taken: WeightSet
+    others: tuple[str, ...] = ()
+    """Keys of the sets that were not taken."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes in the order of the outputs; empty where the file has none."""
+
+    def words(self) -> str | None:
+        """Return what was chosen and left out, in words; None where there was nothing to choose."""
+        chosen = f"took {self.taken.key}; also there: {some(self.others)} (--weights-key)" if self.others else ""
+        left = f"left out {some(self.taken.left_out)}, beside the network" if self.taken.left_out else ""
+        return "; ".join(filter(None, (chosen, left))) or None
+
+
+def read_checkpoint(file: Path, key: str | None = None) -> Checkpoint:
+    """Read the weights of a file. No code is run.
+
+    Args:
+        file: A .safetensors file, or one that torch.save wrote.
+        key: The set of weights to take where the file holds several, such as `state_dict_ema` or `teacher`.
+
+    Raises:
+        ModelError: The file is missing or unreadable, holds no weights, or several sets without a key to choose.
+    """
+    content = read_content(file)
+    sets = weight_sets(content)
+    if not sets:
+        raise ModelError(f"{file}: {_why_none(content)}")
+    taken = _chosen(file, sets, key)
+    return Checkpoint(taken, tuple(s.key for s in sets if s is not taken), class_names_in(content))
+
+
+def weight_sets(content: Any) -> list[WeightSet]:
+    """Return the sets of weights in a checkpoint: those with timm's names, if there are any."""
+    found = [part for path, tensors in _dicts(content, "", DEPTH) for part in _networks(path, tensors)]
+    return [s for s in found if any(name.endswith(STEM) for name in s.tensors)] or found
+
+
+def _dicts(content: Any, path: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Every mapping from names to tensors, with its place."""
+    if not isinstance(content, Mapping) or depth < 0:
+        return
+    tensors = {k: t for k, v in content.items() if isinstance(k, str) and (t := _tensor(v)) is not None}
+    if any(tensor.ndim > 1 for tensor in tensors.values()):
+        yield path, tensors
+    for name, inner in content.items():
+        if isinstance(name, str) and not name.lower().startswith(NO_WEIGHTS):
+            yield from _dicts(inner, f"{path}.{name}" if path else name, depth - 1)
+
+
+def _tensor(value: Any) -> Tensor | None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        return torch.from_numpy(value)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _networks(path: str, tensors: dict[str, Tensor]) -> list[WeightSet]:
+    """The networks in one mapping, each without the prefix of its wrappers."""
+    tensors = _unwrapped(tensors, ("module", "_orig_mod"))
+    prefixes = sorted({k.removesuffix(STEM) for k in tensors if k == STEM or k.endswith(f".{STEM}")}, key=len)
+    if not prefixes:
+        return [WeightSet(path, _unwrapped(tensors, WRAPPERS))]
+    parts = [_under(path, prefix, tensors, prefixes) for prefix in prefixes]
+    return [replace(parts[0], key=path)] if len(parts) == 1 else [replace(part, left_out=()) for part in parts]
+
+
+def _under(path: str, prefix: str, tensors: dict[str, Tensor], prefixes: list[str]) -> WeightSet:
+    """The network under a prefix."""
+    key = ".".join(filter(None, (path, prefix.rstrip("."))))
+    longer = tuple(p for p in prefixes if p != prefix and p.startswith(prefix))
+    inside = {k: v for k, v in tensors.items() if k.startswith(prefix) and not k.startswith(longer)}
+    outside = tuple(k for k in tensors if not k.startswith(prefix))
+    if outside and prefix.startswith(TOWERS):
+        return WeightSet(key, tensors)
+    return WeightSet(key, {k.removeprefix(prefix): v for k, v in inside.items()}, outside)
+
+
+def _unwrapped(tensors: dict[str, Tensor], wrappers: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors without the wrappers that stand before the names of all of them."""
+    while wrapper := next((w for w in wrappers if all(k.startswith(f"{w}.") for k in tensors)), None):
+        tensors = {k.removeprefix(f"{wrapper}."): v for k, v in tensors.items()}
+    return tensors
+
+
+def _chosen(file: Path, sets: list[WeightSet], key: str | None) -> WeightSet:
+    known = [s.key for s in sets]
+    if key is not None:
+        named = [s for s in sets if s.key == key] or [s for s in sets if key in _steps(s.key)]
+        if len(named) != 1:
+            listed = some(s.key for s in named) if named else f"{some(known) or 'one set without a key'}"
+            problem = "names several sets of weights" if named else "no such set of weights"
+            raise ModelError(f"{file}: --weights-key {key}: {problem}{nearest(key, known)}; it holds {listed}")
+        return named[0]
+    ranks = [_rank(s.key) for s in sets]
+    if ranks.count(min(ranks)) > 1:
+        raise ModelError(f"{file}: holds several sets of weights: {some(known)}; choose one with --weights-key KEY")
+    return sets[ranks.index(min(ranks))]
+
+
+def _steps(key: str) -> list[str]:
+    """Every part of a key that begins or ends with it: a.b.c -> a, a.b, c, b.c."""
+    words = key.split(".")
+    cuts = range(1, len(words))
+    return [".".join(words[:n]) for n in cuts] + [".".join(words[n:]) for n in cuts]
+
+
+def _rank(key: str) -> int:
+    """The place among the preferred names of the best one in a key."""
+    return min((PREFERRED.index(word) for word in key.split(".") if word in PREFERRED), default=len(PREFERRED))
+
+
+def _why_none(content: Any) -> str:
+    kinds = [k for v in content.values() if (k := stands_for(v))] if isinstance(content, Mapping) else []
+    models = [kind for kind in kinds if kind.startswith(("timm.", "torch.", "torchvision."))]
+    if found := (models or kinds)[:1]:
+        return f"{pickled_object(found[0])}, and no weights by name; {SAVE}"
+    return f"holds no weights (expected tensors by name, alone or as state_dict, model, ...); {SAVE}"
+
+
+def class_names_in(content: Any, depth: int = DEPTH) -> tuple[str, ...]:
+    """Return the names of the classes that a checkpoint brings, in the order of the outputs."""
+    inside = vars(content) if isinstance(content, Namespace) else content
+    if not isinstance(inside, Mapping) or depth < 0:
+        return ()
+    found = {str(k).lower(): v for k, v in inside.items()}
+    own = (names for key in CLASS_KEYS if key in found and (names := _names(found[key])))
+    deeper = (names for v in inside.values() if (names := class_names_in(v, depth - 1)))
+    return next(own, None) or next(deeper, ())
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    """Names from a list, from a mapping name -> number, or from a mapping number -> name."""
+    if isinstance(value, Mapping):
+        by_number = {_number(number): name for pair in value.items() for name, number in (pair, pair[::-1])}
+        named = {k: v for k, v in by_number.items() if k is not None and isinstance(v, str)}
+        return tuple(named[i] for i in range(len(named))) if named and set(named) == set(range(len(value))) else ()
+    names = value.tolist() if isinstance(value, np.ndarray) else value
+    texts = isinstance(names, list | tuple) and len(names) > 0 and all(isinstance(n, str) for n in names)
+    return tuple(names) if texts else ()
+
+
+def _number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
+
+
+def some(names: Any, most: int = 4) -> str:
+    """Return the first names and how many more there are: `a, b and 7 more`."""
+    listed = [str(name) or "the file itself" for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
