@@ -23,7 +23,8 @@ def evaluate_command(model: str, as_json: bool, **given: Any) -> None:
     """Measure the accuracy, size and cost of MODEL on validation images.
 
     MODEL is a timm name, an embedded model, a run folder or hf-hub:user/name. A run folder is measured on the data of
-    its run unless --data names other data; every other model needs --data.
+    its run unless --data names other data; every other model needs --data. A folder of images may have val/ or test/
+    alone, or class folders without splits.
 
     \b
     Example:

@@ -304,6 +304,8 @@ class Recipe(Document):
     def contradictions(self) -> list[str]:
         section = self.finetune
         rules = {
+            "model.class_order is for a classifier that adapt.epochs replaces; drop one of them": self.adapt.epochs > 0
+            and self.model.class_order is not None,
             "finetune.train is head, but the mixes of dense are in the body; give train all": self.dense.mix is not None
             and section.epochs > 0
             and section.train == "head",

@@ -85,7 +85,7 @@ def warn_of_guessing(row: Stage, outputs: Outputs, random: bool = False) -> list
         return []
     chance = 100 / outputs.logits.shape[1]
     cause = "its weights are random" if random else f"check {CAUSES}"
-    line = f"WARNING: the original's top-1 is {top1:.1f} % of {images} images, guessing gives {chance:.1f} %: {cause}"
+    line = f"WARNING: top-1 is {top1:.1f} % of {images} images, no better than guessing ({chance:.1f} %): {cause}"
     log(line)
     return [line]
 

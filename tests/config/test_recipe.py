@@ -82,6 +82,26 @@ def test_the_smallest_recipe():
             {"dense": {"mix": "layer"}, "finetune": {"train": "head", "epochs": 1}},
             ["finetune.train is head, but the mixes of dense are in the body; give train all"],
         ),
+        ({"model": {"name": "x", "mean": [123.7]}}, ["model: mean is [123.7], but must be numbers from 0 to 1"]),
+        ({"model": {"name": "x", "std": [0.5, 0]}}, ["model: std is [0.5, 0.0], but must be numbers above 0"]),
+        ({"model": {"name": "x", "std": [float("nan")]}}, ["model: std is [nan], but must be"]),
+        (
+            {"model": {"name": "x", "crop_pct": 95}},
+            ["model: crop_pct is 95.0, but must be a number above 0 and at most 2"],
+        ),
+        (
+            {"model": {"name": "x", "interpolation": "cubic"}},
+            ["model.interpolation is 'cubic', but must be 'nearest', "],
+        ),
+        ({"model": {"name": "x", "weights_key": "ema"}}, ["model: weights_key chooses among", "give weights"]),
+        (
+            {"model": {"name": "x", "args": {"a": "None"}}},
+            ["model: args.a is the text 'None', which counts as true; write null"],
+        ),
+        (
+            {"model": {"name": "x", "class_order": "string"}, "adapt": {"epochs": 1}},
+            ["model.class_order is for a classifier that adapt.epochs replaces"],
+        ),
         ({"model": {"name": "x", "heads": 2}}, ["model: heads 2 builds a network without weights; give pretrained"]),
         (
             {"model": {"name": "x", "heads": [2, 0], "pretrained": False}},

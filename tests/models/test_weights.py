@@ -5,6 +5,7 @@ import datetime
 import enum
 import os
 import pickle
+import random
 import re
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -368,3 +369,23 @@ def test_torchvisions_vit_under_the_names_of_the_guide(tmp_path):
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(ours(images), theirs(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["zip", "before torch 1.6", "safetensors"])
+def test_mutated_files_are_read_or_refused_in_one_line(kind, state, tmp_path):
+    file, draw = tmp_path / "w.pth", random.Random(0)
+    content = {"state_dict": {k: v[:2].clone() for k, v in state.items()}, "best": np.float64(1), "classes": ["a"]}
+    if kind == "safetensors":
+        save_file(content["state_dict"], file)
+    else:
+        saved(content, file, _use_new_zipfile_serialization=kind == "zip")
+    whole = file.read_bytes()
+    for _ in range(50):
+        damaged = bytearray(whole)
+        for _ in range(draw.choice([1, 8, 64])):
+            damaged[draw.randrange(draw.choice([len(damaged), min(4000, len(damaged))]))] = draw.randrange(256)
+        file.write_bytes(damaged)
+        try:
+            read_checkpoint(file)
+        except ModelError:
+            refused(file)
