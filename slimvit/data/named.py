@@ -107,13 +107,14 @@ def open_named_data(section: DataSection, seed: int = 0, training: bool = True) 
         DataError: A package, the data or a split is missing, or a stream has no limit.
     """
     _check_can_open(section)
-    val_source, val = _opened(section, "val", seed)
     try:
         train_source, train = _opened(section, "train", seed)
     except DataError:
         if training:
             raise
-        return HeldImages([]), val, _class_names(val_source, [val])
+        source, val = _opened(section, "val", seed)
+        return HeldImages([]), val, _class_names(source, [val])
+    _, val = _opened(section, "val", seed)
     return train, val, _class_names(train_source, [train, val])
 
 

@@ -109,6 +109,21 @@ def test_an_indexed_reader_never_swaps_a_damaged_image(monkeypatch: pytest.Monke
     assert open_data(DataSection(name="hfds/a/b", skip_bad_images=True)).bad_images == 2
 
 
+def test_a_data_set_to_evaluate_needs_no_training_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, ImageDataset)
+    create = named.create_dataset
+
+    def validation_alone(name: str, **options: Any) -> Any:
+        if options["split"] == "train":
+            raise ValueError("no such split")
+        return create(name, **options)
+
+    monkeypatch.setattr(named, "create_dataset", validation_alone)
+    found = open_data(DataSection(name="hfds/a/b"), training=False)
+    assert len(found.train) == 0 and len(found.val) == 6 and found.class_names == ("0", "1", "2")
+    assert "cannot open split 'train'" in error(name="hfds/a/b")
+
+
 def test_a_stream_is_held_up_to_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = pretend(monkeypatch, IterableImageDataset)
     data = open_data(DataSection(name="wds/a", root="x", train_images=4, eval_images=100), seed=5)
