@@ -44,13 +44,21 @@ def check_known_data(section: DataSection, folder: str | Path, given: Collection
     Raises:
         DataError: No command of the user has opened the data on this machine, and the command does not name it.
     """
+    if not _is_known(section) and _keys(section) - {*given}:
+        raise DataError(
+            f"{folder}: its recipe names data that no command of yours has opened on this machine; to open it, add "
+            f"{shlex.join(_options(section))}"
+        )
+
+
+def missing_options(section: DataSection) -> list[str]:
+    """Return the options without which `check_known_data` would refuse the data; none for known data."""
+    return [] if _is_known(section) else _options(section)
+
+
+def _is_known(section: DataSection) -> bool:
     entry = _entry(section)
-    if section.name == EMBEDDED or not _keys(section) - {*given} or (entry is not None and entry.is_file()):
-        return
-    raise DataError(
-        f"{folder}: its recipe names data that no command of yours has opened on this machine; to open it, add "
-        f"{_options(section)}"
-    )
+    return section.name == EMBEDDED or (entry is not None and entry.is_file())
 
 
 def _entry(section: DataSection) -> Path | None:
@@ -73,9 +81,9 @@ def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _options(section: DataSection) -> str:
+def _options(section: DataSection) -> list[str]:
     """`--data photos/`, and the other options that say what is opened where they differ from the defaults."""
-    return " ".join(f"{FLAGS[key]} {shlex.quote(getattr(section, key))}" for key in FLAGS if key in _keys(section))
+    return [word for key in FLAGS if key in _keys(section) for word in (FLAGS[key], getattr(section, key))]
 
 
 def _keys(section: DataSection) -> set[str]:

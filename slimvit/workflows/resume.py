@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from slimvit.config.recipe import Recipe
+from slimvit.data.known import missing_options
 from slimvit.io import saved_model, slim_file
 from slimvit.models.base import TimmModule
 from slimvit.models.parts.registry import everywhere
@@ -94,7 +95,8 @@ def resume_command(context: RunContext, workers: int | None = None) -> str:
     """The command that resumes this run, with `workers` in place of its own number if given."""
     program = "accelerate launch -m slimvit" if context.engine.processes > 1 else "slimvit"
     options = context.options if workers is None else replace(context.options, workers=workers)
-    return f"{program} {shlex.join(['run', str(options.out), '--resume', *options.flags()])}"
+    words = ["run", str(options.out), "--resume", *options.flags(), *missing_options(context.recipe.data)]
+    return f"{program} {shlex.join(words)}"
 
 
 @contextmanager

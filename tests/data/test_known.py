@@ -27,6 +27,7 @@ def test_data_is_known_once_opened_and_by_its_place(folder, monkeypatch, tmp_pat
 
 def test_the_embedded_data_is_always_known():
     known.check_known_data(DataSection(name="digits"), "x")
+    assert known.missing_options(DataSection(name="digits")) == []
 
 
 @pytest.mark.parametrize("cache", ["/dev/null", "/proc/none"])
@@ -36,3 +37,4 @@ def test_without_a_cache_folder_nothing_is_known(folder, cache, monkeypatch):
     open_data(section)
     with pytest.raises(DataError):
         known.check_known_data(section, "x")
+    assert known.missing_options(section) == ["--data", str(folder)]
