@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.models.base import TimmModule
 from slimvit.models.weights.fit import DEFAULT_SIZE, fit
+from slimvit.models.weights.geometry import stem_weight
 from slimvit.models.weights.layouts import layout_of
 from slimvit.models.weights.sets import read_checkpoint
 from slimvit.utils.errors import ModelError, nearest
@@ -200,10 +201,13 @@ def _with_weights(
     size = known.get("input_size") or (cfg.input_size if cfg else DEFAULT_SIZE)
     source = {"state_dict": fitted.tensors, "num_classes": fitted.classes, "label_offset": 0, "custom_load": False}
     overlay = known | source | {"input_size": (fitted.channels, *size[1:])}
+    if stem_weight(fitted.tensors) is not None:
+        overlay["first_conv"] = None  # timm has nothing to adapt
     try:
         model = _build(name, kwargs, pretrained=True, num_classes=fitted.classes, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
         raise ModelError(_misfit(name, file, fitted.tensors, error)) from None
+    model.pretrained_cfg = dict(model.pretrained_cfg, first_conv=cfg.first_conv if cfg else None)
     tell(f"{file}: {'; '.join(filter(None, (*fitted.notes, checkpoint.words())))}")
     _name_classes(model, file, checkpoint.class_names, tell)
     return model

@@ -234,6 +234,13 @@ def test_damaged_files(suffix, state, tmp_path):
         assert "not a readable weight file: " in refused(file)
 
 
+def test_a_checkpoint_that_holds_itself_is_searched_once(state, tmp_path):
+    content = {"state_dict": state, "classes": list("abcde")}
+    content |= {f"again{i}": content for i in range(1000)}
+    found = read_checkpoint(saved(content, tmp_path / "w.pth"))
+    assert same(found.taken.tensors, state) and found.others == () and found.class_names == tuple("abcde")
+
+
 def test_a_file_without_weights(tmp_path):
     assert "holds no weights" in refused(saved({"epoch": 3, "best": torch.tensor(1.0)}, tmp_path / "w.pth"))
     assert "holds no weights" in refused(saved([torch.ones(2, 2)], tmp_path / "w.pth"))
@@ -343,7 +350,8 @@ def test_stems_of_one_and_of_four_channels(vit, tmp_path, capsys):
     with pytest.raises(ModelError, match=r"takes images of 4 channels.*--model-arg in_chans=3"):
         build_model(NAME, weights=four, args={"depth": 1})
     assert build_model(NAME, weights=four, args={"depth": 1, "in_chans": 3}).patch_embed.proj.in_channels == 3
-    assert build_model(NAME, weights=four, args={"depth": 1, "in_chans": 4}).patch_embed.proj.in_channels == 4
+    as_it_is = build_model(NAME, weights=four, args={"depth": 1, "in_chans": 4})
+    assert same(as_it_is.state_dict(), torch.load(four)) and as_it_is.pretrained_cfg["first_conv"] == "patch_embed.proj"
 
 
 def test_names_for_another_number_of_classes_are_not_used(state, tmp_path, capsys):

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from slimvit.utils.errors import ModelError
-from slimvit.utils.files import check_regular
+from slimvit.utils.files import MOST, Unreadable, check_regular
 
 SAVE = "where the weights were made: torch.save(model.state_dict(), 'weights.pth')"
 """The way out for a file that cannot be read."""
@@ -50,8 +50,8 @@ def stands_for(found: Any) -> str | None:
 def _numpy_names() -> Iterator[tuple[Any, str]]:
     """NumPy's scalars and arrays, under the names that NumPy 1 and NumPy 2 give them."""
     for package in ("numpy.core", "numpy._core"):
-        yield np._core.multiarray.scalar, f"{package}.multiarray.scalar"  # type: ignore[attr-defined]
-        yield np._core.multiarray._reconstruct, f"{package}.multiarray._reconstruct"  # type: ignore[attr-defined]
+        yield np.float64(0).__reduce__()[0], f"{package}.multiarray.scalar"
+        yield np.empty(0).__reduce__()[0], f"{package}.multiarray._reconstruct"
     yield np.dtype, "numpy.dtype"
     yield np.ndarray, "numpy.ndarray"
     for kind in {type(np.dtype(code)) for code in "?bBhHiIlLqQefdSUO"}:
@@ -152,6 +152,8 @@ def _classes_named(file: Path) -> set[str]:
             return _named(stream, LEGACY_PICKLES)
     with zipfile.ZipFile(file) as archive:
         pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        if archive.getinfo(pickle).file_size > MOST:
+            raise Unreadable(f"its names take more than {MOST:,} bytes")
         return _named(BytesIO(archive.read(pickle)), 1)
 
 

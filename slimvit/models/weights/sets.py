@@ -80,20 +80,30 @@ def read_checkpoint(file: Path, key: str | None = None) -> Checkpoint:
 
 def weight_sets(content: Any) -> list[WeightSet]:
     """Return the sets of weights in a checkpoint: those with timm's names, if there are any."""
-    found = [part for path, tensors in _dicts(content, "", DEPTH) for part in _networks(path, tensors)]
+    found = [s for path, inner in _mappings(content) for s in _networks(path, _tensors(path, inner))]
     return [s for s in found if any(name.endswith(STEM) for name in s.tensors)] or found
 
 
-def _dicts(content: Any, path: str, depth: int) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Every mapping from names to tensors, with its place."""
-    if not isinstance(content, Mapping) or depth < 0:
-        return
-    tensors = {k: t for k, v in content.items() if isinstance(k, str) and (t := _tensor(v)) is not None}
-    if any(tensor.ndim > 1 for tensor in tensors.values()):
-        yield path, tensors
-    for name, inner in content.items():
-        if isinstance(name, str) and not name.lower().startswith(NO_WEIGHTS):
-            yield from _dicts(inner, f"{path}.{name}" if path else name, depth - 1)
+def _mappings(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Every mapping of a checkpoint once, with its place, from the outside in."""
+    level: list[tuple[str, Any]] = [("", content)]
+    seen: set[int] = set()
+    for _ in range(DEPTH + 1):
+        mappings = [(path, vars(v) if isinstance(v, Namespace) else v) for path, v in level]
+        mappings = [(path, v) for path, v in mappings if isinstance(v, Mapping)]
+        fresh = {id(v): (path, v) for path, v in mappings if id(v) not in seen}
+        seen |= fresh.keys()
+        yield from fresh.values()
+        items = [(path, name, v) for path, inner in fresh.values() for name, v in inner.items()]
+        level = [(f"{path}.{name}" if path else name, v) for path, name, v in items if isinstance(name, str)]
+
+
+def _tensors(path: str, inner: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors of a mapping by name; empty for what is no set of weights."""
+    if any(word.lower().startswith(NO_WEIGHTS) for word in path.split(".")):
+        return {}
+    tensors = {k: t for k, v in inner.items() if isinstance(k, str) and (t := _tensor(v)) is not None}
+    return tensors if any(tensor.ndim > 1 for tensor in tensors.values()) else {}
 
 
 def _tensor(value: Any) -> Tensor | None:
@@ -104,6 +114,8 @@ def _tensor(value: Any) -> Tensor | None:
 
 def _networks(path: str, tensors: dict[str, Tensor]) -> list[WeightSet]:
     """The networks in one mapping, each without the prefix of its wrappers."""
+    if not tensors:
+        return []
     tensors = _unwrapped(tensors, ("module", "_orig_mod"))
     prefixes = sorted({k.removesuffix(STEM) for k in tensors if k == STEM or k.endswith(f".{STEM}")}, key=len)
     if not prefixes:
@@ -165,15 +177,13 @@ def _why_none(content: Any) -> str:
     return f"holds no weights (expected tensors by name, alone or as state_dict, model, ...); {SAVE}"
 
 
-def class_names_in(content: Any, depth: int = DEPTH) -> tuple[str, ...]:
+def class_names_in(content: Any) -> tuple[str, ...]:
     """Return the names of the classes that a checkpoint brings, in the order of the outputs."""
-    inside = vars(content) if isinstance(content, Namespace) else content
-    if not isinstance(inside, Mapping) or depth < 0:
-        return ()
-    found = {str(k).lower(): v for k, v in inside.items()}
-    own = (names for key in CLASS_KEYS if key in found and (names := _names(found[key])))
-    deeper = (names for v in inside.values() if (names := class_names_in(v, depth - 1)))
-    return next(own, None) or next(deeper, ())
+    for _, inner in _mappings(content):
+        found = {str(k).lower(): v for k, v in inner.items()}
+        if names := next((n for key in CLASS_KEYS if key in found and (n := _names(found[key]))), ()):
+            return names
+    return ()
 
 
 def _names(value: Any) -> tuple[str, ...]:
