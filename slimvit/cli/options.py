@@ -72,6 +72,8 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
         key, sign, value = text.partition("=")
         if not sign:
             raise click.BadParameter(f"{text!r} is not KEY=VALUE", ctx, param)
+        if key in pairs:
+            raise click.BadParameter(f"{key} is given twice; remove one", ctx, param)
         pairs[key] = _literal(value)
     return pairs
 

@@ -10,7 +10,7 @@ from typing import Any
 from slimvit.io.sweep_folder import is_sweep_folder, point_folder, read_contents
 from slimvit.utils.files import Unreadable, read_text
 from slimvit.utils.lock import OLD, UNFINISHED, lock_owner, stale_files
-from slimvit.utils.output import EXPORT, entries
+from slimvit.utils.output import EXPORT, STATE, entries
 
 MODEL, REPORT, HISTORY = "slim.json", "report.json", "history.csv"
 
@@ -79,9 +79,10 @@ def _run(folder: Path) -> FolderStatus | None:
 
 
 def _epochs(folder: Path) -> str:
-    """Number of epochs in the history of the unfinished training, as in `2 epochs`."""
+    """Number of epochs in the saved state of the unfinished training, as in `2 epochs`."""
     try:
-        count = max(0, len(read_text(folder / UNFINISHED / HISTORY).splitlines()) - 1)
+        rows = read_text(folder / UNFINISHED / HISTORY).splitlines()[1:]  # written after the state
+        count = len(rows) if (folder / UNFINISHED / STATE).is_file() else 0
     except (FileNotFoundError, Unreadable):
         count = 0
     return f"{count} epoch{'s' * (count != 1)}"

@@ -15,8 +15,9 @@ import torch
 
 from slimvit.utils.errors import DiskError, SlimvitError, StoreError
 from slimvit.utils.files import disk_error, replacing
+from slimvit.utils.output import STATE
 
-LAST, BEST = "last.pt", "best.pt"
+LAST, BEST = STATE, "best.pt"
 
 
 class Interrupted(SlimvitError):

@@ -45,6 +45,7 @@ class TrainOptions:
         engine: Device, precision and processes. None is one process on the model's device, in fp32.
         name: Name of the training in messages.
         after_epoch: Callback after each epoch, before its row is added to the history.
+        after_save: Callback after each epoch, when its state is saved.
         checkpoints: Checkpoint files. Training resumes from the last state in them.
     """
 
@@ -54,6 +55,7 @@ class TrainOptions:
     engine: Engine | None = None
     name: str = "fine-tuning"
     after_epoch: AfterEpoch = lambda model, row: None
+    after_save: Callable[[], None] = lambda: None
     checkpoints: Checkpoints | None = None
 
     def engine_for(self, model: nn.Module) -> Engine:
@@ -208,6 +210,7 @@ def _end_epoch(state: TrainState, training: _Training) -> None:
         if is_best:
             options.checkpoints.save_best(state.result.state_dict())
         options.checkpoints.save(state.to_dict())
+    options.after_save()
     _stop_if_signalled(state, training)
 
 

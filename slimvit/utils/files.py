@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +24,8 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 """Constants of Linux's `renameat2`."""
 MOST = 64 * 2**20
 """Largest text file that is read, in bytes."""
+MERGE = "tag:yaml.org,2002:merge"
+"""YAML's tag of the key `<<`."""
 MOST_COPIED = 2**30
 """Bytes that a copied folder may have."""
 ASIDE = "slimvit-"
@@ -215,10 +217,10 @@ def read_text(path: Path, most: int = MOST) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; raises as `read_text` does."""
+    """Read a JSON file; raises as `read_text` does, and `Unreadable` for a key given twice."""
     text = read_text(path)
     try:
-        return _encodable(json.loads(text), text)
+        return _encodable(json.loads(text, object_pairs_hook=_each_key_once), text)
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
     except ValueError as error:  # no JSON, or a number with too many digits for Python
@@ -228,7 +230,7 @@ def read_json(path: Path) -> Any:
 def read_yaml(path: Path) -> Any:
     """Read a YAML file of plain data; raises as `read_text` does.
 
-    Aliases are refused, since a few lines of them can expand beyond any memory.
+    Aliases are refused, since a few lines of them can expand beyond any memory, and so is a key given twice.
     """
     import yaml
 
@@ -241,6 +243,16 @@ def read_yaml(path: Path) -> Any:
                 )
             return super().compose_node(parent, index)
 
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                name = key.value if key.tag == MERGE else self.construct_object(key, deep=True)
+                line = key.start_mark.line + 1
+                if isinstance(name, Hashable) and name in lines:
+                    raise Unreadable(f"line {line}: {name} is given twice, first in line {lines[name]}; remove one")
+                lines |= {name: line} if isinstance(name, Hashable) else {}
+            return super().construct_mapping(node, deep)
+
     text = read_text(path)
     try:
         return _encodable(yaml.load(text, Loader), text)  # a SafeLoader
@@ -248,6 +260,15 @@ def read_yaml(path: Path) -> Any:
         raise Unreadable("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise Unreadable(_line(error)) from None
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of a JSON object; raises `Unreadable` for a key given twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise Unreadable(f"{next(k for k in keys if keys.count(k) > 1)[:60]!r} is given twice; remove one")
+    return content
 
 
 def _encodable(content: Any, text: str) -> Any:

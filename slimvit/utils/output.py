@@ -19,6 +19,8 @@ from slimvit.utils.lock import OLD, UNFINISHED, locked
 
 LOGS = "logs"
 """Subfolder of a run folder with the files of --log-with."""
+STATE = "last.pt"
+"""File with the last state of a training, in the subfolder of an unfinished run."""
 EXPORT = "export.json"
 """File of an exported folder that describes its check."""
 MARKERS = {"slim.json", "tradeoff.md", "points.json", EXPORT, UNFINISHED}

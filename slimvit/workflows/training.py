@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,14 +115,14 @@ def learn(context: RunContext, model: TimmModule, training: Training) -> Trained
     checkpoints = training.checkpoints
     epoch_log = _EpochLog(context, training, [] if checkpoints is None else checkpoints.history())
     context.engine.start_log(training.name)
-    model, history = train_model(context, model, training, epoch_log)
+    model, history = train_model(context, model, training, epoch_log, epoch_log.write)
     context.engine.end_log()
     best, notes = _best(checkpoints, history) if training.name == "finetune" else (None, ())
     return Trained(model, history, None if context.engine.compiles else epoch_log.outputs, best, notes)
 
 
 class _EpochLog:
-    """Callback after an epoch: measures the network, then logs the row of the epoch and adds it to history.csv."""
+    """Callback after an epoch: measures the network and logs the row of the epoch. `write` writes history.csv."""
 
     def __init__(self, context: RunContext, training: Training, rows: History) -> None:
         self.context, self.training, self.rows = context, training, rows
@@ -131,7 +131,7 @@ class _EpochLog:
 
     def __call__(self, model: nn.Module, row: dict[str, Any]) -> None:
         context, training = self.context, self.training
-        name, epochs, checkpoints = training.name, training.section.epochs, training.checkpoints
+        name, epochs = training.name, training.section.epochs
         if row["epoch"] % training.section.eval_every == 0 or row["epoch"] == epochs:
             self.outputs = context.outputs(model, context.data.val)
             accuracy = compare(self.outputs, training.reference)
@@ -140,13 +140,21 @@ class _EpochLog:
         for line in epoch_line(name, row, epochs, first=len(self.rows) == 1).splitlines():
             log(line)
         context.engine.log(row, row["epoch"])
-        if checkpoints is not None and context.engine.is_main:
-            histories = {**training.earlier, name: self.rows}
+
+    def write(self) -> None:
+        """Write the epochs to history.csv: after the state, so that the file names no epoch that no state holds."""
+        checkpoints = self.training.checkpoints
+        if checkpoints is not None and self.context.engine.is_main:
+            histories = {**self.training.earlier, self.training.name: self.rows}
             checkpoints.put("history.csv", lambda path: run_folder.write_history(histories, path))
 
 
 def train_model(
-    context: RunContext, model: TimmModule, training: Training, after_epoch: AfterEpoch = lambda model, row: None
+    context: RunContext,
+    model: TimmModule,
+    training: Training,
+    after_epoch: AfterEpoch = lambda model, row: None,
+    after_save: Callable[[], None] = lambda: None,
 ) -> tuple[TimmModule, History]:
     """The trained network, and one row per epoch."""
     section, seed, data = training.section, context.recipe.seed, context.data
@@ -157,6 +165,7 @@ def train_model(
         engine=context.engine,
         name=training.name,
         after_epoch=after_epoch,
+        after_save=after_save,
         checkpoints=training.checkpoints,
     )
     teacher = _teacher(context, model, training)

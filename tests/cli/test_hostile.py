@@ -177,6 +177,48 @@ def test_what_is_no_text_file_of_ours(read, what, tmp_path, monkeypatch):
         read(tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("read", "text", "told"),
+    [
+        (read_yaml, "a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "line 5: c is given twice, first in line 3; remove one"),
+        (read_yaml, "a: {c: 1, c: 1}\n", "line 1: c is given twice, first in line 1; remove one"),
+        (read_yaml, "a: 1\n'a': 2\n", "line 2: a is given twice, first in line 1; remove one"),
+        (read_yaml, "- 1: a\n  0x1: b\n", "line 2: 1 is given twice, first in line 1; remove one"),
+        (read_json, '{"a": {"b": 1, "c": 2, "b": 3}}', "'b' is given twice; remove one"),
+    ],
+)
+def test_a_key_given_twice(read, text, told, tmp_path):
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(Unreadable) as caught:
+        read(tmp_path / "file")
+    assert str(caught.value) == told
+
+
+def test_the_same_key_in_two_mappings(tmp_path):
+    (tmp_path / "file").write_text('{"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}]}')
+    assert read_json(tmp_path / "file") == read_yaml(tmp_path / "file") == {"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}]}
+
+
+@pytest.mark.parametrize("kind", ["recipe", "sweep"])
+def test_recipes_check_names_the_line_of_a_key_given_twice(slimvit_, kind, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text({
+        "recipe": "model: {name: vit_digits}\ndata: {name: digits}\nprune: {ratio: 0.5}\nprune: {ratio: 0.25}\n",
+        "sweep": "base: digits_ratio\ngrid:\n  prune.ratio: [0.25]\n  prune.ratio: [0.5]\n",
+    }[kind])  # fmt: skip
+    result = slimvit_("recipes", "check", path, code=1)
+    line, key = {"recipe": (4, "prune"), "sweep": (4, "prune.ratio")}[kind]
+    first = line - 1
+    assert result.stderr.strip() == (
+        f"Error: {path}: not readable as YAML: line {line}: {key} is given twice, first in line {first}; remove one"
+    )
+
+
+def test_an_argument_given_twice(slimvit_):
+    words = ("inspect", "vit_digits", "--model-arg", "depth=3", "--model-arg", "depth=4")
+    assert "depth is given twice" in slimvit_(*words, code=2).stderr
+
+
 KINDS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 
 

@@ -19,6 +19,8 @@ import pytest
 from safetensors.torch import load_file
 
 from slimvit.cli import main
+from slimvit.io.status import folder_status
+from slimvit.train.checkpoint import Checkpoints
 
 Invoke = Callable[..., Any]
 WORDS = ["prune", "vit_digits", "--data", "digits", "--ratio", "0.5", "--calibration-images", "32", "--dense", "layer"]
@@ -128,6 +130,20 @@ def test_the_same_command_goes_on_too(interrupted: Path, whole: Path, slimvit_: 
     assert weights(interrupted) == weights(whole)
     again = slimvit_(*WORDS, "--out", interrupted, "--resume")
     assert "this run is finished" in again.stderr and "finetuned" in again.stdout
+
+
+def test_only_epochs_that_a_state_holds_are_counted(
+    interrupted: Path, slimvit_: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt  # the second epoch is measured, its state is never written
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    slimvit_("run", interrupted, "--resume", code=1)
+    status = folder_status(interrupted)
+    assert status is not None and "an unfinished run (1 epoch of its training saved)" in status.text
+    (interrupted / "unfinished" / "last.pt").unlink()
+    assert "(0 epochs of its training saved)" in slimvit_("inspect", interrupted).stdout
 
 
 def test_other_settings_are_refused(interrupted: Path, slimvit_: Invoke) -> None:
