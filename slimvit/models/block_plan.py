@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from slimvit.models.parts.base import Part
+from slimvit.models.parts.base import KEPT, Part
 from slimvit.models.parts.registry import PARTS, part_of, part_with_units
 from slimvit.utils.errors import PlanError, nearest
 from slimvit.utils.plugins import load_plugins
 
 MOST_UNITS = 1 << 20
 """Largest number of units of a block that a plan file may hold."""
-KEPT, REMOVED = "kept_", "removed_"
+REMOVED = "removed_"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class BlockPlan:
 
     def keeping(self, kept: Mapping[str, Sequence[int]]) -> BlockPlan:
         """Return the plan with other kept ids for the parts in `kept`."""
-        changed = {part: Units(self.of(part).total, tuple(sorted(ids))) for part, ids in kept.items()}
+        ids = {part: range(len(kept[part])) if PARTS[part].counted else sorted(kept[part]) for part in kept}
+        changed = {part: Units(self.of(part).total, tuple(ids[part])) for part in kept}
         for part, units in changed.items():
             if units.kept and not units.total:
                 raise PlanError(f"{self.name}: has no {part_of(part).units} that could be kept or removed")
@@ -145,7 +146,7 @@ class BlockPlan:
         for part in parts:
             units = self.of(part.name)
             if units.total:
-                entry |= {part.units: units.total, KEPT + part.units: part.written(units.kept)}
+                entry |= part.entry(units.total, units.kept)
         return entry
 
     @classmethod
@@ -172,16 +173,14 @@ class BlockPlan:
 
 def _units(entry: dict[str, Any], part: Part, where: str) -> Units:
     """The units of a part from the entry of a block."""
-    total = entry.get(part.units, None if part.everywhere else 0)
+    total, value = part.of_entry(entry)
     if part.everywhere and (not _is_count(total) or total == 0):
-        raise PlanError(f"{where}.{part.units}: expected a whole number of at least 1, found {total!r}")
+        raise PlanError(f"{where}.{part.keys()[0]}: expected a whole number of at least 1, found {total!r}")
     if not _is_count(total) or total > MOST_UNITS:
-        raise PlanError(f"{where}.{part.units}: expected a whole number of 0 to {MOST_UNITS}, found {total!r}")
-    key = KEPT + part.units
-    value = entry.get(key, None if part.everywhere else part.written(()))
+        raise PlanError(f"{where}.{part.keys()[0]}: expected a whole number of 0 to {MOST_UNITS}, found {total!r}")
     kept = part.read(value, total)
     if kept is None or (kept and not total):
-        raise PlanError(f"{where}.{key}: {part.expected(total)}, found {value!r}")
+        raise PlanError(f"{where}.{part.keys()[1]}: {part.expected(total)}, found {value!r}")
     return Units(total, kept)
 
 
@@ -191,7 +190,7 @@ def _check_known(entry: dict[str, Any], where: str) -> None:
         return
     load_plugins()
     for key in _unknown_keys(entry):
-        known = [KEPT + part.units for part in PARTS.values()]
+        known = [part.keys()[1] for part in PARTS.values()]
         raise PlanError(
             f"{where}.{key}: no part has units of that name{nearest(key, known, 1)}; known: {', '.join(known)}; "
             "another part comes with the package that adds it"
@@ -199,7 +198,7 @@ def _check_known(entry: dict[str, Any], where: str) -> None:
 
 
 def _unknown_keys(entry: dict[str, Any]) -> list[str]:
-    known = {KEPT + part.units for part in PARTS.values()}
+    known = {part.keys()[1] for part in PARTS.values()}
     return [key for key in entry if isinstance(key, str) and key.startswith(KEPT) and key not in known]
 
 

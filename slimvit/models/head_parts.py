@@ -75,6 +75,10 @@ class HeadParts:
     """Head-pruned class, for timm classes that assume num_heads x head_dim == embed_dim."""
     shared_macs: int = 0
     """MACs of layers that all heads share, and that are removed with the last one."""
+    narrow_qk: type[Any] | None = None
+    """Class whose queries and keys may be narrower than its values."""
+    whole_qk: str | None = None
+    """Why queries and keys keep their width; None where `narrow_qk` says that they need not."""
 
 
 def projections(attn: Any, head_dim: int) -> tuple[Rows, ...]:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from slimvit.models.block_plan import KEPT, REMOVED, BlockPlan
-from slimvit.models.parts.base import Part
+from slimvit.models.block_plan import REMOVED, BlockPlan
+from slimvit.models.parts.base import KEPT, Part
 from slimvit.models.parts.registry import PARTS, part_with_units
 from slimvit.utils.errors import PlanError, nearest
 from slimvit.utils.files import read_errors, read_json, write_whole

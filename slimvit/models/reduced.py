@@ -1,4 +1,4 @@
-"""Head-pruned attention for timm classes that assume num_heads x head_dim == embed_dim."""
+"""Attention with fewer heads, or narrower queries and keys, than timm's classes can have."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ def scaled_attention(
     """
     if attn.fused_attn:
         dropout = attn.attn_drop.p if attn.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
+        scale = attn.scale if "qk_dim" in attn.__dict__ else None  # narrower queries keep the scale of all channels
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal, scale=scale
+        )
     scores = (q * attn.scale) @ k.transpose(-2, -1)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
@@ -103,14 +106,14 @@ def as_class(module: Any, cls: Any, **attributes: Any) -> Any:
     return other
 
 
-def is_head_pruned(attn: nn.Module) -> bool:
-    """Return whether an attention has its family's head-pruned class, dense or not."""
-    return "head_ids" in attn._buffers
+def has_narrow_class(attn: nn.Module) -> bool:
+    """Return whether heads or channels are gone that timm's own class could not do without; dense or not."""
+    return "head_ids" in attn._buffers or "qk_dim" in attn.__dict__
 
 
 def as_head_pruned(attn: nn.Module, head_pruned: type[Any]) -> Any:
     """Return an attention that still has all of its heads as its `head_pruned` class, or itself if it is one."""
-    if is_head_pruned(attn):
+    if "head_ids" in attn._buffers:
         return attn
     other = as_class(attn, head_pruned)
     ids = torch.arange(other.num_heads, device=other.proj.weight.device)
@@ -120,4 +123,4 @@ def as_head_pruned(attn: nn.Module, head_pruned: type[Any]) -> Any:
 
 def class_without_mixing(attn: Any) -> type[Any]:
     """Return the class of a dense attention once dense attention is removed."""
-    return type(attn).head_pruned if is_head_pruned(attn) else plain_type(attn)
+    return type(attn).head_pruned if has_narrow_class(attn) else plain_type(attn)

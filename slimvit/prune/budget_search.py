@@ -8,8 +8,9 @@ with the lowest cost per unit saved, until the target is met.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,14 @@ from slimvit.models.parts.base import Limits
 from slimvit.models.parts.branches import BRANCHES
 from slimvit.models.parts.registry import PARTS, limits_of, may_go
 from slimvit.models.plan import SlimPlan
-from slimvit.prune.costs.base import Costs, Price
+from slimvit.prune.costs.base import Costs
 from slimvit.prune.criteria.scores import PartScores, Scores
 from slimvit.utils.errors import PlanError
 
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass
+@dataclass(eq=False)
 class Track:
     """One part of one block in the search."""
 
@@ -36,10 +37,24 @@ class Track:
     """Number of kept units at each stop, from all to the fewest allowed."""
     cost: Floats
     """Estimated rise of the loss at each stop."""
-    saved: Floats
-    """Saving of each stop, in the unit of the budget."""
+    price: Floats
+    """Price of the part at each stop, in the unit of the budget; for a part inside another one, per unit of that."""
     at: int = 0
     """Index of the present stop."""
+    outer: Track | None = None
+    """The track of the part whose every unit has these units."""
+    inner: list[Track] = field(default_factory=list)
+    """The tracks of the parts inside this one."""
+
+    @property
+    def saved(self) -> Floats:
+        """Saving of each stop, while the other tracks stay where they are."""
+        saved = self.price[0] - self.price
+        if self.outer is not None:
+            return saved * self.outer.stops[self.outer.at]
+        for track in self.inner:
+            saved = saved + track.price[track.at] * (self.stops[0] - np.array(self.stops))
+        return saved
 
     @property
     def kept(self) -> list[int]:
@@ -47,8 +62,13 @@ class Track:
         return sorted(self.order[len(self.order) - self.stops[self.at] :])
 
     def gains(self) -> Floats:
-        """Return the savings of the later stops, relative to the present one."""
-        return self.saved[self.at + 1 :] - self.saved[self.at]
+        """Return the savings of the later stops beyond that of the present one."""
+        saved = self.saved
+        return saved[self.at + 1 :] - saved[self.at]
+
+    def together(self) -> list[Track]:
+        """Return this track and those whose savings depend on where it stands."""
+        return [self, *self.inner, *([] if self.outer is None else [self.outer])]
 
     def move(self, at_most: float = np.inf) -> tuple[float, int] | None:
         """Find the later stop with the lowest cost per unit saved, among those that save no more than `at_most`.
@@ -113,9 +133,7 @@ def plan_budget(
     lowest = reachable(plan, costs, parts, limits)
     if lowest > target:
         raise PlanError(f"the lowest reachable cost is {lowest:.6g} {costs.unit}, the target is {target:.6g}")
-    tracks = [
-        _track(b, part, scores.of(part)[b], costs.of(part)[b], stops) for part, b, stops in _stops(plan, parts, limits)
-    ]
+    tracks = _tracks(scores, costs, parts, limits)
     excess = -(_move_evenly if scope == "uniform" else _move_cheapest)(tracks, cost - target)
     _undo_moves(tracks, excess)
     return _result(plan, tracks)
@@ -123,11 +141,22 @@ def plan_budget(
 
 def reachable(plan: SlimPlan, costs: Costs, parts: Sequence[str], limits: Mapping[str, Limits]) -> float:
     """Return the lowest cost of any plan within the limits."""
+    stops = {(block, part): allowed for part, block, allowed in _stops(plan, parts, limits)}
     total = costs.total(plan)
-    for part, block, stops in _stops(plan, parts, limits):
-        price = costs.of(part)[block]
-        total += min(price(n) for n in stops) - price(stops[0])
+    for block, part in stops:
+        if _outer(part, block, stops) is None:
+            together = [p for b, p in stops if b == block and (p == part or _outer(p, b, stops) == part)]
+            now = {name: len(plan.blocks[block].of(name).kept) for name in costs.prices}
+            counts = product(*(stops[block, p] for p in together))
+            least = min(costs.of_block(block, now | dict(zip(together, kept, strict=True))) for kept in counts)
+            total += least - costs.of_block(block, now)
     return total
+
+
+def _outer(part: str, block: int, found: Container[tuple[int, str]]) -> str | None:
+    """The part that has the units of `part` inside, where `found` has it for the block."""
+    outer = PARTS[part].within
+    return outer.name if outer is not None and (block, outer.name) in found else None
 
 
 def _stops(plan: SlimPlan, parts: Sequence[str], limits: Mapping[str, Limits]) -> Iterator[tuple[str, int, list[int]]]:
@@ -141,11 +170,25 @@ def _stops(plan: SlimPlan, parts: Sequence[str], limits: Mapping[str, Limits]) -
             yield name, i, [*stops, 0] if BRANCHES.ends(part, parts) and stops[-1] else stops
 
 
-def _track(block: int, part: str, scores: PartScores, price: Price, stops: list[int]) -> Track:
+def _tracks(scores: Scores, costs: Costs, parts: Sequence[str], limits: Mapping[str, Limits]) -> list[Track]:
+    tracks: dict[tuple[int, str], Track] = {}
+    for part, block, stops in _stops(scores.plan, parts, limits):
+        price = np.array([costs.of(part)[block](n) for n in stops], dtype=float)
+        tracks[block, part] = _track(block, part, scores.of(part)[block], price, stops)
+    for (block, part), track in tracks.items():
+        outer, name = PARTS[part].within, _outer(part, block, tracks)
+        if name is not None:
+            track.outer = tracks[block, name]
+            track.outer.inner.append(track)
+        elif outer is not None:
+            track.price = track.price * len(scores.plan.blocks[block].of(outer.name).kept)
+    return list(tracks.values())
+
+
+def _track(block: int, part: str, scores: PartScores, price: Floats, stops: list[int]) -> Track:
     total = np.concatenate([[0.0], np.cumsum(scores.costs)])
     cost = total[[stops[0] - n for n in stops]]
-    saved = np.array([price(stops[0]) - price(n) for n in stops])
-    return Track(block, part, scores.order, stops, cost, saved)
+    return Track(block, part, scores.order, stops, cost, price)
 
 
 def _move_cheapest(tracks: list[Track], missing: float) -> float:
@@ -155,14 +198,18 @@ def _move_cheapest(tracks: list[Track], missing: float) -> float:
     """
     queue = [(slope, i, stop) for i, t in enumerate(tracks) if (move := t.move()) for slope, stop in [move]]
     heapq.heapify(queue)
+    place = {id(t): i for i, t in enumerate(tracks)}
     while queue and missing > 0:
-        _, i, stop = heapq.heappop(queue)
+        slope, i, stop = heapq.heappop(queue)
         track = tracks[i]
+        if (slope, stop) != track.move():  # a move of another track has changed its savings since
+            continue
         if track.saved[stop] - track.saved[track.at] > missing:
             break
         missing -= _move_to(track, stop)
-        if (move := track.move()) is not None:
-            heapq.heappush(queue, (move[0], i, move[1]))
+        for changed in track.together():
+            if (move := changed.move()) is not None:
+                heapq.heappush(queue, (move[0], place[id(changed)], move[1]))
     while missing > 0:
         smallest = min(float(g[g > 0].min()) for t in tracks if ((g := t.gains()) > 0).any())
         moves = [(*move, i) for i, t in enumerate(tracks) if (move := t.move(max(missing, smallest))) is not None]
@@ -188,8 +235,9 @@ def _undo_moves(tracks: list[Track], excess: float) -> None:
         moves = [
             (float(t.cost[t.at] - t.cost[stop]), -i, -stop)
             for i, t in enumerate(tracks)
+            for saved in [t.saved]
             for stop in range(t.at)
-            if 0 < t.saved[t.at] - t.saved[stop] <= excess
+            if 0 < saved[t.at] - saved[stop] <= excess
         ]
         if not moves:
             return
@@ -199,7 +247,8 @@ def _undo_moves(tracks: list[Track], excess: float) -> None:
 
 def _move_to(track: Track, stop: int) -> float:
     """Move a track to a stop and return the additional saving."""
-    saved = float(track.saved[stop] - track.saved[track.at])
+    before = track.saved
+    saved = float(before[stop] - before[track.at])
     track.at = stop
     return saved
 

@@ -55,6 +55,7 @@ def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
         slices=(*table, *separate_biases(attn, head_dim)),
         counts={"num_heads": 1},
         narrow=HeadPrunedBeitAttention,
+        narrow_qk=HeadPrunedBeitAttention,
     )
 
 

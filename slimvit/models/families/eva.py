@@ -118,6 +118,7 @@ def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
         slices=separate_biases(attn, head_dim),
         counts={name: size for name, size in sizes.items() if hasattr(attn, name)},
         narrow=HEAD_PRUNED[plain_type(attn)],
+        whole_qk="rotary positions turn pairs of its query and key channels",
     )
 
 

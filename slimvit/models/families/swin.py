@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, WindowAttention
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slimvit.models.base import (
     AttentionBlock,
@@ -27,6 +26,7 @@ from slimvit.models.closed_form import attention_macs, linear_macs, stem_of
 from slimvit.models.dense.layers import DenseMixin, Values
 from slimvit.models.dense.mixing import mix_values
 from slimvit.models.head_parts import HeadParts, Slice, projections
+from slimvit.models.reduced import HeadPruned, merge_heads, scaled_attention
 
 
 def windows_to_image(block: TimmModule, windows: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -68,15 +68,44 @@ def image_to_windows(block: TimmModule, image: Tensor) -> Tensor:
     return windows.reshape(b * (h // wh) * (w // ww), wh * ww, k)
 
 
-class DenseWindowAttention(DenseMixin, WindowAttention):
-    """timm's window attention with a sum of earlier values added to its own before it attends."""
+class NarrowWindowAttention(HeadPruned, WindowAttention):
+    """timm's window attention with narrower queries and keys."""
 
     plain = WindowAttention
 
     @property
     def head_dim(self) -> int:
-        """Channels of one head; timm's attention does not store it."""
+        """Channels of one head's values; timm's attention does not store it."""
         return self.proj.in_features // self.num_heads
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map windows [B * windows, area, C] to [B * windows, area, C]; `mask` is [windows, area, area]."""
+        return self.attend(*self.project(x), mask)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Map queries, keys and values [B * windows, area, k] to the output [B * windows, area, C]."""
+        windows, area, _ = q.shape
+        q, k, v = (self.split_heads(t) for t in (q, k, v))
+        bias = self._get_rel_pos_bias()
+        if self.fused_attn:
+            if mask is not None:
+                shape = (windows // len(mask), -1, self.num_heads, -1, -1)
+                bias = bias + mask[None, :, None].expand(shape).reshape(-1, self.num_heads, area, area)
+            found = scaled_attention(self, q, k, v, bias)
+        else:
+            scores = (q * self.scale) @ k.transpose(-2, -1) + bias
+            if mask is not None:
+                by_image = scores.view(-1, len(mask), self.num_heads, area, area) + mask[None, :, None]
+                scores = by_image.view(-1, self.num_heads, area, area)
+            found = self.attn_drop(self.softmax(scores)) @ v
+        return self.proj_drop(self.proj(merge_heads(found)))
+
+
+class DenseWindowAttention(DenseMixin, NarrowWindowAttention):  # type: ignore[misc]
+    """timm's window attention with a sum of earlier values added to its own before it attends."""
+
+    plain = WindowAttention
+    head_pruned = NarrowWindowAttention
 
     def forward(  # type: ignore[override]
         self, x: Tensor, mask: Tensor | None = None, mixed: Tensor | None = None
@@ -91,25 +120,8 @@ class DenseWindowAttention(DenseMixin, WindowAttention):
         Returns:
             The output [B * windows, area, C], and the own unmixed values [B * windows, area, k].
         """
-        windows, area, _ = x.shape
-        q, k, own = self.qkv(x).chunk(3, -1)
-        v = own if mixed is None else own + mixed
-        q, k, v = (t.view(windows, area, self.num_heads, -1).transpose(1, 2) for t in (q, k, v))
-        bias = self._get_rel_pos_bias()
-        if self.fused_attn:
-            if mask is not None:
-                shape = (windows // len(mask), -1, self.num_heads, -1, -1)
-                bias = bias + mask[None, :, None].expand(shape).reshape(-1, self.num_heads, area, area)
-            dropout = self.attn_drop.p if self.training else 0.0
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        else:
-            scores = (q * self.scale) @ k.transpose(-2, -1) + bias
-            if mask is not None:
-                by_image = scores.view(-1, len(mask), self.num_heads, area, area) + mask[None, :, None]
-                scores = by_image.view(-1, self.num_heads, area, area)
-            x = self.attn_drop(self.softmax(scores)) @ v
-        x = x.transpose(1, 2).reshape(windows, area, -1)
-        return self.proj_drop(self.proj(x)), own
+        q, k, own = self.project(x)
+        return self.attend(q, k, own if mixed is None else own + mixed, mask), own
 
 
 class DenseSwinBlock(SwinTransformerBlock):
@@ -160,7 +172,8 @@ def _check(model: TimmModule) -> str | None:
 
 def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
     counts = {"num_heads": 1, "attn_dim": head_dim} if hasattr(attn, "attn_dim") else {"num_heads": 1}
-    return HeadParts(projections(attn, head_dim), (Slice("relative_position_bias_table", dim=1),), counts)
+    table = Slice("relative_position_bias_table", dim=1)
+    return HeadParts(projections(attn, head_dim), (table,), counts, narrow_qk=NarrowWindowAttention)
 
 
 def windowed_blocks(

@@ -59,6 +59,7 @@ def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
         counts={"num_heads": 1},
         narrow=HeadPrunedWindowAttention,
         shared_macs=offsets * hidden.weight.numel(),
+        whole_qk="its cosine attention normalises queries and keys",
     )
 
 

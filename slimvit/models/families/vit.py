@@ -11,37 +11,38 @@ from torch import Tensor, nn
 
 from slimvit.models.base import AttentionBlock, Branch, Family, ImageSize, Step, TimmModule, block_branches, plain_type
 from slimvit.models.closed_form import vit_macs
-from slimvit.models.dense.layers import DenseMixin, Values, keep_values
-from slimvit.models.dense.mixing import mix_values
+from slimvit.models.dense.layers import DenseForward, Values
 from slimvit.models.empty import EmptyAttention
 from slimvit.models.head_parts import HeadParts, projections
-from slimvit.models.reduced import merge_heads, scaled_attention
+from slimvit.models.reduced import HeadPruned, merge_heads, scaled_attention
 
 
-class DenseAttention(DenseMixin, Attention):
-    """timm's attention with the values of earlier blocks mixed into its own before it attends."""
+class NarrowAttention(HeadPruned, Attention):
+    """timm's attention with narrower queries and keys."""
 
     plain = Attention
 
-    def forward(  # type: ignore[override]
-        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, earlier: Values = ()
-    ) -> tuple[Tensor, Tensor | None]:
-        """Map tokens [B, N, C] to the output [B, N, C] and the block's own unmixed values [B, N, k].
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Map tokens [B, N, C] to [B, N, C]."""
+        return self.attend(x, *self.project(x), attn_mask, is_causal)
 
-        The values are None when no later block needs them.
-        """
-        b, n, _ = x.shape
-        gate_layer = getattr(self, "gate", None)  # timm 1.0.23 has none
-        gate = None if gate_layer is None else gate_layer(x).sigmoid()
-        q, k, own = self.qkv(x).split(self.attn_dim, -1)
-        v = own
-        if self.mix is not None:
-            v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, self.head_dim)
-        q, k, v = (t.view(b, n, self.num_heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
-        x = self.norm(merge_heads(scaled_attention(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)))
+    def attend(
+        self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Map queries, keys and values [B, N, k] of the tokens x [B, N, C] to the output [B, N, C]."""
+        gate = getattr(self, "gate", None)  # timm 1.0.23 has none
+        q, k, v = (self.split_heads(t) for t in (q, k, v))
+        found = self.norm(merge_heads(scaled_attention(self, self.q_norm(q), self.k_norm(k), v, attn_mask, is_causal)))
         if gate is not None:
-            x = x * gate
-        return self.proj_drop(self.proj(x)), keep_values(own) if self.feeds else None
+            found = found * gate(x).sigmoid()
+        return self.proj_drop(self.proj(found))
+
+
+class DenseAttention(DenseForward, NarrowAttention):  # type: ignore[misc]
+    """timm's attention with the values of earlier blocks mixed into its own before it attends."""
+
+    plain = Attention
+    head_pruned = NarrowAttention
 
 
 class DenseBlock(Block):
@@ -73,7 +74,12 @@ def _check(model: TimmModule) -> str | None:
 
 
 def _head_parts(attn: TimmModule, head_dim: int) -> HeadParts:
-    return HeadParts(projections(attn, head_dim), counts={"num_heads": 1, "attn_dim": head_dim})
+    return HeadParts(
+        projections(attn, head_dim),
+        counts={"num_heads": 1, "attn_dim": head_dim},
+        narrow_qk=NarrowAttention,
+        whole_qk=None if isinstance(attn.q_norm, nn.Identity) else "it normalises queries and keys (qk_norm)",
+    )
 
 
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,10 +41,12 @@ class UnitCost:
     """Cost of each kept unit."""
     fixed: int = 0
     """Cost that remains while any unit is kept, such as that of the branch's norm."""
+    beyond: int = 0
+    """Number of units whose cost another part includes already, so that fewer units cost less than nothing."""
 
     def __call__(self, kept: int) -> int:
         """Return the cost of the part with `kept` units."""
-        return kept * self.unit + (self.fixed if kept else 0)
+        return (kept - self.beyond) * self.unit + (self.fixed if kept else 0)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class Part(ABC):
     """Whether every block has units of this part. Such parts are always scored, and are cut by default."""
     fallback: bool = False
     """Whether the part is cut by default too, where the others cannot reach a target."""
+    within: Part | None = None
+    """The part whose every unit has these units, such as the heads for channels of a head; costs are per unit of it."""
+    counted: bool = False
+    """Whether a plan holds the number of units, not which: the units are renewed by a cut, the first are the largest."""
     in_timm: bool = False
     """Whether timm's constructors can build blocks with fewer units."""
     plan_format: int = 3
@@ -155,6 +161,18 @@ class Part(ABC):
     score: Callable[..., Any] | None = None
     """Scores the units of a part without a last layer: `model -> one number per unit, block by block`."""
 
+    def recalibrate(
+        self, view: AttentionBlock, uncut: AttentionBlock, outer: Sequence[int], inputs: Iterable[Tensor]
+    ) -> None:
+        """Fit what a cut has approximated to calibration images, in place; the refit calls it block by block.
+
+        Args:
+            view: The cut block.
+            uncut: The block before the cut.
+            outer: Positions in `uncut` of the units of `within` that are kept.
+            inputs: Normed inputs of the branch [B, ..., C], batch by batch.
+        """
+
     def kind(self, view: AttentionBlock) -> str | None:
         """Return all conditions of the branch's time except its number of units, in words.
 
@@ -168,17 +186,38 @@ class Part(ABC):
 
     def written(self, ids: Sequence[int]) -> Any:
         """Return ids in the form of plan files."""
+        if self.counted:
+            return len(ids)
         return to_ranges(ids) if self.as_ranges else list(ids)
 
     def read(self, value: Any, total: int) -> tuple[int, ...] | None:
         """Return the ids that `written` formatted; None for any other value."""
+        if self.counted:
+            return tuple(range(value)) if type(value) is int and 0 <= value <= total else None
         if self.as_ranges:
             return from_ranges(value, total)
         valid = isinstance(value, list) and all(type(i) is int and i >= 0 for i in value)
         return tuple(value) if valid else None
 
+    def keys(self) -> tuple[str, str]:
+        """Return the keys of a plan file for the number of units and for the kept ones."""
+        return self.units, KEPT + self.units
+
+    def entry(self, total: int, kept: Sequence[int]) -> dict[str, Any]:
+        """Return the part's items in a block of a plan file."""
+        return dict(zip(self.keys(), (total, self.written(kept)), strict=True))
+
+    def of_entry(self, entry: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Return the values of `entry`; where both are missing, those of no units, unless every block has the part."""
+        number, kept = self.keys()
+        if self.everywhere or number in entry or kept in entry:
+            return entry.get(number), entry.get(kept)
+        return 0, self.written(())
+
     def expected(self, total: int) -> str:
         """Return the form that `read` expects, in words."""
+        if self.counted:
+            return f"expected a whole number of 0 to {total}"
         if not self.as_ranges:
             return f"expected a list of {self.unit} ids"
         words = f"expected ids of 0-{total - 1} by range, like 0-7,16-31"
@@ -189,6 +228,8 @@ class Part(ABC):
 
         Ranges longer than `LONGEST` are left out.
         """
+        if self.counted:
+            return f"{len(kept)} of {total} {self.units}"
         if not self.as_ranges:
             return f"{','.join(map(str, kept))} of {total} {self.units}"
         if len(kept) == total:
@@ -197,6 +238,8 @@ class Part(ABC):
         return f"{len(kept):,} of {total:,} {self.units}" + (f" ({ids})" if len(ids) <= LONGEST else "")
 
 
+KEPT = "kept_"
+"""Prefix of the keys of plan files and of the attributes of plans that hold kept units."""
 LONGEST = 40
 """Longest list of ranges in the terminal, in characters."""
 

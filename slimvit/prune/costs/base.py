@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 
 Price: TypeAlias = Callable[[int], float]
@@ -14,7 +15,10 @@ Price: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of a model in one unit (MACs, parameters, milliseconds): the sum of `rest` and of every part."""
+    """Costs of a model in one unit (MACs, parameters, milliseconds): the sum of `rest` and of every part.
+
+    The price of a part inside another one, such as channels of a head, holds for one unit of that one.
+    """
 
     unit: str
     rest: float
@@ -26,12 +30,18 @@ class Costs:
         """Return the prices of a part, block by block."""
         return self.prices[part]
 
+    def of_block(self, block: int, kept: Mapping[str, int]) -> float:
+        """Return the cost of a block with `kept` units of each part."""
+        cost = 0.0
+        for name, prices in self.prices.items():
+            outer = PARTS[name].within
+            cost += prices[block](kept[name]) * (1 if outer is None else kept[outer.name])
+        return cost
+
     def total(self, plan: SlimPlan) -> float:
         """Return the cost of the model cut to `plan`."""
-        return self.rest + sum(
-            sum(price[i](len(block.of(part).kept)) for part, price in self.prices.items())
-            for i, block in enumerate(plan.blocks)
-        )
+        kept = ({name: len(block.of(name).kept) for name in self.prices} for block in plan.blocks)
+        return self.rest + sum(self.of_block(i, counts) for i, counts in enumerate(kept))
 
 
 def costs_from(unit: str, total: float, plan: SlimPlan, prices: Mapping[str, tuple[Price, ...]]) -> Costs:

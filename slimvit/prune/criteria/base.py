@@ -10,10 +10,11 @@ from typing import Any, TypeAlias, TypeVar
 from slimvit.config import choices
 from slimvit.data.loaders import Batches
 from slimvit.models.base import TimmModule
+from slimvit.models.parts.base import Part
 
 ScoresByPart: TypeAlias = Mapping[str, Sequence[Any]]
 """Scores by part, block by block: `PartScores`, or one number per unit (a tensor, an array or a list)."""
-ScoreFunction = Callable[..., ScoresByPart]
+ScoreFunction = Callable[..., Any]
 AnyFunction = TypeVar("AnyFunction", bound=ScoreFunction)
 
 
@@ -38,6 +39,21 @@ class Criterion:
 
 
 CRITERIA: dict[str, Criterion] = {}
+PART_SCORES: dict[str, ScoreFunction] = {}
+"""Functions that score the parts whose units are not inputs of a last layer, by part."""
+
+
+def scores_part(part: Part) -> Callable[[AnyFunction], AnyFunction]:
+    """Register a function that scores a part under every criterion: `model, batches, seed -> scores, block by block`.
+
+    The batches are empty under a criterion that reads weights alone.
+    """
+
+    def register(function: AnyFunction) -> AnyFunction:
+        PART_SCORES[part.name] = function
+        return function
+
+    return register
 
 
 def criterion(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -87,24 +88,52 @@ def observe(
     blocks = attention_blocks(model)
     parts = parts or everywhere()
     branches = {part: [_branch(block, PARTS[part], sums()) for block in blocks] for part in parts}
+    hooks = [
+        partial(_watch, block.block, branch)
+        for watched in branches.values()
+        for block, branch in zip(blocks, watched, strict=True)
+    ]
+    backward_pass(model, batches, loss, seed, hooks, f"scoring {' and '.join(parts)}")
+    return {part: [branch.sums.mean() for branch in watched] for part, watched in branches.items()}
+
+
+def backward_pass(
+    model: nn.Module,
+    batches: Batches,
+    loss: str,
+    seed: int,
+    hooks: Sequence[Callable[[], AbstractContextManager[None]]],
+    words: str,
+) -> None:
+    """Run the batches through the model and the gradients of their losses back, in eval mode with frozen weights.
+
+    Args:
+        model: The model, left unchanged.
+        batches: Calibration images [B, C, H, W] with labels [B].
+        loss: See `observe`.
+        seed: Seed of the samples.
+        hooks: Each opens a context that watches the passes.
+        words: What is done, for the progress bar.
+
+    Raises:
+        DataError: There are no images, or no labels where `loss` needs them.
+    """
     device = device_of(model)
     generator = torch.Generator().manual_seed(seed)
     images_seen = 0
     with ExitStack() as stack:
         stack.enter_context(_frozen_eval(model))
         stack.enter_context(torch.enable_grad())
-        for observed in branches.values():
-            for block, branch in zip(blocks, observed, strict=True):
-                stack.enter_context(_watch(block.block, branch))
+        for hook in hooks:
+            stack.enter_context(hook())
         chunk = None
-        for images, labels in track(batches, f"scoring {' and '.join(parts)}"):
+        for images, labels in track(batches, words):
             chunk = chunk or _images_at_once(model, images[:1].to(device), labels[:1], loss)
             for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
                 batch_loss(model, x.to(device), y, loss, generator).backward()
             images_seen += len(images)
     if images_seen == 0:
         raise DataError(NO_IMAGES)
-    return {part: [branch.sums.mean() for branch in observed] for part, observed in branches.items()}
 
 
 def _images_at_once(model: nn.Module, image: Tensor, label: Tensor, loss: str) -> int:

@@ -13,13 +13,13 @@ from slimvit.models.base import TimmModule
 from slimvit.models.parts.registry import PARTS, everywhere, labels, part_of
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import attention_blocks, check_unwrapped, plan_of
-from slimvit.prune.criteria import baselines, gradient, group_importance, residual
-from slimvit.prune.criteria.base import CRITERIA, Criterion, ScoreFunction, ScoresByPart
+from slimvit.prune.criteria import baselines, gradient, group_importance, query_key, residual
+from slimvit.prune.criteria.base import CRITERIA, PART_SCORES, Criterion, ScoreFunction, ScoresByPart
 from slimvit.prune.criteria.scores import PartScores, Scores, fixed
 from slimvit.utils.errors import DataError, ModelError, PlanError, nearest
 
-BUILT_IN = (residual, gradient, baselines, group_importance)
-"""The modules that register the built-in criteria."""
+BUILT_IN = (residual, gradient, baselines, group_importance, query_key)
+"""The modules that register the built-in criteria, and scores of parts."""
 
 
 def score_parts(
@@ -74,13 +74,20 @@ def criterion_of(criterion: str | ScoreFunction) -> Criterion:
 def _raw_scores(
     criterion: Criterion, model: TimmModule, batches: Batches, seed: int, names: tuple[str, ...]
 ) -> ScoresByPart:
-    """Scores of the criterion, and for parts without a last layer to observe, their own scores."""
-    self_scored = [name for name in names if PARTS[name].score is not None]
-    observed = tuple(name for name in names if name not in self_scored)
+    """The criterion's scores. Parts without a last layer, which it cannot observe, have a function of their own."""
+    own = [name for name in names if PARTS[name].score is not None or name in PART_SCORES]
+    observed = tuple(name for name in names if name not in own)
     scores = dict(criterion(model, batches, seed, observed)) if observed else {}
-    for name in self_scored:
-        scores.setdefault(name, PARTS[name].score(model))  # type: ignore[misc]
+    for name in own:
+        if name not in scores:
+            scores[name] = _own_scores(criterion, name, model, batches, seed)
     return scores
+
+
+def _own_scores(criterion: Criterion, name: str, model: TimmModule, batches: Batches, seed: int) -> Any:
+    if name in PART_SCORES:
+        return PART_SCORES[name](model, batches if criterion.needs_images else (), seed)
+    return PARTS[name].score(model)  # type: ignore[misc]
 
 
 def _check_units(model: TimmModule, plan: SlimPlan, name: str) -> None:
