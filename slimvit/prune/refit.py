@@ -1,16 +1,14 @@
 """Refit: solves the last linear layer of every branch again by ridge regression, from the first block to the last.
 
-    minimise over W, b:  mean ||X W + b - Y||^2 + lambda' ||W - W0||^2,   lambda' = ridge * mean diag(cov X)
-    W = (Sxx + lambda' I)^-1 (Sxy + lambda' W0),   b = mean Y - mean X W
-
-X [tokens, k] are the inputs of the layer and Y [tokens, C] the target outputs of the branch. Sxx and Sxy are their
-centred second moments. W0 are the weights before the refit. A large ridge keeps W near W0, for few calibration images.
+ridge.py has the regression. X [tokens, k] are the inputs of the layer in the pruned model. Y [tokens, C] are the target
+outputs of the branch, such as those that bring the residual stream back to the original's.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from operator import length_hint
 
 import torch
@@ -18,9 +16,12 @@ from torch import Tensor, nn
 
 from slimvit.data.batches import checked_batches
 from slimvit.data.loaders import Batches
-from slimvit.models.base import Branch, State, Step
+from slimvit.models.base import AttentionBlock, Branch, State, Step, TimmModule
+from slimvit.models.block_plan import BlockPlan
 from slimvit.models.modes import device_of, evaluating
-from slimvit.models.registry import check_unwrapped, steps
+from slimvit.models.parts.registry import PARTS
+from slimvit.models.registry import attention_blocks, check_unwrapped, plan_of, steps
+from slimvit.prune.ridge import FOLDS, RidgeRegression
 from slimvit.utils.device import SHARE, free_bytes
 from slimvit.utils.errors import PlanError
 from slimvit.utils.progress import log, track
@@ -30,65 +31,13 @@ TINY_SCALE = 1e-6
 """Smallest absolute LayerScale through which the refit corrects a channel."""
 
 
-class PairedMoments:
-    """Running second moments of paired rows X [n, k] and Y [n, C].
-
-    Products are float32 on the device of the rows; sums are float64 on the CPU, since some accelerators lack float64.
-    """
-
-    def __init__(self) -> None:
-        self.n = 0
-        self.shift: tuple[Tensor, Tensor] | None = None
-        self.x = self.y = self.xx = self.xy = torch.zeros((), dtype=torch.float64)
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Add rows `x` [..., k] and `y` [..., C]; all leading dimensions are rows."""
-        x, y = (
-            x.flatten(0, -2).float(),
-            y.flatten(0, -2).float(),
-        )  # reshape(-1, k) fails for k = 0, a branch without heads
-        if self.shift is None:  # shifted values keep float32 products exact enough
-            self.shift = (x.mean(0), y.mean(0))
-        x, y = x - self.shift[0], y - self.shift[1]
-        self.n += len(x)
-        self.x = self.x + x.sum(0).cpu().double()
-        self.y = self.y + y.sum(0).cpu().double()
-        self.xx = self.xx + (x.T @ x).cpu().double()
-        self.xy = self.xy + (x.T @ y).cpu().double()
-
-    def solve(self, old_weight: Tensor, ridge: float, intercept: bool = True) -> tuple[Tensor, Tensor]:
-        """Solve the ridge regression.
-
-        Args:
-            old_weight: The weight W0 [C, k] before the refit.
-            ridge: Strength of the pull towards W0, in units of the mean variance of X.
-            intercept: Whether to solve for a bias. Without it the moments are not centred.
-
-        Returns:
-            Weight [C, k] and bias [C] in torch's layout, float64.
-        """
-        assert self.shift is not None
-        mean_x, mean_y = self.x / self.n, self.y / self.n
-        sxx = self.xx / self.n - torch.outer(mean_x, mean_x)
-        sxy = self.xy / self.n - torch.outer(mean_x, mean_y)
-        mean_x, mean_y = mean_x + self.shift[0].cpu().double(), mean_y + self.shift[1].cpu().double()
-        if not intercept:
-            sxx, sxy = sxx + torch.outer(mean_x, mean_x), sxy + torch.outer(mean_x, mean_y)
-            mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
-        if len(sxx):  # a block without heads has no features, only a bias
-            damping = ridge * sxx.diagonal().mean().clamp_min(1e-12)
-            sxx = sxx + damping * torch.eye(len(sxx), dtype=sxx.dtype, device=sxx.device)
-            sxy = sxy + damping * old_weight.cpu().double().T
-        weight = torch.linalg.solve(sxx, sxy)
-        return weight.T, mean_y - mean_x @ weight
-
-
 def refit(
     model: nn.Module,
     original: nn.Module,
     batches: Batches,
     target: str = "stream",
-    ridge: float = 0.1,
+    ridge: float | None = 0.1,
+    class_token: float = 1.0,
     cache: bool | None = None,
 ) -> nn.Module:
     """Copy the pruned model and refit its `proj` and `fc2` layers to compensate for the cut.
@@ -100,7 +49,10 @@ def refit(
         target: Target output of each branch. `own`: the uncut branch's output on the refitted model's stream.
             `teacher`: the branch's output in the original model. `stream`: the output that makes the refitted model's
             stream equal to the original's.
-        ridge: Pull towards the old weights, in units of the mean variance of the inputs.
+        ridge: Pull towards the old weights, in units of the mean variance of the inputs. None chooses it layer by
+            layer, by the error on images that are left out.
+        class_token: Weight of the class token in the regression, where each other token has 1. Used for models that
+            classify by their class token.
         cache: Whether to keep the token streams of all images in memory. Without the cache, time grows with the square
             of the depth. None caches if the streams take less than half of the free memory.
 
@@ -118,18 +70,47 @@ def refit(
     slim = copy.deepcopy(model)
     with evaluating(slim), evaluating(original):
         slim_steps, original_steps = steps(slim), steps(original)
+        approximated = iter(_approximated(slim, original))
         walk: _CachedWalk | _RecomputingWalk = _RecomputingWalk(slim_steps, original_steps, batches)
         if fits(original_steps, batches, device_of(original)) if cache is None else cache:
             walk = _CachedWalk(slim_steps, original_steps, [x.to(device_of(original)) for x, _ in batches])
         for i in track(range(len(slim_steps)), "refitting", unit="layers"):
             branch, uncut = slim_steps[i], original_steps[i]
             if isinstance(branch, Branch) and isinstance(uncut, Branch):
-                moments = PairedMoments()
+                if branch.attends:
+                    next(approximated)(branch.norm(stream) for stream in walk.streams(i))
+                regression = RidgeRegression(FOLDS if ridge is None else 1)
                 for features, outputs in walk.visit(i, branch, uncut, target):
-                    moments.add(features, outputs)
-                _rewrite(branch.out, moments, ridge)
+                    regression.add(features, outputs, _token_weights(original, features, class_token))
+                _rewrite(branch.out, regression, ridge)
             walk.advance(i)
     return slim
+
+
+def _approximated(slim: nn.Module, original: nn.Module) -> Iterator[Callable[[Iterable[Tensor]], None]]:
+    """Yield for every block what adapts the parts that its cut has approximated, given the inputs of its attention."""
+    views, plans = (attention_blocks(slim), attention_blocks(original)), (plan_of(slim), plan_of(original))
+    for view, uncut, kept, before in zip(*views, plans[0].blocks, plans[1].blocks, strict=True):
+        yield partial(_recalibrate, view, uncut, kept, before)
+
+
+def _recalibrate(
+    view: AttentionBlock, uncut: AttentionBlock, plan: BlockPlan, before: BlockPlan, inputs: Iterable[Tensor]
+) -> None:
+    for name, part in PARTS.items():
+        if part.within is not None and 0 < len(plan.of(name).kept) < len(before.of(name).kept):
+            outer = part.within.name
+            place = {unit: i for i, unit in enumerate(before.of(outer).kept)}
+            part.recalibrate(view, uncut, [place[unit] for unit in plan.of(outer).kept], inputs)
+
+
+def _token_weights(model: TimmModule, features: Tensor, class_token: float) -> Tensor | None:
+    """Weights of tokens [B, N]; None for equal ones."""
+    if class_token == 1 or features.ndim != 3 or getattr(model, "global_pool", "") != "token":
+        return None
+    weights = features.new_ones(features.shape[:2])
+    weights[:, 0] = class_token
+    return weights
 
 
 class _CachedWalk:
@@ -148,6 +129,10 @@ class _CachedWalk:
             self.features.append((features, values))
             yield features, outputs
 
+    def streams(self, _: int) -> Iterator[Tensor]:
+        """Yield the streams [B, ..., C] of the refitted model before the present step, batch by batch."""
+        return (state.stream for state in self.slim_states)
+
     def advance(self, i: int) -> None:
         """Apply step `i`, with the branch refitted."""
         step = self.slim[i]
@@ -165,14 +150,23 @@ class _RecomputingWalk:
 
     def __init__(self, slim: list[Branch | Step], original: list[Branch | Step], batches: Batches) -> None:
         self.slim, self.original, self.batches = slim, original, batches
+        self.device = next(step.out.weight.device for step in original if isinstance(step, Branch))
 
     def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
         for images, _ in self.batches:
-            state = original_state = State(images.to(branch.out.weight.device))
+            state = original_state = State(images.to(self.device))
             for step, original_step in zip(self.slim[:i], self.original[:i], strict=True):
                 state, original_state = step.apply(state), original_step.apply(original_state)
             features, _ = branch.run_with_features(state)
             yield features, _target_output(target, branch, uncut, state, original_state)[0]
+
+    def streams(self, i: int) -> Iterator[Tensor]:
+        """Yield the streams [B, ..., C] of the refitted model before step `i`, batch by batch."""
+        for images, _ in self.batches:
+            state = State(images.to(self.device))
+            for step in self.slim[:i]:
+                state = step.apply(state)
+            yield state.stream
 
     def advance(self, i: int) -> None:
         pass
@@ -207,8 +201,8 @@ def _inverse_scale(scale: Callable[[Tensor], Tensor], scaled: Tensor, output: Te
     return scaled if gamma is None else torch.where(gamma.abs() > TINY_SCALE, scaled / gamma, output)
 
 
-def _rewrite(linear: nn.Linear, moments: PairedMoments, ridge: float) -> None:
-    weight, bias = moments.solve(linear.weight, ridge, intercept=linear.bias is not None)
+def _rewrite(linear: nn.Linear, regression: RidgeRegression, ridge: float | None) -> None:
+    weight, bias = regression.solve(linear.weight, ridge, intercept=linear.bias is not None)
     linear.weight.copy_(weight)
     if linear.bias is not None:
         linear.bias.copy_(bias)

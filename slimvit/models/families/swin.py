@@ -101,7 +101,7 @@ class NarrowWindowAttention(HeadPruned, WindowAttention):
         return self.proj_drop(self.proj(merge_heads(found)))
 
 
-class DenseWindowAttention(DenseMixin, NarrowWindowAttention):  # type: ignore[misc]
+class DenseWindowAttention(DenseMixin, NarrowWindowAttention):
     """timm's window attention with a sum of earlier values added to its own before it attends."""
 
     plain = WindowAttention

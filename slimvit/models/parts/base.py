@@ -88,9 +88,9 @@ class Part(ABC):
     fallback: bool = False
     """Whether the part is cut by default too, where the others cannot reach a target."""
     within: Part | None = None
-    """The part whose every unit has these units, such as the heads for channels of a head; costs are per unit of it."""
+    """The part whose every unit has these units, as every head has its channels. Costs are per unit of that part."""
     counted: bool = False
-    """Whether a plan holds the number of units, not which: the units are renewed by a cut, the first are the largest."""
+    """Whether plans hold the number of units, not their ids: a cut makes new units, the largest first."""
     in_timm: bool = False
     """Whether timm's constructors can build blocks with fewer units."""
     plan_format: int = 3
@@ -161,10 +161,10 @@ class Part(ABC):
     score: Callable[..., Any] | None = None
     """Scores the units of a part without a last layer: `model -> one number per unit, block by block`."""
 
-    def recalibrate(
+    def recalibrate(  # noqa: B027  (most parts approximate nothing)
         self, view: AttentionBlock, uncut: AttentionBlock, outer: Sequence[int], inputs: Iterable[Tensor]
     ) -> None:
-        """Fit what a cut has approximated to calibration images, in place; the refit calls it block by block.
+        """Adapt an approximation that the cut has made to calibration images, in place; the refit calls it.
 
         Args:
             view: The cut block.

@@ -82,7 +82,7 @@ class QueryKey(Part):
             return
         rows, sums = query_key_rows(uncut.attn, outer), MomentSums()
         for tokens in inputs:
-            sums.add(*(r.of(tokens) for r in rows), heads=len(outer))
+            sums.add(rows[0].of(tokens), rows[1].of(tokens), len(outer))
         write_query_key(view.attn, rows, low_rank_maps(sums.mean(), view.qk_dim))
 
     def keys(self) -> tuple[str, str]:

@@ -127,5 +127,5 @@ def _watch(model: nn.Module, attn: Any, into: list[Tensor]) -> Iterator[None]:
 
 
 def _gates(q: Tensor, grad: Tensor, images: int, heads: int) -> Tensor:
-    """Gradients of the multipliers [B, channels], from queries and their gradients [B * windows, N, heads * channels]."""
+    """Gradients of the multipliers [B, channels]; `q` and its gradient are [B * windows, N, heads * channels]."""
     return (q * grad).view(images, -1, heads, q.shape[-1] // heads).sum((1, 2)).cpu()
