@@ -174,27 +174,27 @@ def test_a_part(tmp_path: Path) -> None:
     from slimvit.models.registry import attention_blocks, plan_of
     from slimvit.utils.errors import StoreError
 
-    part = add("part")
-    state = prune_digits(tmp_path, target_macs=0.75, parts=["heads", "qk"], criterion="magnitude")
+    add("part")
+    state = prune_digits(tmp_path, target_macs=0.75, parts=["heads", "values"], criterion="magnitude")
     plan = plan_of(state.model)
-    assert plan.removed_qk_dims > 0 and plan.removed_heads > 0 and plan.kept_neurons == plan.neurons
-    cut = [view for view in attention_blocks(state.model) if isinstance(view.attn, part.NarrowQueryKey)]
-    assert cut and all(v.attn.q_proj.out_features == v.attn.num_heads * v.attn.qk_dim for v in cut)
+    assert plan.removed_value_channels > 0 and plan.removed_heads > 0 and plan.kept_neurons == plan.neurons
+    cut = [v.attn for v in attention_blocks(state.model) if v.attn.num_heads and v.attn.head_dim < v.attn.qk_dim]
+    assert cut and all(attn.v_proj.out_features == attn.num_heads * attn.head_dim for attn in cut)
     count = count_macs(state.model)
     assert count.total <= 0.75 * count_macs(state.original).total
     assert count.without_norm == count.closed_form == count.torch_counter
     written = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert written["format_version"] == 3 and "kept_qk_dims" in written["blocks"][0]
-    assert SlimPlan.from_json(written) == plan
+    assert written["format_version"] == 3 and "kept_value_channels" in written["blocks"][0]
+    assert SlimPlan.from_json(written).on(plan_of(state.original)) == plan
     again, images = load_folder(tmp_path / "run"), torch.randn(2, *count_size(state.model))
     assert torch.equal(again(images), state.model.eval()(images))
     whole = slimvit.prune_model(state.original, plan_of(state.original))
-    uncut = plan_of(whole).keeping(qk_dims=[range(b.qk_dims - 2) for b in plan_of(whole).blocks])
-    assert_zeroed_alike(part, whole, uncut)
+    uncut = plan_of(whole).keeping(value_channels=[range(b.value_channels - 2) for b in plan_of(whole).blocks])
+    assert_zeroed_alike(whole, uncut)
     from slimvit.models.parts.registry import PARTS
 
-    del PARTS["qk"]
-    with pytest.raises(StoreError, match="kept_qk_dims: no part has units of that name"):
+    del PARTS["values"]
+    with pytest.raises(StoreError, match="kept_value_channels: no part has units of that name"):
         load_folder(tmp_path / "run")
 
 
@@ -204,8 +204,8 @@ def count_size(model: Any) -> tuple[int, int, int]:
     return input_size_of(model)
 
 
-def assert_zeroed_alike(part: ModuleType, whole: Any, plan: Any) -> None:
-    """The cut model computes what the whole one does when the query rows of the removed dimensions are zero."""
+def assert_zeroed_alike(whole: Any, plan: Any) -> None:
+    """The cut model computes what the whole one does when the columns of proj of the removed channels are zero."""
     import copy
 
     import torch
@@ -214,8 +214,7 @@ def assert_zeroed_alike(part: ModuleType, whole: Any, plan: Any) -> None:
     for block in masked.blocks:
         attn = block.attn
         with torch.no_grad():
-            for tensor in (attn.qkv.weight, attn.qkv.bias):
-                tensor.view(3, attn.num_heads, attn.head_dim, -1)[0, :, -2:] = 0
+            attn.proj.weight.view(-1, attn.num_heads, attn.head_dim)[:, :, -2:] = 0
     images = torch.randn(2, *count_size(whole))
     assert torch.allclose(slimvit.prune_model(whole, plan)(images), masked(images), atol=1e-5)
 

@@ -141,5 +141,5 @@ def _plan_only(recipe: Any, given: dict[str, Any]) -> None:
     forecast = estimate(state, plan)
     shared.echo(json.dumps(forecast, indent=1) if given["as_json"] else estimate_text(forecast))
     if given["out"] is not None:
-        edit = " and ".join(f"kept_{units}" for units in plan.edited_units())
+        edit = " and ".join(plan.edited_keys())
         shared.echo(f"\nplan: {given['out'] / 'plan.json'} (edit {edit}, then give it to --plan)", err=given["as_json"])

@@ -115,9 +115,9 @@ class SlimPlan:
         for block, present in zip(self.blocks, current.blocks, strict=True):
             block.check_against(present)
 
-    def edited_units(self) -> list[str]:
-        """Return the words for the units that a person would edit: heads, and those of every other part that is cut."""
-        return [PARTS[name].units for name in self.parts if PARTS[name].everywhere or self._cuts(PARTS[name])]
+    def edited_keys(self) -> list[str]:
+        """Return the keys of a plan file to edit: the heads, and every other part that is cut."""
+        return [PARTS[name].keys()[1] for name in self.parts if PARTS[name].everywhere or self._cuts(PARTS[name])]
 
     def kept_words(self) -> str:
         """Return the numbers of kept units in words: `18 heads and 864 neurons`."""

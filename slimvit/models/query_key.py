@@ -41,7 +41,7 @@ class Maps(NamedTuple):
     """Singular values of all d terms [heads, d], in falling order."""
 
 
-class MomentSums:
+class QueryKeySums:
     """Running sums of `Moments`."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ def _of_norm(view: AttentionBlock) -> tuple[Tensor, Tensor]:
     return scale.detach().cpu().double(), shift.detach().cpu().double()
 
 
-class Rows(NamedTuple):
+class Projection(NamedTuple):
     """Weight [heads, d, C] and bias [heads, d] of the queries or of the keys, float64 on the CPU."""
 
     weight: Tensor
@@ -111,18 +111,18 @@ class Rows(NamedTuple):
         return nn.functional.linear(tokens, self.weight.flatten(0, 1).to(tokens), bias)
 
 
-def query_key_rows(attn: Any, heads: Sequence[int] | None = None) -> tuple[Rows, Rows]:
+def query_key_rows(attn: Any, heads: Sequence[int] | None = None) -> tuple[Projection, Projection]:
     """Return the rows of queries and keys of the heads at these positions, by default of all."""
     chosen = slice(None) if heads is None else list(heads)
 
     def by_head(rows: Tensor) -> Tensor:
         return rows.detach().cpu().double().unflatten(0, (attn.num_heads, -1))[chosen]
 
-    q, k = (Rows(by_head(weight), None if bias is None else by_head(bias)) for weight, bias in _layers(attn)[:2])
+    q, k = (Projection(by_head(weight), None if bias is None else by_head(bias)) for weight, bias in _layers(attn)[:2])
     return q, k
 
 
-def write_query_key(attn: Any, rows: tuple[Rows, Rows], maps: Maps) -> None:
+def write_query_key(attn: Any, rows: tuple[Projection, Projection], maps: Maps) -> None:
     """Write `rows`, mapped by `maps`, into an attention with a layer each for queries and keys, in place."""
     for layer, old, by_head in zip((attn.q_proj, attn.k_proj), rows, maps[:2], strict=True):
         new = {"weight": by_head @ old.weight}

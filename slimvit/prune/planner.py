@@ -64,7 +64,7 @@ def read_plan(file: str, model: nn.Module) -> SlimPlan:
     current = plan_of(model)
     plan = SlimPlan.read(Path(file)).on(current)
     if plan.same_size(current):
-        keys = " or ".join(f"kept_{PARTS[name].units}" for name in current.parts)
+        keys = " or ".join(PARTS[name].keys()[1] for name in current.parts)
         raise PlanError(f"{file}: removes nothing; take ids out of {keys}")
     return plan
 

@@ -30,8 +30,8 @@ def _zero() -> Tensor:
 
 
 @dataclass
-class Sums:
-    """Sums over weighted rows, float64 on the CPU, since some accelerators lack float64."""
+class RowSums:
+    """RowSums over weighted rows, float64 on the CPU, since some accelerators lack float64."""
 
     n: float = 0
     x: Tensor = _zero()
@@ -51,8 +51,8 @@ class Sums:
         self.xy = self.xy + (by_x.T @ y).cpu().double()
         self.yy = self.yy + (by_y * y).sum().cpu().double()
 
-    def __sub__(self, other: Sums) -> Sums:
-        return Sums(*(getattr(self, f) - getattr(other, f) for f in self.__dataclass_fields__))
+    def __sub__(self, other: RowSums) -> RowSums:
+        return RowSums(*(getattr(self, f) - getattr(other, f) for f in self.__dataclass_fields__))
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Return the means of X [k] and Y [C]."""
@@ -74,7 +74,7 @@ class RidgeRegression:
     """Running moments of paired rows, from which a layer is solved."""
 
     def __init__(self, folds: int = 1) -> None:
-        self.folds = [Sums() for _ in range(folds)]
+        self.folds = [RowSums() for _ in range(folds)]
         self.images = 0
         self.shift: tuple[Tensor, Tensor] | None = None
 
@@ -127,7 +127,7 @@ class RidgeRegression:
         return weight.T, mean_y + shift[1] - (mean_x + shift[0]) @ weight
 
 
-def best_ridge(total: Sums, folds: Sequence[Sums], old: Tensor, intercept: bool) -> float:
+def best_ridge(total: RowSums, folds: Sequence[RowSums], old: Tensor, intercept: bool) -> float:
     """Return the ridge of `GRID` with the lowest leave-out error, walking from 0.1 to the nearest minimum."""
     if len(old) == 0 or len(folds) < 2:
         return GRID[START]
@@ -145,23 +145,23 @@ def best_ridge(total: Sums, folds: Sequence[Sums], old: Tensor, intercept: bool)
     return GRID[best]
 
 
-def _total(folds: Sequence[Sums]) -> Sums:
-    total = Sums()
+def _total(folds: Sequence[RowSums]) -> RowSums:
+    total = RowSums()
     for fold in folds:
-        total = Sums(*(getattr(total, f) + getattr(fold, f) for f in fold.__dataclass_fields__))
+        total = RowSums(*(getattr(total, f) + getattr(fold, f) for f in fold.__dataclass_fields__))
     return total
 
 
-def _unshifted(sums: Sums, shift_x: Tensor, shift_y: Tensor) -> Sums:
+def _unshifted(sums: RowSums, shift_x: Tensor, shift_y: Tensor) -> RowSums:
     """The sums of the rows before `shift_x` [k] and `shift_y` [C] were subtracted."""
     x, y, n = sums.x + sums.n * shift_x, sums.y + sums.n * shift_y, sums.n
     cross = torch.outer(sums.x, shift_x)
     xx = sums.xx + cross + cross.T + n * torch.outer(shift_x, shift_x)
     xy = sums.xy + torch.outer(sums.x, shift_y) + torch.outer(shift_x, sums.y) + n * torch.outer(shift_x, shift_y)
-    return Sums(n, x, y, xx, xy, sums.yy + 2 * shift_y @ sums.y + n * shift_y @ shift_y)
+    return RowSums(n, x, y, xx, xy, sums.yy + 2 * shift_y @ sums.y + n * shift_y @ shift_y)
 
 
-def _solved(sums: Sums, old: Tensor, ridge: float, intercept: bool) -> tuple[Tensor, Tensor]:
+def _solved(sums: RowSums, old: Tensor, ridge: float, intercept: bool) -> tuple[Tensor, Tensor]:
     """Weight [k, C] and bias [C]."""
     sxx, sxy = sums.centred() if intercept else (sums.xx / sums.n, sums.xy / sums.n)
     mean_x, mean_y = sums.means()

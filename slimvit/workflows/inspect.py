@@ -87,7 +87,7 @@ def _block(plan: BlockPlan, view: AttentionBlock) -> dict[str, Any]:
     row: dict[str, Any] = {"block": plan.name, "stage": plan.stage}
     for name, part in PARTS.items():
         units = plan.of(name)
-        row |= part.entry(units.total, units.kept)
+        row |= {part.units: units.total, f"kept_{part.units}": part.written(units.kept)}
     costs = {n: _unit_costs(part, view) if plan.of(n).kept else None for n, part in PARTS.items()}
     return row | {"params": count_params(view.block), "unit_costs": costs}
 

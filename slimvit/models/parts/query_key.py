@@ -76,11 +76,11 @@ class QueryKey(Part):
         self, view: AttentionBlock, uncut: AttentionBlock, outer: Sequence[int], inputs: Iterable[Tensor]
     ) -> None:
         """Approximate the products of queries and keys of the uncut block on the present tokens."""
-        from slimvit.models.query_key import MomentSums, low_rank_maps, query_key_rows, write_query_key
+        from slimvit.models.query_key import QueryKeySums, low_rank_maps, query_key_rows, write_query_key
 
         if not view.attn.num_heads or view.qk_dim == uncut.qk_dim:
             return
-        rows, sums = query_key_rows(uncut.attn, outer), MomentSums()
+        rows, sums = query_key_rows(uncut.attn, outer), QueryKeySums()
         for tokens in inputs:
             sums.add(rows[0].of(tokens), rows[1].of(tokens), len(outer))
         write_query_key(view.attn, rows, low_rank_maps(sums.mean(), view.qk_dim))

@@ -23,7 +23,7 @@ from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.modes import device_of, evaluating
 from slimvit.models.parts.query_key import QK
 from slimvit.models.query_key import (
-    MomentSums,
+    QueryKeySums,
     low_rank_maps,
     moments_of_weights,
     query_key_rows,
@@ -80,9 +80,9 @@ def _scores(without: Tensor, alone: Tensor) -> PartScores:
     return PartScores(order, tuple(np.diff(rises, prepend=0.0).tolist()), tuple(alone.tolist()))
 
 
-def _moments(model: nn.Module, attentions: list[Any], batches: Batches) -> list[MomentSums]:
+def _moments(model: nn.Module, attentions: list[Any], batches: Batches) -> list[QueryKeySums]:
     """Moments of queries and keys over all images, from one forward pass."""
-    found = [MomentSums() for _ in attentions]
+    found = [QueryKeySums() for _ in attentions]
     queries: dict[int, Tensor] = {}
 
     def add(i: int, attn: Any, keys: Tensor) -> None:

@@ -10,7 +10,6 @@ from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS
 from slimvit.report.columns import NOT_MEASURED, parts_shown
 from slimvit.utils.escaping import in_line
-from slimvit.utils.ranges import count_ranges
 
 Block = dict[str, Any]
 NONE_LEFT = "none left"
@@ -57,11 +56,12 @@ def _kept(block: Block, part: Part) -> str:
     total, kept = block[part.units], block[f"kept_{part.units}"]
     if not total:
         return NOT_MEASURED
-    count = count_ranges(kept) if isinstance(kept, str) else len(kept)
+    ids = part.read(kept, total) or ()
+    count = len(ids)
     if count == total:
         return f"all {total:,}"
-    ids = f"{count:,}" if isinstance(kept, str) else ",".join(map(str, kept))
-    return f"{ids} of {total:,}" if count else NONE_LEFT
+    listed = ",".join(map(str, kept)) if isinstance(kept, list) else f"{count:,}"
+    return f"{listed} of {total:,}" if count else NONE_LEFT
 
 
 def _by_part(inspection: dict[str, Any]) -> str:

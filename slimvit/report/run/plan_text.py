@@ -8,7 +8,6 @@ from typing import Any
 from slimvit.models.parts.base import Part
 from slimvit.prune.costs.registry import BUDGETS
 from slimvit.report.columns import MACS, PARAMS, Column, parts_shown, units_column
-from slimvit.utils.ranges import count_ranges
 
 LONGEST = 40
 """Characters of a block's unit ranges at most; longer ranges are in the plan alone."""
@@ -61,23 +60,13 @@ def _change(before: float, after: float) -> str:
 
 def _block(block: dict[str, Any], parts: list[Part]) -> str:
     """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31); no ... left`."""
-    counts = {part: _kept(block, part) for part in parts if block.get(part.units)}
-    kept = [_units(block, part, count) for part, count in counts.items() if count]
-    removed = [f"no {part.units}" for part, count in counts.items() if not count]
+    kept, removed = [], []
+    for part in parts:
+        total, written = part.of_entry(block)
+        ids = part.read(written, total)
+        if total and ids:
+            kept.append(part.kept_words(ids, total))
+        elif total:
+            removed.append(f"no {part.units}")
     phrases = [f"keeps {', '.join(kept)}"] * bool(kept) + [f"{' and '.join(removed)} left"] * bool(removed)
     return "; ".join(phrases)
-
-
-def _kept(block: dict[str, Any], part: Part) -> int:
-    kept = block[f"kept_{part.units}"]
-    return count_ranges(kept) if isinstance(kept, str) else len(kept)
-
-
-def _units(block: dict[str, Any], part: Part, count: int) -> str:
-    """Number of kept units, with their ids unless their ranges are long."""
-    total, kept = block[part.units], block[f"kept_{part.units}"]
-    if not isinstance(kept, str):
-        return f"{','.join(map(str, kept))} of {total} {part.units}"
-    if count == total:
-        return f"all {total:,} {part.units}"
-    return f"{count:,} of {total:,} {part.units}" + f" ({kept})" * (len(kept) <= LONGEST)
