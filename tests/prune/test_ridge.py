@@ -32,7 +32,11 @@ def least_squares(x, y, w, old, ridge, intercept):
 @pytest.mark.parametrize("intercept", [True, False])
 def test_equals_explicit_ridge_least_squares(intercept, weighted):
     x, y, old = rows()
-    w = torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) + 0.1 if weighted else torch.ones(x.shape[:2])
+    w = (
+        torch.rand(x.shape[:2], generator=torch.Generator().manual_seed(1)) + 0.1
+        if weighted
+        else torch.ones(x.shape[:2])
+    )
     regression = RidgeRegression(3)
     for a, b, c in zip(x.split(7), y.split(7), w.split(7), strict=True):
         regression.add(a, b, c if weighted else None)
