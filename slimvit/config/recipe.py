@@ -228,7 +228,7 @@ class PruneSection(Section):
             clauses.append(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
         rules = {
             f"parts is for {', '.join(TARGETS)}; drop it": self.parts is not None and self.wanted and not self.budget,
-            "parts is empty; name heads, mlp or branches": self.parts == [],
+            "parts is empty; name heads, mlp, qk or branches": self.parts == [],
             "latency_batch is for target_latency; drop it": self.latency_batch != 1 and not self.asks_for("latency"),
             "steps is for ratios and targets; drop it": self.steps > 1
             and (self.heads is not None or self.plan is not None),
