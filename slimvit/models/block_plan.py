@@ -101,6 +101,10 @@ class BlockPlan:
         """Return the plan with other kept ids for the parts in `kept`."""
         ids = {part: range(len(kept[part])) if PARTS[part].counted else sorted(kept[part]) for part in kept}
         changed = {part: Units(self.of(part).total, tuple(ids[part])) for part in kept}
+        for name in self.units:  # a part inside another one goes with its last unit
+            outer = PARTS[name].within
+            if outer is not None and outer.name in changed and not changed[outer.name].kept:
+                changed[name] = Units(self.of(name).total, ())
         for part, units in changed.items():
             if units.kept and not units.total:
                 raise PlanError(f"{self.name}: has no {part_of(part).units} that could be kept or removed")

@@ -99,4 +99,5 @@ def _group(part: Part) -> int:
 
 def _unit_costs(part: Part, view: AttentionBlock) -> dict[str, int]:
     """MACs and parameters of one group of units."""
-    return {"macs": _group(part) * part.macs(view).unit, "params": _group(part) * part.params(view).unit}
+    units = _group(part) * (1 if part.within is None else part.within.count(view))
+    return {"macs": units * part.macs(view).unit, "params": units * part.params(view).unit}

@@ -1,4 +1,4 @@
-"""Narrower queries and keys: exact at full rank, the best of their rank, and counted, saved and cut like other parts."""
+"""Narrower queries and keys: exact at full rank, the best of their rank, counted and cut like other parts."""
 
 from __future__ import annotations
 

@@ -36,7 +36,6 @@ from slimvit.prune.criteria.calibration import backward_pass
 from slimvit.prune.criteria.scores import PartScores
 from slimvit.utils.progress import track
 
-
 UNREPAIRED = 0.3
 """Share of the rise that the refit leaves.
 
