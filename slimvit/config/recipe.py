@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -267,16 +267,11 @@ class RefitSection(Section):
     """The refit of every branch's last linear layer after the cut."""
 
     target: RefitTarget = "stream"
-    ridge: Annotated[float, Field(gt=0)] | Literal["auto"] = 0.1
-    """Ridge penalty towards the old weights, in units of the mean feature variance. `auto` chooses it for each layer by
-    the error on calibration images that are left out."""
+    ridge: float | None = Field(0.1, gt=0)
+    """Ridge penalty towards the old weights, in units of the mean feature variance. None chooses it for each layer by the
+    error on calibration images that are left out."""
     class_token: float = Field(1.0, gt=0)
     """Weight of the class token in the regression, where each other token has 1."""
-
-    @property
-    def penalty(self) -> float | None:
-        """The ridge as a number; None for `auto`."""
-        return None if self.ridge == "auto" else self.ridge
 
 
 class DenseSection(Section):

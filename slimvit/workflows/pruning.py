@@ -113,6 +113,4 @@ def _refitted(state: RunState, model: TimmModule) -> TimmModule:
     section = state.recipe.refit
     if section.target == "none":
         return model
-    return refit(
-        model, state.original, state.context.calibration(), section.target, section.penalty, section.class_token
-    )
+    return refit(model, state.original, state.context.calibration(), section.target, section.ridge, section.class_token)

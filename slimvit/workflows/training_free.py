@@ -161,7 +161,7 @@ def _slimmed(
         chosen = _plan_of_round(model, original, batches, recipe, criterion, target, step / section.steps)
         model = prune_model(model, chosen)
         if recipe.refit.target != "none":
-            model = refit(model, original, batches, recipe.refit.target, recipe.refit.penalty, recipe.refit.class_token)
+            model = refit(model, original, batches, recipe.refit.target, recipe.refit.ridge, recipe.refit.class_token)
     mix = recipe.dense.mix
     return model if mix is None else insert_dense_attention(model, mix, recipe.dense.init, seed=recipe.seed)
 

@@ -83,7 +83,7 @@ class NarrowWindowAttention(HeadPruned, WindowAttention):
         return self.attend(*self.project(x), mask)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Map queries, keys and values [B * windows, area, k] to the output [B * windows, area, C]."""
+        """Map queries, keys and values [windows, area, k] of all images to the output [windows, area, C]."""
         windows, area, _ = q.shape
         q, k, v = (self.split_heads(t) for t in (q, k, v))
         bias = self._get_rel_pos_bias()

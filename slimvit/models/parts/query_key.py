@@ -75,7 +75,7 @@ class QueryKey(Part):
     def recalibrate(
         self, view: AttentionBlock, uncut: AttentionBlock, outer: Sequence[int], inputs: Iterable[Tensor]
     ) -> None:
-        """Approximate the products of queries and keys of the uncut block on the present tokens."""
+        """Approximate the products of queries and keys of the uncut block on the tokens [B, N, C] of `inputs`."""
         from slimvit.models.query_key import QueryKeySums, low_rank_maps, query_key_rows, write_query_key
 
         if not view.attn.num_heads or view.qk_dim == uncut.qk_dim:
