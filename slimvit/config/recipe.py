@@ -268,8 +268,8 @@ class RefitSection(Section):
 
     target: RefitTarget = "stream"
     ridge: float | None = Field(0.1, gt=0)
-    """Ridge penalty towards the old weights, in units of the mean feature variance. None chooses it for each layer by the
-    error on calibration images that are left out."""
+    """Ridge penalty towards the old weights, in units of the mean feature variance. None chooses it for each layer by
+    the error on calibration images that are left out."""
     class_token: float = Field(1.0, gt=0)
     """Weight of the class token in the regression, where each other token has 1."""
 
