@@ -12,12 +12,11 @@ from torch.utils.data import Dataset
 
 from slimvit.config.choices import CLASS_ORDERS
 from slimvit.config.data_names import prefix_of
-from slimvit.data.folder import name_list
 from slimvit.data.images import Images, Sample, labels_of
 from slimvit.data.sources import Data
 from slimvit.models.base import TimmModule
 from slimvit.models.registry import names_of
-from slimvit.utils.errors import DataError
+from slimvit.utils.errors import DataError, name_list
 from slimvit.utils.files import Unreadable, read_text
 from slimvit.utils.progress import log
 

@@ -1,20 +1,25 @@
-"""Image folders: train/CLASS/*.jpg and val/CLASS/*.jpg, or unlabelled images directly in train/ and val/."""
+"""Image folders: train/CLASS/ and val/CLASS/ with images at any depth, or unlabelled images in train/ and val/."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
-from timm.data.readers import create_reader
+from timm.utils.misc import natural_key
 from torch.utils.data import Dataset
 
+from slimvit.data.depth import deep_notice
+from slimvit.data.image_files import COMMON, FolderFiles, files_of, is_hidden
 from slimvit.data.images import UNLABELLED, Sample, Splits, decode
-from slimvit.utils.errors import DataError
+from slimvit.utils.errors import DataError, name_list
 from slimvit.utils.progress import log
 
-IMAGE_TYPES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 SYNONYMS = (("train", "training"), ("val", "valid", "validation", "eval", "evaluation"))
 TEST = ("test", "testing")
+Order = Callable[[str], Any]
+"""Key of an order of names and paths."""
 LAYOUT = "expected train/CLASS/ and val/CLASS/ (validation/ and eval/ are known too)"
 
 
@@ -37,21 +42,25 @@ class FolderImages(Dataset[Sample]):
         return decode(path, path), label
 
 
-def open_folder(root: Path, train_split: str = "train", val_split: str = "validation") -> Splits:
-    """Return both splits of a folder, and its class names in timm's natural order; no image is opened.
+def open_folder(
+    root: Path, train_split: str = "train", val_split: str = "validation", order: Order = natural_key
+) -> Splits:
+    """Return both splits of a folder, and its class names in `order`, timm's natural one; no image is decoded.
 
     Raises:
         DataError: A split is missing or empty, a class has no images, or the splits disagree about the classes.
     """
     train_folder, val_folder = _split_folder(root, train_split), _split_folder(root, val_split)
-    train, train_classes = _scan(train_folder)
-    val, val_classes = _scan(val_folder)
+    train, train_classes = _scan(train_folder, order)
+    val, val_classes = _scan(val_folder, order)
     _check_same_classes(train_folder, train_classes, val_folder, val_classes)
     return FolderImages(train), FolderImages(val), train_classes
 
 
-def open_evaluation_folder(root: Path, train_split: str = "train", val_split: str = "validation") -> Splits:
-    """Return no training images, the images to evaluate on, and their class names; no image is opened.
+def open_evaluation_folder(
+    root: Path, train_split: str = "train", val_split: str = "validation", order: Order = natural_key
+) -> Splits:
+    """Return no training images, the images to evaluate on, and their class names; no image is decoded.
 
     The images are those of the validation split. A folder that has none is evaluated on `test/`, and one without any
     split on all of its images; a line on stderr says so.
@@ -60,9 +69,9 @@ def open_evaluation_folder(root: Path, train_split: str = "train", val_split: st
         DataError: There are no images, or a training split has other classes.
     """
     train_folder, folder = _existing(root, train_split), _evaluation_folder(root, train_split, val_split)
-    images, classes = _scan(folder)
+    images, classes = _scan(folder, order)
     if train_folder is not None and folder != train_folder:
-        _check_same_classes(train_folder, _scan(train_folder)[1], folder, classes)
+        _check_same_classes(train_folder, _scan(train_folder, order)[1], folder, classes)
     return FolderImages([]), FolderImages(images), classes
 
 
@@ -93,35 +102,56 @@ def _split_folder(root: Path, split: str) -> Path:
 
 
 def _contents(root: Path) -> str:
-    entries = sorted(root.iterdir())
+    entries = sorted(entry for entry in root.iterdir() if not is_hidden(entry.name))
     folders = [f"{e.name}/" for e in entries if e.is_dir()]
     files = len(entries) - len(folders)
     counted = [f"{files} file{'s' if files > 1 else ''}"] if files else []
     return " and ".join([name_list(folders)] * bool(folders) + counted) or "nothing"
 
 
-def _scan(folder: Path) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """(path, label) of every image, and the class names; none where no image lies in a class folder."""
-    try:
-        reader = create_reader("", root=str(folder), input_key=";".join(IMAGE_TYPES))
-    except RuntimeError:  # timm found no image
-        raise DataError(f"{folder}: no images in it ({', '.join(IMAGE_TYPES)}); {LAYOUT}") from None
-    classes = tuple(reader.class_to_idx)  # already in the order of the labels
-    if classes == ("",):
-        return [(path, UNLABELLED) for path, _ in reader.samples], ()
-    if "" in classes:
-        stray = next(path for path, label in reader.samples if label == reader.class_to_idx[""])
-        raise DataError(f"{stray}: lies beside the class folders of {folder}; move it into one of them")
-    _check_no_empty_class(folder, classes, [path for path, _ in reader.samples])
-    return reader.samples, classes
+def _scan(folder: Path, order: Order) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+    """(path, label) of every image, and the class names; none where no image lies in a class folder.
+
+    The class of an image is the folder of `folder` that it lies in, at any depth.
+    """
+    files = files_of(folder)
+    if not files.images:
+        raise DataError(f"{folder}: no images in it ({_found(files)}); {LAYOUT}")
+    paths = sorted(sorted(files.images), key=order)
+    places = [path[len(str(folder)) + 1 :].split(os.sep)[:-1] for path in paths]
+    classes = sorted(sorted({place[0] for place in places if place}), key=order)
+    if classes and not all(places):
+        raise DataError(
+            f"{paths[places.index([])]}: lies beside the class folders of {folder}; move it into one of them"
+        )
+    if classes:
+        _check_no_empty_class(folder, classes)
+    _tell(folder, files, paths, places)
+    label = {name: number for number, name in enumerate(classes)}
+    labels = [label[place[0]] if place else UNLABELLED for place in places]
+    return list(zip(paths, labels, strict=True)), tuple(classes)
 
 
-def _check_no_empty_class(folder: Path, classes: Collection[str], paths: list[str]) -> None:
+def _tell(folder: Path, files: FolderFiles, paths: list[str], places: list[list[str]]) -> None:
+    """Log what was left out, and what was assumed about classes and grey values."""
+    if files.others:
+        log(f"{folder}: {files.left_out}")
+    if below := sorted({"/".join(place[:2]) for place in places if len(place) > 1}):
+        rule = "images at any depth belong to the class of the top folder; move folders up that are classes themselves"
+        log(f"{folder}: {name_list(below, 2)}: {rule}")
+    if notice := deep_notice(paths):
+        log(notice)
+
+
+def _found(files: FolderFiles) -> str:
+    return ", ".join(COMMON) + ", ..." + (f"; {files.left_out}" if files.others else "")
+
+
+def _check_no_empty_class(folder: Path, classes: Collection[str]) -> None:
     for child in sorted(folder.iterdir()):
-        if not child.is_dir() or child.name in classes or child.name.startswith("."):
-            continue
-        if not any(path.startswith(f"{child}/") for path in paths):
-            raise DataError(f"{child}: a class without images ({', '.join(IMAGE_TYPES)}); fill or remove the folder")
+        if child.is_dir() and child.name not in classes and not is_hidden(child.name):
+            found = _found(files_of(child))
+            raise DataError(f"{child}: a class without images ({found}); fill or remove the folder")
 
 
 def _check_same_classes(
@@ -142,10 +172,3 @@ def _check_same_classes(
         raise DataError(
             f"{val_folder.parent}: different classes: {', '.join(differences)}; give both the same class folders"
         )
-
-
-def name_list(words: Iterable[str], most: int = 5) -> str:
-    """Join words, at most `most` of them: `a, b, c and 7 more`."""
-    shown = list(words)
-    rest = len(shown) - most
-    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Subset
 
+from slimvit.data.depth import is_deep
+from slimvit.data.image_files import FORMATS
 from slimvit.utils.errors import DataError
+from slimvit.utils.files import check_regular
 
 Sample = tuple[Image.Image, int]
 
@@ -72,10 +77,14 @@ def decode(source: str | IO[bytes], name: str) -> Image.Image:
         ImageError: The file is missing, truncated or no image, or its image fits no model.
     """
     try:
+        if isinstance(source, str):
+            check_regular(Path(source))
         with open(source, "rb") if isinstance(source, str) else source as file:
-            image = Image.open(file)
+            image = Image.open(file, formats=FORMATS)
             _check_form(image)
+            cut = ";16" in str(image.tile) and not is_deep(image)
             image.load()
+            _check_colours(image, cut)
             return _upright(image)
     except Exception as error:  # damaged files make Pillow raise OSError, SyntaxError, ValueError, struct.error, ...
         raise unreadable(name, error) from None
@@ -94,6 +103,12 @@ def _check_form(image: Image.Image) -> None:
         raise ValueError(f"{image.width} x {image.height} pixels, one side more than {LONGEST} times the other")
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range, save it with 8 or 16 bits")
+
+
+def _check_colours(image: Image.Image, cut: bool) -> None:
+    """Raise `ValueError` where Pillow `cut` 16 bits of colour to the highest 8 and left next to nothing."""
+    if cut and 0 < np.asarray(image.convert("RGB")).max() < 16:
+        raise ValueError("its colours use 12 of 16 bits at most, of which 4 are left; save it with 8 bits")
 
 
 def unreadable(name: str, error: Exception) -> ImageError:

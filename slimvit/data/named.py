@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from slimvit.config.data_names import prefix_of
 from slimvit.config.recipe import DataSection
+from slimvit.data.folder import open_evaluation_folder, open_folder
 from slimvit.data.images import UNLABELLED, Images, Sample, Splits, decode, labels_of, one_line, unreadable
 from slimvit.utils.errors import DataError, nearest
 
@@ -31,10 +32,15 @@ PACKAGES = {
 
 WITHOUT_SCRIPTS = 4
 """The first major version of `datasets` that runs no scripts out of a data set's repository."""
-TORCH_NAMES = tuple(
-    f"torch/{name}"
-    for name in ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "imagenet", "places365")
-    + ("inaturalist", "inat", "image_folder", "folder")
+IMAGE_FOLDERS = ("torch/image_folder", "torch/folder")
+"""Names of a folder of images whose classes are in string order, as in torchvision."""
+TORCH_NAMES = (
+    tuple(
+        f"torch/{name}"
+        for name in ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist", "imagenet", "places365")
+        + ("inaturalist", "inat")
+    )
+    + IMAGE_FOLDERS
 )
 
 Split = Literal["train", "val"]
@@ -107,6 +113,9 @@ def open_named_data(section: DataSection, seed: int = 0, training: bool = True) 
         DataError: A package, the data or a split is missing, or a stream has no limit.
     """
     _check_can_open(section)
+    if section.name.lower() in IMAGE_FOLDERS:
+        opened = open_folder if training else open_evaluation_folder
+        return opened(Path(str(section.root)).expanduser(), section.train_split, section.val_split, order=str)
     try:
         train_source, train = _opened(section, "train", seed)
     except DataError:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform, resolve_model_data_config
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.config.training import TrainSection
+from slimvit.data.depth import is_deep, to_grey
 from slimvit.utils.errors import DataError, RecipeError
 
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -96,10 +96,9 @@ class Preprocess:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image to colour mode `L` or `RGB`; 16-bit grey is scaled to 8 bits, transparency is dropped."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).clip(0, 65_535).astype(np.uint16)
-        image = Image.fromarray((grey >> 8).astype(np.uint8))
+    """Convert an image to colour mode `L` or `RGB`; deep grey is scaled to 8 bits, transparency is dropped."""
+    if is_deep(image):
+        image = to_grey(image)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)

@@ -52,3 +52,10 @@ def nearest(word: str, known: Iterable[str], how_many: int = 3) -> str:
 def closest(word: str, known: Iterable[str], how_many: int = 3) -> list[str]:
     """Return the known words closest to `word`, the closest first."""
     return difflib.get_close_matches(word, list(known), n=how_many, cutoff=0.5)
+
+
+def name_list(words: Iterable[str], most: int = 5) -> str:
+    """Join words, at most `most` of them: `a, b, c and 7 more`."""
+    shown = list(words)
+    rest = len(shown) - most
+    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from slimvit.data.folder import IMAGE_TYPES
+from slimvit.data.depth import deep_notice
+from slimvit.data.image_files import COMMON, files_of
 from slimvit.data.images import decode
 from slimvit.data.preprocessing import Transform, eval_transform, preprocessing_of
 from slimvit.io.open import model_of
@@ -16,6 +17,7 @@ from slimvit.models.base import TimmModule
 from slimvit.models.modes import device_of, evaluating
 from slimvit.models.registry import names_of
 from slimvit.utils.errors import DataError, ModelError
+from slimvit.utils.progress import log
 
 BATCH = 32
 Guess = tuple[str, float]
@@ -42,11 +44,20 @@ def image_files(paths: Sequence[str | Path]) -> list[str]:
     for path in map(Path, paths):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; give image files or folders of them")
-        files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.suffix.lower() in IMAGE_TYPES)
-        if not files:
-            raise DataError(f"{path}: holds no images ({', '.join(IMAGE_TYPES)})")
-        unique |= dict.fromkeys(map(str, files))
+        unique |= dict.fromkeys(_images_in(path) if path.is_dir() else [str(path)])
+    if notice := deep_notice(list(unique)):
+        log(notice)
     return list(unique)
+
+
+def _images_in(folder: Path) -> list[str]:
+    files = files_of(folder)
+    if not files.images:
+        what = f"; {files.left_out}" if files.others else ""
+        raise DataError(f"{folder}: holds no images ({', '.join(COMMON)}, ...){what}")
+    if files.others:
+        log(f"{folder}: {files.left_out}")
+    return sorted(files.images, key=lambda path: Path(path).parts)
 
 
 def predict(model: TimmModule | str | Path, images: str | Path | Sequence[str | Path], top: int = 3) -> Answers:

@@ -53,6 +53,16 @@ def test_images_that_cannot_be_read_are_told_of_and_the_others_shown(slimvit_, d
     assert "1 of 2 images could not be read" in result.stderr
 
 
+def test_images_of_a_folder(digits, tmp_path, capsys):
+    for place in ("a/b/0.png", ".ipynb_checkpoints/0.png", "__MACOSX/0.png", "a/._0.png", "a/1.jfif", "a/notes.cr2"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes((digits / "0.png").read_bytes())
+    assert image_files([tmp_path]) == [str(tmp_path / "a/1.jfif"), str(tmp_path / "a/b/0.png")]
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file is left out: 1 .cr2\n"
+    hidden = str(tmp_path / ".ipynb_checkpoints" / "0.png")
+    assert image_files([hidden, tmp_path / ".ipynb_checkpoints"]) == [hidden]  # both are named
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
