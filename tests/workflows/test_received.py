@@ -53,7 +53,7 @@ def commands(run):
 
 def test_no_command_opens_the_data_that_a_received_run_names(received, slimvit_, monkeypatch):
     run, private = received
-    monkeypatch.setattr(folders, "create_reader", lambda *_, **__: pytest.fail("it was opened"))
+    monkeypatch.setattr(folders, "files_of", lambda *_, **__: pytest.fail("it was opened"))
     for words in commands(run):
         told = slimvit_(*words, code=1).stderr
         assert told.count("\n") == 1 and told.endswith(f"to open it, add --data {private}\n"), told
