@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slimvit.config.preprocessing import defects_of_preprocessing
 from slimvit.models.base import TimmModule
-from slimvit.models.weights.fit import DEFAULT_SIZE, fit
+from slimvit.models.weights.fit import DEFAULT_SIZE, fit_weights
 from slimvit.models.weights.geometry import stem_weight
 from slimvit.models.weights.layouts import layout_of
 from slimvit.models.weights.sets import read_checkpoint
@@ -23,9 +23,9 @@ from slimvit.utils.progress import log
 
 TIMM_MINIMUM = (1, 0, 23)
 PREPROCESSING = {"mean": "--mean", "std": "--std", "interpolation": "--interpolation", "crop_pct": "--crop-pct"}
-"""What a weight file does not say of the images -> the option that says it."""
+"""Preprocessing that no weight file holds -> its option."""
 Tell = Callable[[str], None]
-"""Takes a line for the user."""
+"""Prints a line for the user."""
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,21 @@ def build_model(
     preprocessing: Mapping[str, Any] | None = None,
     described: bool = False,
 ) -> nn.Module:
-    """Build a timm model in eval mode. What is assumed of a weight file is said on stderr.
+    """Build a timm model in eval mode. Assumptions about a weight file are printed on stderr.
 
     Args:
         name: The timm model.
         pretrained: Whether to load timm's pretrained weights.
         weights: A .safetensors file or a checkpoint of torch.save to load instead, through timm's own filters.
-        weights_key: The set of weights to take where the file holds several, such as `state_dict_ema`.
-        img_size: Side of the square images in pixels; None takes the size that a weight file was trained at, where its
-            shapes tell, and timm's default elsewhere.
+        weights_key: Key of the set to load from a file with several, such as `state_dict_ema`.
+        img_size: Side of the square images in pixels. None is the size of the training where it follows from the shapes
+            of a weight file, and timm's default elsewhere.
         num_classes: None keeps the classifier that comes with the weights (none, when they have none); another number
             gives a new, untrained classifier.
         args: Further arguments of timm's constructor.
         cfg: Entries of timm's pretrained_cfg that replace timm's own.
-        preprocessing: `mean`, `std`, `interpolation` and `crop_pct` of the weights' training, where they are known.
-        described: Whether `cfg` and `args` describe the weights, so that nothing is assumed of them.
+        preprocessing: `mean`, `std`, `interpolation` and `crop_pct` of the training, as far as they are known.
+        described: Whether `cfg` and `args` describe the weights, so that nothing is assumed.
 
     Raises:
         ModelError: An unknown name, arguments that timm refuses, or weights that do not fit.
@@ -190,11 +190,11 @@ def _is_network(error: BaseException | None) -> bool:
 def _with_weights(
     name: str, file: Path, key: str | None, kwargs: dict[str, Any], known: dict[str, Any], tell: Tell
 ) -> TimmModule:
-    """The model with a file's weights and classifier; `kwargs` gets the arguments that the file decides."""
+    """The model with a file's weights and classifier; arguments that follow from the weights are added to `kwargs`."""
     checkpoint = read_checkpoint(file, key)
     cfg = timm.get_pretrained_cfg(name)
     try:
-        fitted = fit(checkpoint.taken.tensors, kwargs, cfg, lambda args: _build(name, args))
+        fitted = fit_weights(checkpoint.weights.tensors, kwargs, cfg, lambda args: _build(name, args))
     except ModelError as error:
         raise ModelError(f"{file}: {error}") from None
     kwargs |= fitted.args
@@ -202,19 +202,19 @@ def _with_weights(
     source = {"state_dict": fitted.tensors, "num_classes": fitted.classes, "label_offset": 0, "custom_load": False}
     overlay = known | source | {"input_size": (fitted.channels, *size[1:])}
     if stem_weight(fitted.tensors) is not None:
-        overlay["first_conv"] = None  # timm has nothing to adapt
+        overlay["first_conv"] = None  # the stem is adapted already
     try:
         model = _build(name, kwargs, pretrained=True, num_classes=fitted.classes, pretrained_cfg_overlay=overlay)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
         raise ModelError(_misfit(name, file, fitted.tensors, error)) from None
     model.pretrained_cfg = dict(model.pretrained_cfg, first_conv=cfg.first_conv if cfg else None)
-    tell(f"{file}: {'; '.join(filter(None, (*fitted.notes, checkpoint.words())))}")
+    tell(f"{file}: {'; '.join(filter(None, (*fitted.notes, checkpoint.summary())))}")
     _name_classes(model, file, checkpoint.class_names, tell)
     return model
 
 
 def _name_classes(model: TimmModule, file: Path, names: tuple[str, ...], tell: Tell) -> None:
-    """Give the model the names of its classes that the file brings, where there are as many."""
+    """Give the model the class names of the file, where it has one per class."""
     if len(names) == model.num_classes:
         model.class_names = names
     elif names:
@@ -222,7 +222,7 @@ def _name_classes(model: TimmModule, file: Path, names: tuple[str, ...], tell: T
 
 
 def _tell_assumed(file: Path, model: TimmModule, given: Mapping[str, Any], tell: Tell) -> None:
-    """Say what is assumed of the images that a weight file was trained on."""
+    """Print the preprocessing that is assumed of a weight file."""
     cfg = timm.data.resolve_model_data_config(model)
     if assumed := [key for key in PREPROCESSING if key not in given]:
         values = ", ".join(f"{key} {_short(cfg[key])}" for key in assumed)

@@ -67,7 +67,7 @@ def test_the_only_set_is_found_under_any_key(key, state, tmp_path):
     optimizer.step()
     content = {key: state, "epoch": 3, "best": torch.tensor(0.5), "optimizer": optimizer.state_dict()}
     found = read_checkpoint(saved(content, tmp_path / "w.pth"))
-    assert same(found.taken.tensors, state) and found.others == () and found.words() is None
+    assert same(found.weights.tensors, state) and found.others == () and found.summary() == ""
 
 
 @pytest.mark.parametrize(
@@ -76,19 +76,19 @@ def test_the_only_set_is_found_under_any_key(key, state, tmp_path):
 )  # fmt: skip
 def test_a_prefix_common_to_all_names_goes(prefix, state, tmp_path):
     found = read_checkpoint(saved({"state_dict": prefixed(state, prefix)}, tmp_path / "w.pth"))
-    assert same(found.taken.tensors, state)
+    assert same(found.weights.tensors, state)
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.PTH", "w.pt", "w.ckpt", "w.bin", "w.pth.tar", "weights", "w.Model"])
 def test_the_content_decides_not_the_suffix(name, state, tmp_path):
-    assert same(read_checkpoint(saved({"state_dict": state}, tmp_path / name)).taken.tensors, state)
+    assert same(read_checkpoint(saved({"state_dict": state}, tmp_path / name)).weights.tensors, state)
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.SAFETENSORS", "w.bin"])
 def test_safetensors(name, state, tmp_path):
     save_file(state, tmp_path / name, metadata={"format": "pt", "classes": '["a", "b"]'})
     found = read_checkpoint(tmp_path / name)
-    assert same(found.taken.tensors, state) and found.class_names == ("a", "b")
+    assert same(found.weights.tensors, state) and found.class_names == ("a", "b")
 
 
 class Kind(enum.Enum):
@@ -103,12 +103,12 @@ def test_data_of_python_and_numpy_beside_the_weights(new, state, tmp_path):
         "when": datetime.date(2026, 1, 1), "set": {1}, "kind": Kind.ONE,
     }  # fmt: skip
     file = saved({"state_dict": OrderedDict(state)} | beside, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
-    assert same(read_checkpoint(file).taken.tensors, state)
+    assert same(read_checkpoint(file).weights.tensors, state)
 
 
 def test_weights_as_arrays(state, tmp_path):
     arrays = {k: v.numpy() for k, v in state.items()}
-    assert same(read_checkpoint(saved({"params": arrays}, tmp_path / "w.pth")).taken.tensors, state)
+    assert same(read_checkpoint(saved({"params": arrays}, tmp_path / "w.pth")).weights.tensors, state)
 
 
 class Settings(dict):
@@ -118,7 +118,7 @@ class Settings(dict):
 def test_an_unknown_class_is_replaced_without_running_it(state, tmp_path, monkeypatch):
     file = saved({"state_dict": state, "config": Settings(lr=1)}, tmp_path / "w.pth")
     monkeypatch.setattr(Settings, "__init__", lambda *_: pytest.fail("run"))
-    assert same(read_checkpoint(file).taken.tensors, state)
+    assert same(read_checkpoint(file).weights.tensors, state)
 
 
 class Bomb:
@@ -145,9 +145,9 @@ def test_code_in_a_file_is_never_run(function, new, state, tmp_path):
 def test_the_average_is_taken_and_what_else_is_there_is_said(state, tmp_path):
     file = saved({"state_dict": shifted(state), "state_dict_ema": state}, tmp_path / "w.pth")
     found = read_checkpoint(file)
-    assert same(found.taken.tensors, state)
-    assert found.words() == "took state_dict_ema; also there: state_dict (--weights-key)"
-    assert same(read_checkpoint(file, "state_dict").taken.tensors, shifted(state))
+    assert same(found.weights.tensors, state)
+    assert found.summary() == "loaded state_dict_ema, not state_dict (--weights-key)"
+    assert same(read_checkpoint(file, "state_dict").weights.tensors, shifted(state))
 
 
 def test_teacher_and_student_are_chosen_by_name(state, tmp_path):
@@ -157,25 +157,25 @@ def test_teacher_and_student_are_chosen_by_name(state, tmp_path):
     file = saved({"student": network(shifted(state)), "teacher": network(state)}, tmp_path / "w.pth")
     assert "student, teacher; choose one with --weights-key KEY" in refused(file)
     found = read_checkpoint(file, "teacher")
-    assert same(found.taken.tensors, state)
-    assert "left out head.mlp.0.weight, beside the network" in str(found.words())
-    assert "--weights-key pupil: no such set of weights; it holds student, teacher" in refused(file, "pupil")
+    assert same(found.weights.tensors, state)
+    assert "left out head.mlp.0.weight, outside the network" in str(found.summary())
+    assert "--weights-key pupil: no such set of weights; sets in the file: student, teacher" in refused(file, "pupil")
 
 
 def test_two_networks_in_one_state_dict(state, tmp_path):
     both = prefixed(state, "teacher.backbone.") | prefixed(shifted(state), "student.backbone.")
     file = saved({"state_dict": both | {"loss.center": torch.ones(1, 4)}}, tmp_path / "w.ckpt")
     assert "choose one with --weights-key" in refused(file)
-    assert same(read_checkpoint(file, "state_dict.student").taken.tensors, shifted(state))
+    assert same(read_checkpoint(file, "state_dict.student").weights.tensors, shifted(state))
     averaged = prefixed(shifted(state), "model.") | prefixed(state, "ema_model.module.")
     found = read_checkpoint(saved({"state_dict": averaged}, tmp_path / "ema.ckpt"))
-    assert same(found.taken.tensors, state) and found.others == ("state_dict.model",)
+    assert same(found.weights.tensors, state) and found.others == ("state_dict.model",)
 
 
 def test_what_lies_beside_a_wrapped_network_is_left_out_and_said(state, tmp_path):
     content = {"state_dict": prefixed(state, "model.") | {"criterion.weight": torch.ones(3)}}
     found = read_checkpoint(saved(content, tmp_path / "w.ckpt"))
-    assert same(found.taken.tensors, state) and found.words() == "left out criterion.weight, beside the network"
+    assert same(found.weights.tensors, state) and found.summary() == "left out criterion.weight, outside the network"
 
 
 def test_towers_of_larger_models_are_left_to_timm(state):
@@ -238,7 +238,7 @@ def test_a_checkpoint_that_holds_itself_is_searched_once(state, tmp_path):
     content = {"state_dict": state, "classes": list("abcde")}
     content |= {f"again{i}": content for i in range(1000)}
     found = read_checkpoint(saved(content, tmp_path / "w.pth"))
-    assert same(found.taken.tensors, state) and found.others == () and found.class_names == tuple("abcde")
+    assert same(found.weights.tensors, state) and found.others == () and found.class_names == tuple("abcde")
 
 
 def test_a_file_without_weights(tmp_path):
@@ -322,7 +322,7 @@ def test_what_a_file_decides_and_what_is_assumed_is_said(vit, tmp_path, capsys):
     model = build_model(NAME, weights=file, weights_key="model", args={"depth": 1})
     assert model.patch_embed.img_size == (48, 48) and model.class_names == ("cat", "dog")
     said = capsys.readouterr().err
-    assert "input 48 px from pos_embed; took model; also there: model_ema" in said
+    assert "input 48 px from pos_embed; loaded model, not model_ema" in said
     assert "mean 0.485,0.456,0.406" in said and "--mean --std --interpolation --crop-pct" in said
     values = {"mean": [0.5], "std": [0.5], "interpolation": "bilinear", "crop_pct": 1.0}
     model = build_model(NAME, weights=file, args={"depth": 1}, preprocessing=values, img_size=32)
@@ -336,7 +336,7 @@ def test_a_swin_gets_its_windows(swin, tmp_path, capsys):
     state = swin(img_size=32, window_size=4).state_dict()
     model = build_model("swin_tiny_patch4_window7_224", weights=saved(state, tmp_path / "w.pth"), args=settings)
     assert model.patch_embed.img_size == (32, 32) and same(model.state_dict(), state)
-    assert "input 32 px from the tables of relative positions" in capsys.readouterr().err
+    assert "input 32 px from the relative position tables" in capsys.readouterr().err
 
 
 def test_stems_of_one_and_of_four_channels(vit, tmp_path, capsys):
@@ -345,9 +345,9 @@ def test_stems_of_one_and_of_four_channels(vit, tmp_path, capsys):
     assert "images are turned to grey" in capsys.readouterr().err
     coloured = build_model(NAME, weights=grey, args={"depth": 1, "in_chans": 3})
     assert coloured.patch_embed.proj.in_channels == 3
-    assert "stem for 1 channels adapted to 3 as timm does" in capsys.readouterr().err
+    assert "in_chans of the stem adapted from 1 to 3 as timm does" in capsys.readouterr().err
     four = saved(vit(depth=1, in_chans=4).state_dict(), tmp_path / "four.pth")
-    with pytest.raises(ModelError, match=r"takes images of 4 channels.*--model-arg in_chans=3"):
+    with pytest.raises(ModelError, match=r"for images of 4 channels.*--model-arg in_chans=3"):
         build_model(NAME, weights=four, args={"depth": 1})
     assert build_model(NAME, weights=four, args={"depth": 1, "in_chans": 3}).patch_embed.proj.in_channels == 3
     as_it_is = build_model(NAME, weights=four, args={"depth": 1, "in_chans": 4})

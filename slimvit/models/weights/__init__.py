@@ -1,1 +1,1 @@
-"""Weight files as people have them: read without running code, and what they say of a model."""
+"""Weight files: safetensors files and checkpoints, read without running code, and the architecture they imply."""

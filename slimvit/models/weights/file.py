@@ -20,35 +20,35 @@ from safetensors import safe_open
 from slimvit.utils.errors import ModelError
 from slimvit.utils.files import MOST, Unreadable, check_regular
 
-SAVE = "where the weights were made: torch.save(model.state_dict(), 'weights.pth')"
-"""The way out for a file that cannot be read."""
+HOW_TO_SAVE = "where the weights were made: torch.save(model.state_dict(), 'weights.pth')"
+"""Advice for a file that cannot be read."""
 LEGACY_PICKLES = 4
-"""Pickles in front of the tensors in a file of torch before 1.6: magic number, version, system, content."""
-OTHER_KINDS = {
+"""Number of pickles before the tensors in a file of torch < 1.6: magic number, version, system, content."""
+OTHER_FORMATS = {
     b"\x89HDF": "an HDF5 file of Keras",
     b"\x93NUMPY": "an array of NumPy",
     b"GGUF": "a GGUF file",
     b"\x08": "an ONNX file",
 }
-"""First bytes of files of other programs."""
+"""First bytes of a file -> the format, which is no format of PyTorch."""
 
 
 class StandIn:
-    """Stands for a class that slimvit does not know: makes a plain mapping, and runs nothing."""
+    """Placeholder of an unknown class in a pickle. An instance is a plain mapping, and no code of the class runs."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
-        made: Any = collections.OrderedDict()  # which torch fills with the items and the state of the object
-        made.stands_for = f"{cls.__module__}.{cls.__name__}"
-        return made
+        mapping: Any = collections.OrderedDict()  # torch fills it with the items and the state of the object
+        mapping.stands_for = f"{cls.__module__}.{cls.__name__}"
+        return mapping
 
 
-def stands_for(found: Any) -> str | None:
-    """Return `module.Class` of the unknown object that a mapping stands for; None for anything else."""
-    return getattr(found, "stands_for", None)
+def stands_for(value: Any) -> str | None:
+    """Return `module.Class` of the pickled object that a `StandIn` replaces; None for any other value."""
+    return getattr(value, "stands_for", None)
 
 
 def _numpy_names() -> Iterator[tuple[Any, str]]:
-    """NumPy's scalars and arrays, under the names that NumPy 1 and NumPy 2 give them."""
+    """NumPy's types of scalars and arrays, under their names in NumPy 1 and NumPy 2."""
     for package in ("numpy.core", "numpy._core"):
         yield np.float64(0).__reduce__()[0], f"{package}.multiarray.scalar"
         yield np.empty(0).__reduce__()[0], f"{package}.multiarray._reconstruct"
@@ -63,16 +63,16 @@ ALLOWED: list[tuple[Any, str]] = [
     (argparse.Namespace, "argparse.Namespace"),
     *((kind, f"builtins.{kind.__name__}") for kind in (dict, list, tuple, int, float, str, bool)),
 ]
-"""What a pickle may make beside tensors: plain data of Python and NumPy."""
+"""Types that a pickle may create beside tensors, each with its name: plain data of Python and NumPy."""
 
 
 def read_content(file: Path) -> Any:
     """Return the content of a weight file: a state dict, or a checkpoint around one.
 
-    An object of an unknown class, such as the configuration of a training library, becomes a plain mapping (`StandIn`).
+    An object of an unknown class becomes a plain mapping (`StandIn`), such as the configuration of a training library.
 
     Raises:
-        ModelError: The file is missing, damaged, or of another program.
+        ModelError: The file is missing, damaged, or in another format than PyTorch's.
     """
     if file.is_dir():
         raise ModelError(f"{file}: is a folder; name the weight file in it (a run folder is named as the model)")
@@ -83,7 +83,7 @@ def read_content(file: Path) -> Any:
         raise ModelError(f"{file}: no such weight file") from None
     except ModelError:
         raise
-    except Exception as error:  # the file is the user's: every way it can be broken ends in one line
+    except Exception as error:  # any error of a broken file becomes one line
         raise ModelError(f"{file}: not a readable weight file: {_reason(file, error)}") from None
 
 
@@ -94,10 +94,10 @@ def _is_safetensors(file: Path) -> bool:
 
 
 def _read_safetensors(file: Path) -> dict[str, Any]:
-    """The tensors by name, and beside them the JSON values of the file's metadata."""
+    """The tensors by name, and the entries of the metadata, decoded where they are JSON."""
     with safe_open(file, framework="pt") as opened:
-        said = {key: _json(text) for key, text in (opened.metadata() or {}).items()}
-        return said | {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+        metadata = {key: _json(text) for key, text in (opened.metadata() or {}).items()}
+        return metadata | {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
 
 
 def _json(text: str) -> Any:
@@ -110,18 +110,18 @@ def _json(text: str) -> Any:
 def _read_pickle(file: Path) -> Any:
     _check_kind(file)
     known = {name for _, name in ALLOWED}
-    stand_ins = [(_stand_in(name), name) for name in sorted(_classes_named(file) - known)]
+    stand_ins = [(_stand_in(name), name) for name in sorted(_class_names(file) - known)]
     with torch.serialization.safe_globals([*ALLOWED, *stand_ins]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         content = torch.load(file, map_location="cpu", weights_only=True)
     if (kind := stands_for(content)) is not None and not content:
-        raise ModelError(f"{file}: {pickled_object(kind)}; {SAVE}")
+        raise ModelError(f"{file}: {pickled_object(kind)}; {HOW_TO_SAVE}")
     return content
 
 
 def pickled_object(kind: str) -> str:
-    """Return the words for a pickled object in the place of weights."""
-    return f"holds a whole pickled {kind.rpartition('.')[2]}, which only its own code could read"
+    """Return the message about a pickled object where weights were expected."""
+    return f"holds a whole pickled {kind.rpartition('.')[2]}, which only the code of its class can read"
 
 
 def _stand_in(name: str) -> type[StandIn]:
@@ -130,41 +130,45 @@ def _stand_in(name: str) -> type[StandIn]:
 
 
 def _check_kind(file: Path) -> None:
-    """Raise `ModelError` for a file of another program, by its first bytes."""
+    """Raise `ModelError` for a file in another format than PyTorch's."""
     with file.open("rb") as stream:
         head = stream.read(8)
-    found = next((kind for magic, kind in OTHER_KINDS.items() if head.startswith(magic)), None)
+    other = next((kind for magic, kind in OTHER_FORMATS.items() if head.startswith(magic)), None)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
         if any(name.endswith("constants.pkl") for name in names):
-            raise ModelError(f"{file}: is a TorchScript program; save its weights alone: torch.jit.load(FILE), {SAVE}")
+            raise ModelError(
+                f"{file}: is a TorchScript program; save its weights alone: torch.jit.load(FILE), {HOW_TO_SAVE}"
+            )
         if not any(name.endswith("data.pkl") for name in names):
-            found = "an archive of NumPy (JAX)" if any(n.endswith(".npy") for n in names) else "a zip archive"
-    if found:
-        raise ModelError(f"{file}: is {found}, not weights of PyTorch (.safetensors, or .pth as torch.save writes it)")
+            other = "an archive of NumPy (JAX)" if any(n.endswith(".npy") for n in names) else "a zip archive"
+    if other:
+        raise ModelError(
+            f"{file}: is {other}, not weights of PyTorch (a .safetensors file, or a .pth file of torch.save)"
+        )
 
 
-def _classes_named(file: Path) -> set[str]:
-    """Every class and function that the pickles of a file name, found without carrying them out."""
+def _class_names(file: Path) -> set[str]:
+    """Names of all classes and functions in the pickles of a file, which are not executed."""
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
-            return _named(stream, LEGACY_PICKLES)
+            return _global_names(stream, LEGACY_PICKLES)
     with zipfile.ZipFile(file) as archive:
         pickle = next(name for name in archive.namelist() if name.endswith("data.pkl"))
         if archive.getinfo(pickle).file_size > MOST:
-            raise Unreadable(f"its names take more than {MOST:,} bytes")
-        return _named(BytesIO(archive.read(pickle)), 1)
+            raise Unreadable(f"its pickle has more than {MOST:,} bytes")
+        return _global_names(BytesIO(archive.read(pickle)), 1)
 
 
-def _named(stream: BinaryIO, pickles: int) -> set[str]:
+def _global_names(stream: BinaryIO, pickles: int) -> set[str]:
     operations = (item for _ in range(pickles) for item in pickletools.genops(stream))
     return {str(argument).replace(" ", ".") for code, argument, _ in operations if code.name == "GLOBAL"}
 
 
 def _reason(file: Path, error: Exception) -> str:
-    """The reason in our own words where torch would advise to run the file's code."""
+    """The reason in one line, without torch's advice to run the code of the file."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
     if "Weights only" in text or "weights_only" in str(error):
-        return f"it is damaged, or a pickle that cannot be read without running its code; {SAVE}"
-    return f"{text}; {SAVE}" if file.stat().st_size else "it is empty"
+        return f"it is damaged, or a pickle that cannot be read without running its code; {HOW_TO_SAVE}"
+    return f"{text}; {HOW_TO_SAVE}" if file.stat().st_size else "it is empty"

@@ -1,4 +1,4 @@
-"""Weights under names that are not timm's: the library they come from, recognised by the names of the tensors."""
+"""Libraries whose weights are not under timm's names, recognised by the names of the tensors."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ LAYOUTS = {
     "LoRA adapters, which must be merged into their model": (r"\blora_(A|B|a|b|up|down)\b",),
     "a convolutional network": (r"\blayer1\.0\.conv1\.", r"\bfeatures\.\d+\.(0\.)?weight$", r"\bdwconv\."),
 }
-"""What has such tensors -> patterns, one of which one of their names matches."""
+"""Kind of weights -> patterns; one match in the name of a tensor is enough."""
 
 
 def layout_of(names: Iterable[str]) -> str | None:
-    """Return what the weights are of where their names are known to be another library's; None elsewhere."""
-    listed = list(names)
-    for what, patterns in LAYOUTS.items():
-        if any(re.search(pattern, name) for pattern in patterns for name in listed):
-            return what
+    """Return the kind of weights with these names (`a ViT of torchvision`); None for an unknown one."""
+    names = list(names)
+    for kind, patterns in LAYOUTS.items():
+        if any(re.search(pattern, name) for pattern in patterns for name in names):
+            return kind
     return None

@@ -1,4 +1,4 @@
-"""The weights in a checkpoint: which sets of them it holds, which one is taken, and the classes that it names."""
+"""The sets of weights in a checkpoint, the choice among them, and the names of the classes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimvit.models.weights.file import SAVE, pickled_object, read_content, stands_for
+from slimvit.models.weights.file import HOW_TO_SAVE, pickled_object, read_content, stands_for
 from slimvit.utils.errors import ModelError, nearest
 
 STEM = "patch_embed.proj.weight"
-"""A tensor of every network with timm's names: what stands before it is a wrapper."""
+"""A tensor of every network with timm's names. A prefix of this name is a wrapper."""
 WRAPPERS = ("module", "_orig_mod", "model", "backbone", "encoder", "net", "network", "0")
-"""Wrappers that are recognised by name, where the names inside are not timm's."""
+"""Prefixes of wrappers, for networks without timm's names."""
 TOWERS = ("visual", "vision_encoder", "beit3", "radio_model")
-"""Image towers of larger models, which timm takes out itself."""
+"""Prefixes of image towers of larger models, which timm extracts itself."""
 EMA = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "params_ema", "ema")
 PREFERRED = (*EMA, "state_dict", "model", "model_state_dict", "net", "network", "weights", "params", "module")
-"""Names of sets, the preferred first: the moving average, as in timm."""
+"""Names of sets, in order of preference: the moving average first, as in timm."""
 NO_WEIGHTS = ("optim", "sched", "scaler", "amp", "rng", "loops")
-"""Beginnings of names that hold the state of a training."""
+"""Prefixes of the names of training state."""
 CLASS_KEYS = ("classes", "class_names", "class_to_idx", "idx_to_class", "label_names", "id2label", "label2id", "labels")
 DEPTH = 3
-"""Mappings in mappings that are looked into."""
+"""Depth to which nested mappings are searched."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class WeightSet:
     """One set of weights in a checkpoint."""
 
     key: str
-    """Its place, such as `state_dict_ema` or `teacher.backbone`; empty where the file is the set."""
+    """Path in the checkpoint, such as `state_dict_ema` or `teacher.backbone`; empty where the file is the set."""
     tensors: dict[str, Tensor]
     """The weights by name, without the prefix of a wrapper."""
     left_out: tuple[str, ...] = ()
@@ -45,47 +45,48 @@ class WeightSet:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights that were taken from a file, and what else it says."""
+    """The chosen weights of a file, and its other content."""
 
-    taken: WeightSet
+    weights: WeightSet
     others: tuple[str, ...] = ()
-    """Keys of the sets that were not taken."""
+    """Keys of the other sets."""
     class_names: tuple[str, ...] = ()
     """Names of the classes in the order of the outputs; empty where the file has none."""
 
-    def words(self) -> str | None:
-        """Return what was chosen and left out, in words; None where there was nothing to choose."""
-        chosen = f"took {self.taken.key}; also there: {some(self.others)} (--weights-key)" if self.others else ""
-        left = f"left out {some(self.taken.left_out)}, beside the network" if self.taken.left_out else ""
-        return "; ".join(filter(None, (chosen, left))) or None
+    def summary(self) -> str:
+        """Return the choice and the tensors that were left out, in words; empty where neither occurred."""
+        key, left_out = self.weights.key, self.weights.left_out
+        chosen = f"loaded {key}, not {first_names(self.others)} (--weights-key)" if self.others else ""
+        left = f"left out {first_names(left_out)}, outside the network" if left_out else ""
+        return "; ".join(filter(None, (chosen, left)))
 
 
 def read_checkpoint(file: Path, key: str | None = None) -> Checkpoint:
-    """Read the weights of a file. No code is run.
+    """Read the weights of a file without running code.
 
     Args:
-        file: A .safetensors file, or one that torch.save wrote.
-        key: The set of weights to take where the file holds several, such as `state_dict_ema` or `teacher`.
+        file: A .safetensors file, or a checkpoint of torch.save.
+        key: Key of the set to load from a file with several, such as `state_dict_ema` or `teacher`.
 
     Raises:
-        ModelError: The file is missing or unreadable, holds no weights, or several sets without a key to choose.
+        ModelError: The file is missing, unreadable or without weights, or has several sets and `key` chooses none.
     """
     content = read_content(file)
     sets = weight_sets(content)
     if not sets:
         raise ModelError(f"{file}: {_why_none(content)}")
-    taken = _chosen(file, sets, key)
-    return Checkpoint(taken, tuple(s.key for s in sets if s is not taken), class_names_in(content))
+    chosen = _chosen(file, sets, key)
+    return Checkpoint(chosen, tuple(s.key for s in sets if s is not chosen), class_names_in(content))
 
 
 def weight_sets(content: Any) -> list[WeightSet]:
-    """Return the sets of weights in a checkpoint: those with timm's names, if there are any."""
-    found = [s for path, inner in _mappings(content) for s in _networks(path, _tensors(path, inner))]
-    return [s for s in found if any(name.endswith(STEM) for name in s.tensors)] or found
+    """Return the sets of weights in a checkpoint: those with timm's names, or all where none has them."""
+    sets = [s for path, inner in _mappings(content) for s in _networks(path, _tensors(path, inner))]
+    return [s for s in sets if any(name.endswith(STEM) for name in s.tensors)] or sets
 
 
 def _mappings(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Every mapping of a checkpoint once, with its place, from the outside in."""
+    """Every mapping of a checkpoint once, with its path, the outer ones first."""
     level: list[tuple[str, Any]] = [("", content)]
     seen: set[int] = set()
     for _ in range(DEPTH + 1):
@@ -99,7 +100,7 @@ def _mappings(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
 
 
 def _tensors(path: str, inner: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The tensors of a mapping by name; empty for what is no set of weights."""
+    """The tensors of a mapping by name; empty for a mapping that is no set of weights."""
     if any(word.lower().startswith(NO_WEIGHTS) for word in path.split(".")):
         return {}
     tensors = {k: t for k, v in inner.items() if isinstance(k, str) and (t := _tensor(v)) is not None}
@@ -113,7 +114,7 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _networks(path: str, tensors: dict[str, Tensor]) -> list[WeightSet]:
-    """The networks in one mapping, each without the prefix of its wrappers."""
+    """The networks in one mapping, without the prefixes of their wrappers."""
     if not tensors:
         return []
     tensors = _unwrapped(tensors, ("module", "_orig_mod"))
@@ -136,7 +137,7 @@ def _under(path: str, prefix: str, tensors: dict[str, Tensor], prefixes: list[st
 
 
 def _unwrapped(tensors: dict[str, Tensor], wrappers: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors without the wrappers that stand before the names of all of them."""
+    """The tensors without the wrappers that prefix all names."""
     while wrapper := next((w for w in wrappers if all(k.startswith(f"{w}.") for k in tensors)), None):
         tensors = {k.removeprefix(f"{wrapper}."): v for k, v in tensors.items()}
     return tensors
@@ -145,43 +146,45 @@ def _unwrapped(tensors: dict[str, Tensor], wrappers: tuple[str, ...]) -> dict[st
 def _chosen(file: Path, sets: list[WeightSet], key: str | None) -> WeightSet:
     known = [s.key for s in sets]
     if key is not None:
-        named = [s for s in sets if s.key == key] or [s for s in sets if key in _steps(s.key)]
-        if len(named) != 1:
-            listed = some(s.key for s in named) if named else f"{some(known) or 'one set without a key'}"
-            problem = "names several sets of weights" if named else "no such set of weights"
-            raise ModelError(f"{file}: --weights-key {key}: {problem}{nearest(key, known)}; it holds {listed}")
-        return named[0]
+        matching = [s for s in sets if s.key == key] or [s for s in sets if key in _ends(s.key)]
+        if len(matching) != 1:
+            listed = first_names(s.key for s in matching or sets)
+            problem = "names several sets of weights" if matching else "no such set of weights"
+            raise ModelError(f"{file}: --weights-key {key}: {problem}{nearest(key, known)}; sets in the file: {listed}")
+        return matching[0]
     ranks = [_rank(s.key) for s in sets]
     if ranks.count(min(ranks)) > 1:
-        raise ModelError(f"{file}: holds several sets of weights: {some(known)}; choose one with --weights-key KEY")
+        raise ModelError(
+            f"{file}: holds several sets of weights: {first_names(known)}; choose one with --weights-key KEY"
+        )
     return sets[ranks.index(min(ranks))]
 
 
-def _steps(key: str) -> list[str]:
-    """Every part of a key that begins or ends with it: a.b.c -> a, a.b, c, b.c."""
+def _ends(key: str) -> list[str]:
+    """The beginnings and ends of a key: a.b.c -> a, a.b, b.c, c."""
     words = key.split(".")
     cuts = range(1, len(words))
     return [".".join(words[:n]) for n in cuts] + [".".join(words[n:]) for n in cuts]
 
 
 def _rank(key: str) -> int:
-    """The place among the preferred names of the best one in a key."""
+    """Index in `PREFERRED` of the first name that a key contains."""
     return min((PREFERRED.index(word) for word in key.split(".") if word in PREFERRED), default=len(PREFERRED))
 
 
 def _why_none(content: Any) -> str:
     kinds = [k for v in content.values() if (k := stands_for(v))] if isinstance(content, Mapping) else []
     models = [kind for kind in kinds if kind.startswith(("timm.", "torch.", "torchvision."))]
-    if found := (models or kinds)[:1]:
-        return f"{pickled_object(found[0])}, and no weights by name; {SAVE}"
-    return f"holds no weights (expected tensors by name, alone or as state_dict, model, ...); {SAVE}"
+    if kinds := (models or kinds)[:1]:
+        return f"{pickled_object(kinds[0])}, and no weights by name; {HOW_TO_SAVE}"
+    return f"holds no weights (expected tensors by name, alone or under state_dict, model, ...); {HOW_TO_SAVE}"
 
 
 def class_names_in(content: Any) -> tuple[str, ...]:
-    """Return the names of the classes that a checkpoint brings, in the order of the outputs."""
+    """Return the class names of a checkpoint in the order of the outputs; empty where it has none."""
     for _, inner in _mappings(content):
-        found = {str(k).lower(): v for k, v in inner.items()}
-        if names := next((n for key in CLASS_KEYS if key in found and (n := _names(found[key]))), ()):
+        values = {str(k).lower(): v for k, v in inner.items()}
+        if names := next((n for key in CLASS_KEYS if key in values and (n := _names(values[key]))), ()):
             return names
     return ()
 
@@ -201,8 +204,8 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
 
 
-def some(names: Any, most: int = 4) -> str:
-    """Return the first names and how many more there are: `a, b and 7 more`."""
-    listed = [str(name) or "the file itself" for name in names]
+def first_names(names: Any, most: int = 4) -> str:
+    """Return the first names and the number of the others: `a, b and 7 more`."""
+    listed = [str(name) or "the top level" for name in names]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more
