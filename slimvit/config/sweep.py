@@ -86,10 +86,23 @@ class Sweep(Document):
         clauses = [clause for clause, broken in rules.items() if broken]
         clauses += [f"grid: {key} has no values" for key, values in self.grid.items() if not values]
         clauses += [f"two points are called {n!r}" for n in dict.fromkeys(names) if names.count(n) > 1]
+        for keys in [[*point.change, *self.grid] for point in self.points] or [list(self.grid)]:
+            clauses += _set_twice(keys)
         for claim in self.claims:
             named = [name for name in (claim.point, claim.against) if name is not None]
             clauses += [f"a claim names {n!r}, but no point has that name" for n in named if n not in names]
-        return clauses
+        return list(dict.fromkeys(clauses))
+
+
+def _set_twice(keys: list[str]) -> Iterator[str]:
+    """Clauses on settings that a point's change and the grid set twice, or once alone and once with its section."""
+    seen = set(keys)
+    for key in dict.fromkeys(keys):
+        words = key.split(".")
+        sections = {".".join(words[:count]) for count in range(1, len(words))} & seen
+        yield from (f"{section} and {key} set the same; give one of them" for section in sorted(sections))
+        if keys.count(key) > 1:
+            yield f"{key} is set by a point and by the grid; give one of them"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from slimvit.data.image_files import FORMATS
-
 BITS, INVERTED, LARGEST, SIGN = 258, 262, (281, 341), 339
 """Tags of TIFF: bits per sample, photometric interpretation, largest values, sample format."""
 FULL_RANGE = ("JPEG2000", "PPM")
@@ -35,7 +33,7 @@ def deep_notice(paths: Sequence[str]) -> str | None:
     """Return one line on how the images are scaled, if a sample of the files has one with more than 8 bits of grey."""
     chosen = [path for path in paths if not path.lower().endswith((".jpg", ".jpeg"))]  # these have 8 bits
     for path in filter(os.path.isfile, chosen[:: -(-len(chosen) // SAMPLED) or 1]):
-        with suppress(Exception), Image.open(path, formats=FORMATS) as image:  # damaged ones are named when read
+        with suppress(Exception), Image.open(path) as image:  # damaged ones are named when read
             if is_deep(image):
                 return f"{path}: {RULE}"
     return None

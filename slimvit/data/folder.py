@@ -136,7 +136,7 @@ def _tell(folder: Path, files: FolderFiles, paths: list[str], places: list[list[
     """Log what was left out, and what was assumed about classes and grey values."""
     if files.others:
         log(f"{folder}: {files.left_out}")
-    if below := sorted({"/".join(place[:2]) for place in places if len(place) > 1}):
+    if below := sorted({"/".join(place[:2])[:80] for place in places if len(place) > 1}):
         rule = "images at any depth belong to the class of the top folder; move folders up that are classes themselves"
         log(f"{folder}: {name_list(below, 2)}: {rule}")
     if notice := deep_notice(paths):

@@ -21,9 +21,7 @@ Image.init()
 
 NOT_READ = {"BUFR", "EPS", "FITS", "FLI", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF"}
 """Pillow's formats that run another program, that Pillow only recognises, or that are seldom pictures."""
-FORMATS = tuple(name for name in Image.ID if name not in NOT_READ)
-"""Formats that are read, under Pillow's names."""
-SUFFIXES = {end: kind for end, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+SUFFIXES = {end: kind for end, kind in Image.registered_extensions().items() if kind in {*Image.OPEN, "MPO"} - NOT_READ}
 """Suffix of a file name -> its format."""
 COMMON = tuple(end for end in (".jpg", ".png", ".tif", ".webp", ".avif", ".heic") if end in SUFFIXES)
 """Suffixes for messages."""
@@ -46,16 +44,17 @@ class FolderFiles:
 
     @property
     def left_out(self) -> str:
-        """The other files in words, as in `2 files are left out: 1 .heic (pip install pillow-heif), 1 .txt`."""
-        counts = Counter(_suffix(path) or "without suffix" for path in self.others).most_common()
-        kinds = [f"{count} {end}" + (f" ({WAY_OUT[end]})" if end in WAY_OUT else "") for end, count in counts]
-        number = "1 file is" if len(self.others) == 1 else f"{len(self.others)} files are"
-        example = f", such as {Path(min(self.others)).name}" if len(self.others) > 1 else ""
-        return f"{number} left out: {name_list(kinds)}{example}"
+        """The other files, not empty, in words: `2 files are left out: 1 .heic (pip ...), 1 .txt, such as a.txt`."""
+        name = os.path.basename(min(self.others))[:60]
+        if len(self.others) == 1:
+            return f"1 file is left out: {name}{_way_out(_suffix(name))}"
+        counts = Counter(_suffix(path)[:12] or "without suffix" for path in self.others).most_common()
+        kinds = name_list(f"{count} {end}{_way_out(end)}" for end, count in counts)
+        return f"{len(self.others)} files are left out: {kinds}, such as {name}"
 
 
 def files_of(folder: Path) -> FolderFiles:
-    """Return the files of a folder, at any depth, in no particular order. Links are followed, each folder once.
+    """Return the files of a folder, at any depth, in no particular order. Links are followed, except to a folder above.
 
     Raises:
         DataError: A folder cannot be listed.
@@ -80,6 +79,10 @@ def _shown(names: Iterable[str]) -> list[str]:
 
 def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
+
+
+def _way_out(suffix: str) -> str:
+    return f" ({WAY_OUT[suffix]})" if suffix in WAY_OUT else ""
 
 
 def _leads_back(place: str, name: str) -> bool:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Subset
 
 from slimvit.data.depth import is_deep
-from slimvit.data.image_files import FORMATS
+from slimvit.data.image_files import NOT_READ
 from slimvit.utils.errors import DataError
 from slimvit.utils.files import check_regular
 
@@ -80,7 +80,7 @@ def decode(source: str | IO[bytes], name: str) -> Image.Image:
         if isinstance(source, str):
             check_regular(Path(source))
         with open(source, "rb") if isinstance(source, str) else source as file:
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file)
             _check_form(image)
             cut = ";16" in str(image.tile) and not is_deep(image)
             image.load()
@@ -99,6 +99,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _check_form(image: Image.Image) -> None:
     """Raise `ValueError` for an image that fits no model, before its pixels are read."""
+    if image.format in NOT_READ:
+        raise ValueError(f"{image.format} is not read, save it as PNG")
     if max(image.size) > LONGEST * min(image.size):
         raise ValueError(f"{image.width} x {image.height} pixels, one side more than {LONGEST} times the other")
     if image.mode == "F":

@@ -16,9 +16,11 @@ from torch.utils.data import Dataset
 
 from slimvit.config.data_names import prefix_of
 from slimvit.config.recipe import DataSection
+from slimvit.data.depth import RULE, is_deep
 from slimvit.data.folder import open_evaluation_folder, open_folder
 from slimvit.data.images import UNLABELLED, Images, Sample, Splits, decode, labels_of, one_line, unreadable
 from slimvit.utils.errors import DataError, nearest
+from slimvit.utils.progress import log
 
 HUGGING_FACE = ("datasets",)
 PACKAGES = {
@@ -30,6 +32,8 @@ PACKAGES = {
 }
 """timm's prefixes, and the packages that they need."""
 
+KEEP_MODE = ("wds", "hfids")
+"""Prefixes of streams whose images keep their colour mode: conversion to RGB would turn 16-bit grey white."""
 WITHOUT_SCRIPTS = 4
 """The first major version of `datasets` that runs no scripts out of a data set's repository."""
 IMAGE_FOLDERS = ("torch/image_folder", "torch/folder")
@@ -162,6 +166,8 @@ def _create(section: DataSection, split: Split, seed: int) -> Any:
     """timm's data set of one split, without a transform; what it prints goes to stderr."""
     split_name = section.train_split if split == "train" else section.val_split
     streamed: dict[str, Any] = {"is_training": split == "train", "seed": seed if split == "train" else 0}
+    if prefix_of(section.name) in KEEP_MODE:
+        streamed["input_img_mode"] = ""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return create_dataset(section.name, root=section.root, split=split_name, download=False, **streamed)
@@ -184,9 +190,12 @@ def _images(source: Any, section: DataSection, split: Split) -> Images:
             f"give --train-images and --eval-images (train_images, eval_images in a recipe)"
         )
     try:
-        return HeldImages([(image, _label(label)) for image, label in islice(source, limit)])
+        held = HeldImages([(image, _label(label)) for image, label in islice(source, limit)])
     except Exception as error:  # each of three libraries raises its own
         raise DataError(f"{section.name}: cannot read its {split} stream: {one_line(error)}; check the files") from None
+    if any(is_deep(image) for image, _ in held.samples):
+        log(f"{section.name} {split}: {RULE}")
+    return held
 
 
 def _class_names(source: Any, splits: list[Images]) -> tuple[str, ...]:

@@ -77,7 +77,7 @@ def test_two_settings_with_one_last_word_are_told_apart():
         ({"base": BASE, "points": [{"name": "a"}, {"name": "a"}]}, "two points are called 'a'"),
         ({"base": BASE, "grid": {"prune.rato": [0.5]}}, "unknown key prune.rato (did you mean ratio?)"),
         ({"base": BASE, "grid": {"prune.ratio": [0.5, 0.5]}}, "is the same run as"),
-        ({"base": BASE, "grid": {"seed.more": [1, 2]}, "points": [{"name": "a", "change": {"seed": 1}}]}, "no section"),
+        ({"base": BASE | {"seed": 1}, "grid": {"seed.more": [1, 2]}}, "no section"),
         ({"base": "digits_haf", "grid": {"seed": [0]}}, "no such recipe (did you mean digits_half"),
         (
             {"base": BASE, "points": [{"name": "a b"}, {"name": "a/b", "change": {"prune.ratio": 0.5}}]},
@@ -96,6 +96,30 @@ def test_what_is_wrong_is_said_in_one_line(content, told):
     with pytest.raises(RecipeError) as caught:
         points_of(Sweep.parse(content))
     assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"grid": {"prune": [{"ratio": 0.5}], "prune.ratio": [0.25]}}, "prune and prune.ratio set the same; give one"),
+        (
+            {"points": [{"name": "a", "change": {"prune.ratio": 0.5, "prune": {"ratio": 0.25}}}]},
+            "prune and prune.ratio",
+        ),
+        (
+            {"points": [{"name": "a", "change": {"prune.ratio": 0.25}}], "grid": {"prune.ratio": [0.5]}},
+            "prune.ratio is set by a point and by the grid; give one of them",
+        ),
+        (
+            {"points": [{"name": "a", "change": {"prune.ratio": 0.25}}], "grid": {"prune": [{"ratio": 0.5}]}},
+            "prune and prune.ratio set the same; give one of them",
+        ),
+    ],
+)
+def test_a_setting_given_twice(content, told):
+    with pytest.raises(RecipeError) as caught:
+        points(base=BASE, **content)
+    assert str(caught.value).count(told) == 1
 
 
 def test_all_defects_of_all_points_are_told_at_once():

@@ -125,6 +125,12 @@ def test_one_line_says_how_a_data_set_is_scaled(folder: Path, image, capsys) -> 
     assert capsys.readouterr().err == told
 
 
+def test_a_format_that_runs_a_program_is_not_read(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "x.eps")
+    with pytest.raises(ImageError, match=r"not a readable image \(EPS is not read, save it as PNG\)"):
+        decode(str(tmp_path / "x.eps"), "x")
+
+
 def test_no_notice_without_such_images(tmp_path: Path, image) -> None:
     (tmp_path / "damaged.tif").write_bytes(b"II*")
     assert deep_notice([]) is deep_notice([str(tmp_path / "damaged.tif"), str(tmp_path / "missing.png")]) is None

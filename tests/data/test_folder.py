@@ -62,7 +62,7 @@ def test_a_class_without_images(folder: Path) -> None:
     (folder / "train" / "emu").mkdir()
     (folder / "train" / "emu" / "notes.txt").touch()
     assert error(folder).startswith(f"{folder}/train/emu: a class without images (.jpg, .png, ")
-    assert "; 1 file is left out: 1 .txt); fill or remove" in error(folder)
+    assert "; 1 file is left out: notes.txt); fill or remove" in error(folder)
 
 
 def test_no_images_at_all(folder: Path) -> None:
@@ -146,6 +146,12 @@ def test_what_is_left_out_is_counted_and_named(folder: Path, capsys, monkeypatch
     assert capsys.readouterr().err == (
         f"{folder}/train: 5 files are left out: 3 .heic (pip install pillow-heif), 1 .cr2, 1 without suffix, "
         "such as README\n"
+    )
+
+
+def test_a_single_file_left_out_is_named(tmp_path: Path) -> None:
+    assert image_files.FolderFiles([], [str(tmp_path / "a.hif")]).left_out == (
+        "1 file is left out: a.hif (pip install pillow-heif)"
     )
 
 

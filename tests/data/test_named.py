@@ -14,6 +14,7 @@ from timm.data import ImageDataset, IterableImageDataset
 
 from slimvit.config.recipe import DataSection
 from slimvit.data import named
+from slimvit.data.preprocessing import to_mode
 from slimvit.data.sources import open_data
 from slimvit.utils.errors import DataError
 
@@ -124,6 +125,17 @@ def test_a_data_set_to_evaluate_needs_no_training_split(monkeypatch: pytest.Monk
     assert "cannot open split 'train'" in error(name="hfds/a/b")
 
 
+def test_deep_grey_of_a_stream_is_said(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    pretend(monkeypatch, IterableImageDataset)
+    monkeypatch.setattr(Reader, "__iter__", lambda self: iter([(Image.new("I;16", (4, 4), 0x0FFF), 0)]))
+    data = open_data(DataSection(name="wds/a", root="x", train_images=1, eval_images=1))
+    assert to_mode(data.train[0][0], "RGB").getpixel((0, 0)) == (255,) * 3
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(", so images are scaled")[0] for line in told] == [
+        "wds/a train: more than 8 bits of grey", "wds/a val: more than 8 bits of grey"
+    ]  # fmt: skip
+
+
 def test_a_stream_is_held_up_to_its_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = pretend(monkeypatch, IterableImageDataset)
     data = open_data(DataSection(name="wds/a", root="x", train_images=4, eval_images=100), seed=5)
@@ -132,6 +144,7 @@ def test_a_stream_is_held_up_to_its_limits(monkeypatch: pytest.MonkeyPatch) -> N
         ("train", True, 5),
         ("validation", False, 0),
     ]
+    assert [call["input_img_mode"] for call in calls] == ["", ""]
 
 
 def test_a_stream_needs_limits(monkeypatch: pytest.MonkeyPatch) -> None:

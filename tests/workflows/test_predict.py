@@ -58,7 +58,7 @@ def test_images_of_a_folder(digits, tmp_path, capsys):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).write_bytes((digits / "0.png").read_bytes())
     assert image_files([tmp_path]) == [str(tmp_path / "a/1.jfif"), str(tmp_path / "a/b/0.png")]
-    assert capsys.readouterr().err == f"{tmp_path}: 1 file is left out: 1 .cr2\n"
+    assert capsys.readouterr().err == f"{tmp_path}: 1 file is left out: notes.cr2\n"
     hidden = str(tmp_path / ".ipynb_checkpoints" / "0.png")
     assert image_files([hidden, tmp_path / ".ipynb_checkpoints"]) == [hidden]  # both are named
 
