@@ -103,7 +103,7 @@ def check_recipe(names: tuple[str, ...]) -> None:
 def _text(name: str) -> str:
     from slimvit.config.shipped import shipped_path
     from slimvit.utils.errors import RecipeError
-    from slimvit.utils.files import Unreadable, read_text
+    from slimvit.utils.reading import Unreadable, read_text
 
     path = shipped_path(name)
     try:

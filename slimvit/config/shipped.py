@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from slimvit.utils.errors import RecipeError, nearest
-from slimvit.utils.files import Unreadable, read_text
+from slimvit.utils.reading import Unreadable, read_text
 
 _PACKAGE = Path(__file__).parents[1]
 FOLDER = next((f for f in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if f.is_dir()), _PACKAGE / "recipes")

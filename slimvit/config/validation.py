@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from slimvit.config.training import FIELDS_ALONE, Section
 from slimvit.utils.errors import RecipeError, closest, nearest
-from slimvit.utils.files import read_errors, read_yaml
+from slimvit.utils.reading import read_errors, read_yaml
 
 ROUNDS = 4
 """Rounds of repair: a wrong section is dropped, then added empty, then its missing name is added."""

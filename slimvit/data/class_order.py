@@ -17,8 +17,8 @@ from slimvit.data.sources import Data
 from slimvit.models.base import TimmModule
 from slimvit.models.registry import names_of
 from slimvit.utils.errors import DataError, name_list
-from slimvit.utils.files import Unreadable, read_text
 from slimvit.utils.progress import log
+from slimvit.utils.reading import Unreadable, read_text
 
 ADAPT = "slimvit prune --adapt-epochs 20 trains a classifier for this data"
 

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 from slimvit.data.depth import is_deep
 from slimvit.data.image_files import NOT_READ
 from slimvit.utils.errors import DataError
-from slimvit.utils.files import check_regular
+from slimvit.utils.reading import check_regular
 
 Sample = tuple[Image.Image, int]
 

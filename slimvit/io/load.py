@@ -16,7 +16,7 @@ from slimvit.io.hub.name import hub_name, is_hub_name
 from slimvit.io.hub.timm_repo import CONFIG
 from slimvit.models.registry import check_unwrapped, plan_of
 from slimvit.utils.errors import SlimvitError, StoreError
-from slimvit.utils.files import MOST
+from slimvit.utils.reading import MOST
 
 DESCRIPTIONS = (slim_file.DESCRIPTION, CONFIG)
 """Files that identify a model repository, in the order in which they are looked for."""

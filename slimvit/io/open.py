@@ -18,9 +18,9 @@ from slimvit.io.load import named, pinned_section, saved_folder
 from slimvit.models.build import is_timm_model
 from slimvit.models.registry import check_unwrapped
 from slimvit.utils.errors import ModelError
-from slimvit.utils.files import MOST
 from slimvit.utils.output import UNFINISHED
 from slimvit.utils.progress import log
+from slimvit.utils.reading import MOST
 
 
 def open_model(section: ModelSection) -> nn.Module:

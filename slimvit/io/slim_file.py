@@ -20,7 +20,7 @@ from slimvit.models.build import ModelSource
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import architecture_of, arguments_of
 from slimvit.utils.errors import PlanError, StoreError, nearest
-from slimvit.utils.files import read_errors, read_json
+from slimvit.utils.reading import read_errors, read_json
 
 FORMAT_VERSION = 1
 DESCRIPTION = "slim.json"

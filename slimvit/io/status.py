@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from slimvit.io.sweep_folder import is_sweep_folder, point_folder, read_contents
-from slimvit.utils.files import Unreadable, read_text
 from slimvit.utils.lock import OLD, UNFINISHED, lock_owner, stale_files
 from slimvit.utils.output import EXPORT, STATE, entries
+from slimvit.utils.reading import Unreadable, read_text
 
 MODEL, REPORT, HISTORY = "slim.json", "report.json", "history.csv"
 

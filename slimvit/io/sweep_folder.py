@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slimvit.config.sweep import PublishedFigure
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import Unreadable, read_json, write_whole
+from slimvit.utils.files import write_whole
+from slimvit.utils.reading import Unreadable, read_json
 
 FORMAT_VERSION = 1
 CONTENTS, POINTS, SWEEP = "points.json", "points", "sweep.yaml"

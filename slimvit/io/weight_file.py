@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import Unreadable, check_regular
+from slimvit.utils.reading import Unreadable, check_regular
 
 WEIGHTS = "model.safetensors"
 MOST_BUFFER_ENTRIES = 2**28

@@ -15,7 +15,8 @@ from slimvit.models.block_plan import REMOVED, BlockPlan
 from slimvit.models.parts.base import KEPT, Part
 from slimvit.models.parts.registry import PARTS, part_with_units
 from slimvit.utils.errors import PlanError, nearest
-from slimvit.utils.files import read_errors, read_json, write_whole
+from slimvit.utils.files import write_whole
+from slimvit.utils.reading import read_errors, read_json
 
 FORMATS = (1, 2, 3)
 """Format 1 holds heads, format 2 heads and neurons, format 3 any part."""

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serial
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import read_errors, read_json, write_whole
+from slimvit.utils.files import write_whole
+from slimvit.utils.reading import read_errors, read_json
 
 FORMAT_VERSION = 3
 """2 added `macs_by_part` and `input_size`, 3 the units of every part."""

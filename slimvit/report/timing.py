@@ -10,7 +10,8 @@ from pydantic import Field, ValidationError
 
 from slimvit.report.record import Record
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import Unreadable, disk_errors, read_json, write_whole
+from slimvit.utils.files import disk_errors, write_whole
+from slimvit.utils.reading import Unreadable, read_json
 
 FORMAT_VERSION = 1
 FILE = "timings.json"

@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import ASIDE, NO_LINK, check_parent, disk_errors, is_regular
+from slimvit.utils.files import ASIDE, check_parent, disk_errors
 from slimvit.utils.progress import is_main, log
+from slimvit.utils.reading import NO_LINK, is_regular
 
 try:
     import fcntl

@@ -25,8 +25,9 @@ from slimvit.models.base import TimmModule
 from slimvit.models.plan import SlimPlan
 from slimvit.prune.criteria.scores import Scores, read_scores, write_scores
 from slimvit.train.state import History
-from slimvit.utils.files import check_no_link, disk_errors, read_json, write_whole
+from slimvit.utils.files import check_no_link, disk_errors, write_whole
 from slimvit.utils.output import fingerprint
+from slimvit.utils.reading import read_json
 from slimvit.workflows.state import RunContext
 
 HISTORY = "history.json"

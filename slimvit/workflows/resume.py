@@ -20,8 +20,9 @@ from slimvit.models.parts.registry import everywhere
 from slimvit.report.record import Stage
 from slimvit.train.checkpoint import Checkpoints
 from slimvit.utils.errors import DiskError, StoreError, WorkerError
-from slimvit.utils.files import Unreadable, disk_errors, read_json, write_whole
+from slimvit.utils.files import disk_errors, write_whole
 from slimvit.utils.output import LOGS, UNFINISHED, aside
+from slimvit.utils.reading import Unreadable, read_json
 from slimvit.workflows.run_folder import copy_logs
 from slimvit.workflows.state import RunContext, RunState, ScoreTables
 

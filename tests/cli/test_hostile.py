@@ -32,7 +32,7 @@ from slimvit.report.record import Report, Stage
 from slimvit.report.text import print_cells
 from slimvit.report.timing import FILE, Timing, read_timings, write_timings
 from slimvit.utils.errors import SlimvitError
-from slimvit.utils.files import Unreadable, read_json, read_yaml
+from slimvit.utils.reading import Unreadable, read_json, read_yaml
 
 EXAMPLES = int(os.environ.get("SLIMVIT_EXAMPLES", "15"))
 FEW = settings(
@@ -172,7 +172,7 @@ def put(path: Path, what: str) -> None:
 def test_what_is_no_text_file_of_ours(read, what, tmp_path, monkeypatch):
     put(tmp_path / "file", what)
     if what == LONG:
-        monkeypatch.setattr("slimvit.utils.files.read_text.__defaults__", (1000,))
+        monkeypatch.setattr("slimvit.utils.reading.read_text.__defaults__", (1000,))
     with pytest.raises(Unreadable):
         read(tmp_path / "file")
 

@@ -10,7 +10,8 @@ import slimvit
 from slimvit.data import folder as folders
 from slimvit.report.compare import part_plots, tradeoff_plots
 from slimvit.utils.errors import SlimvitError
-from slimvit.utils.files import Unreadable, copy_files, open_regular
+from slimvit.utils.files import copy_files
+from slimvit.utils.reading import Unreadable, open_regular
 from slimvit.workflows.push.contents import PushOptions, upload_contents
 
 FEW = ("--train-images", 16, "--eval-images", 16, "--batch-size", 8)

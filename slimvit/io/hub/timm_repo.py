@@ -19,7 +19,7 @@ from slimvit.io.hub import fetch
 from slimvit.io.hub.name import hub_name
 from slimvit.models.shapes import shapes_alone
 from slimvit.utils.errors import ModelError, SlimvitError
-from slimvit.utils.files import MOST, Unreadable, read_json
+from slimvit.utils.reading import MOST, Unreadable, read_json
 
 CONFIG = "config.json"
 

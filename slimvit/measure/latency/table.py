@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from slimvit.utils.files import Unreadable, read_text, user_cache, write_whole
+from slimvit.utils.files import user_cache, write_whole
 from slimvit.utils.output import fingerprint
+from slimvit.utils.reading import Unreadable, read_text
 
 FORMAT_VERSION = 1
 

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 
 from slimvit.utils.errors import ModelError
-from slimvit.utils.files import MOST, Unreadable, check_regular
+from slimvit.utils.reading import MOST, Unreadable, check_regular
 
 HOW_TO_SAVE = "where the weights were made: torch.save(model.state_dict(), 'weights.pth')"
 """Advice for a file that cannot be read."""

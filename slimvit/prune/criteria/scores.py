@@ -11,7 +11,8 @@ from typing import Any
 from slimvit.models.parts.registry import everywhere, part_of
 from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import PlanError
-from slimvit.utils.files import read_json, write_whole
+from slimvit.utils.files import write_whole
+from slimvit.utils.reading import read_json
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from slimvit.report.compare.measurement import CollectedRuns, Measurement
 from slimvit.report.compare.run_reader import left_out_pictures, read_run
 from slimvit.report.text import listed
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import MOST
 from slimvit.utils.output import UNFINISHED
+from slimvit.utils.reading import MOST
 
 FETCHED = ("slim.json", "recipe.yaml", "history.csv", "timings.json")
 """Files of a run on the Hub that a comparison reads beside report.json; pictures are not fetched."""

@@ -12,7 +12,7 @@ from slimvit.report.compare.comparison import Comparison
 from slimvit.report.compare.pick import Pick
 from slimvit.report.compare.published import CLAIM_HEADER, claim_cells
 from slimvit.utils.escaping import in_html, in_line
-from slimvit.utils.files import MOST, open_regular
+from slimvit.utils.reading import MOST, open_regular
 
 TEMPLATE = Path(__file__).parent / "page.html"
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}

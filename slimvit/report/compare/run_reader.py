@@ -14,7 +14,7 @@ from slimvit.report.compare.measurement import Measurement
 from slimvit.report.record import Report
 from slimvit.report.timing import read_timings
 from slimvit.utils.errors import StoreError
-from slimvit.utils.files import Unreadable, is_regular, read_json, read_text
+from slimvit.utils.reading import Unreadable, is_regular, read_json, read_text
 
 PICTURES = {"heads kept": "head_map.png", "learned mixes": "mixes.png"}
 """Pictures of a run on the HTML page, by title."""

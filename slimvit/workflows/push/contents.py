@@ -23,8 +23,8 @@ from slimvit.report.compare.run_reader import read_run
 from slimvit.report.model_card import CardFacts, card
 from slimvit.report.record import units_of
 from slimvit.utils.errors import ModelError, StoreError
-from slimvit.utils.files import MOST, Unreadable, open_regular
 from slimvit.utils.output import UNFINISHED, entries
+from slimvit.utils.reading import MOST, Unreadable, open_regular
 from slimvit.workflows.run_folder import recipe_of
 
 CARD = "README.md"
