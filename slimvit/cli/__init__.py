@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
+import sys
 from typing import Any
 
 import click
 
 from slimvit.utils.errors import SlimvitError, nearest
-from slimvit.utils.escaping import in_line
+from slimvit.utils.escaping import in_message
 
 COMMANDS = {
     "prune": "Prune a model to a budget, repair, fine-tune, measure and save it.",
@@ -32,7 +35,7 @@ class _UserError(click.ClickException):
     """A `SlimvitError` as one line on stderr, with its own exit code."""
 
     def __init__(self, error: SlimvitError) -> None:
-        super().__init__(in_line(str(error)))
+        super().__init__(in_message(str(error)))
         self.exit_code = error.exit_code  # type: ignore[misc]
 
 
@@ -60,6 +63,34 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except SlimvitError as error:
             raise _UserError(error) from None
+        except click.ClickException as error:
+            error.message = in_message(error.message)  # type: ignore[misc]
+            raise
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise _UserError(SlimvitError(f"{error.filename}: the name is too long; give a shorter one")) from None
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        """Run the command line; where the output cannot be written, say so in one line and end with 1."""
+        try:
+            return super().main(*args, **more)
+        except OSError as error:
+            if not _stdout_fails():
+                raise
+            click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
+            sys.exit(1)
+
+
+def _stdout_fails() -> bool:
+    """Whether stdout cannot take one more line; what is left in it is dropped, so that Python's last flush succeeds."""
+    try:
+        print(flush=True)
+    except OSError:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

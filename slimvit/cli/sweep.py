@@ -72,9 +72,11 @@ def sweep_command(sweep: str, jobs: int, engine: str, dry_run: bool, **given: An
 def _carry_out(file: Any, points: Any, out: Path, jobs: int, engine: str, given: dict[str, Any]) -> None:
     from slimvit.cli.report import show_comparison
     from slimvit.utils.lock import locked
+    from slimvit.utils.output import link_target
     from slimvit.workflows.sweep.sweep import begin_anew, report_on, run_points
 
     keep_freed_memory()
+    out = link_target(out)
     with locked(out):
         if given.pop("force"):
             begin_anew(out)

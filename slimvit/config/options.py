@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from slimvit.utils.output import link_target
+
 
 @dataclass(frozen=True)
 class Options:
@@ -29,6 +31,11 @@ class Options:
     """Folder of results that runs share: a run reads those that it finds and adds the others."""
     log_with: str | None = None
     """Tracker that gets the rows of history.csv as well: `tensorboard` or `wandb`."""
+
+    def __post_init__(self) -> None:
+        """Take the folder that a link points to; raises `StoreError` for another link."""
+        if self.out is not None:
+            object.__setattr__(self, "out", link_target(self.out))
 
     def flags(self) -> list[str]:
         """Return the options as flags of the command line, without those that name folders."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from slimvit.utils.errors import RecipeError
 
 SHORT = {"dense.mix": "dense", "refit.target": "refit", "finetune.epochs": "epochs", "adapt.epochs": "adapt epochs"}
 """Names of settings whose last word alone is ambiguous."""
+MOST_POINTS = 1000
+"""Most runs of a sweep, each of which is built and checked before the first one starts."""
 UNSET = {"prune.parts": "as needed"}
 """Words for None where `none` would be wrong."""
 
@@ -84,6 +87,8 @@ class Sweep(Document):
             and not (self.points and all(p.recipe for p in self.points)),
         }
         clauses = [clause for clause, broken in rules.items() if broken]
+        if (count := max(1, len(self.points)) * math.prod(map(len, self.grid.values()))) > MOST_POINTS:
+            clauses.append(f"points and grid make {count:,} runs, at most {MOST_POINTS:,} are allowed; give fewer")
         clauses += [f"grid: {key} has no values" for key, values in self.grid.items() if not values]
         clauses += [f"two points are called {n!r}" for n in dict.fromkeys(names) if names.count(n) > 1]
         for keys in [[*point.change, *self.grid] for point in self.points] or [list(self.grid)]:

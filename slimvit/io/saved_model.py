@@ -44,7 +44,7 @@ from slimvit.models.shapes import shapes_alone
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import SlimvitError, StoreError
 from slimvit.utils.files import write_whole
-from slimvit.utils.output import new_folder
+from slimvit.utils.output import link_target, new_folder
 
 
 def save(
@@ -72,7 +72,7 @@ def save(
         >>> slimvit.save(model, "runs/small", class_names=["cat", "dog"])
     """
     check_unwrapped(model)
-    with new_folder(Path(folder), force) as partial:
+    with new_folder(link_target(Path(folder)), force) as partial:
         write_model(model, partial, class_names)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,10 +88,10 @@ def check_buffers(model: nn.Module) -> None:
 
 @contextmanager
 def safetensors_errors() -> Iterator[None]:
-    """Turn safetensors' error for a full disk into an OSError."""
+    """Turn safetensors' error for a failed write into the system's `OSError`, whose number it quotes."""
     try:
         yield
     except SafetensorError as error:
-        if "No space left" in str(error) or "StorageFull" in str(error):
-            raise OSError(28, "No space left on device") from None
-        raise
+        if (number := re.search(r"(?:os error|code:) (\d+)", str(error))) is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None

@@ -15,6 +15,9 @@ LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"${sign}$" for sign
 FORMULA = re.compile(r"[=+\-@]")
 """The first sign of a cell that a spreadsheet computes."""
 
+MESSAGE, WORD = 400, 160
+"""Most characters of an error, and of a word in an error that is too long."""
+
 
 def in_terminal(text: str) -> str:
     """Return the text with control and direction characters as question marks; line breaks and tabs stay."""
@@ -24,6 +27,14 @@ def in_terminal(text: str) -> str:
 def in_line(text: str) -> str:
     """Return the text for one line of a terminal, a log or a file: line breaks and tabs are spaces."""
     return in_terminal(re.sub(r"\s*[\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", text))
+
+
+def in_message(text: str) -> str:
+    """Return an error on one line of at most `MESSAGE` characters: long words are shortened first, then the end."""
+    line = in_line(text)
+    if len(line) > MESSAGE:
+        line = re.sub(rf"\S{{{WORD},}}", lambda word: f"{word[0][:40]}...{word[0][-20:]}", line)
+    return line if len(line) <= MESSAGE else f"{line[: MESSAGE - 4].rstrip()} ..."
 
 
 def in_markdown(text: str) -> str:

@@ -34,6 +34,20 @@ def fingerprint(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def link_target(target: Path) -> Path:
+    """Return the folder that a link points to, or `target` itself where it is no link.
+
+    Raises:
+        StoreError: The link points to a file or to nothing.
+    """
+    if not target.is_symlink():
+        return target
+    if not target.is_dir():
+        to = "a file" if target.exists() else "nothing"
+        raise StoreError(f"{target}: is a link to {to}; name a folder, or a link to a folder, for --out")
+    return target.resolve()
+
+
 def check_free(target: Path, force: bool) -> None:
     """Raise `StoreError` if a run cannot write its folder to `target`."""
     if target.is_file():
@@ -51,6 +65,8 @@ def check_free(target: Path, force: bool) -> None:
 
 def check_free_file(target: Path, suffix: str, force: bool) -> None:
     """Raise `StoreError` if a command cannot write a file with this suffix to `target`."""
+    if target.is_symlink():
+        raise StoreError(f"{target}: is a link, which a file would replace; name another file for --out")
     if target.suffix != suffix:
         raise StoreError(f"{target}: the file's name must end in {suffix}; name another one for --out")
     if target.is_dir():

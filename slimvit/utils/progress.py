@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from slimvit.utils.escaping import in_line
@@ -54,9 +55,13 @@ def progress_lines(
 
 
 def log(text: str) -> None:
-    """Print one line on stderr, from the main process alone; stdout is for results."""
+    """Print one line on stderr, from the main process alone; stdout is for results.
+
+    A line that cannot be printed, such as on a full disk, stops nothing.
+    """
     if is_main():
-        print(in_line(text), file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(in_line(text), file=sys.stderr, flush=True)
 
 
 COLUMNS = {"loss": ".4f", "lr": ".2e", "top1": ".2f", "agreement": ".2f", "feature_error": ".4f", "seconds": ".1f"}

@@ -10,7 +10,7 @@ from slimvit.report.compare.comparison import Comparison, compare_runs
 from slimvit.report.compare.measurement import CollectedRuns
 from slimvit.report.compare.pick import PickRule, parse_pick
 from slimvit.utils.errors import StoreError
-from slimvit.utils.output import new_folder
+from slimvit.utils.output import link_target, new_folder
 
 
 def report(
@@ -38,7 +38,7 @@ def report(
     Example:
         >>> slimvit.report("runs/a", "runs/b", pick=["macs <= 0.6"], out="runs/tradeoff")
     """
-    target = None if out is None else Path(out)
+    target = None if out is None else link_target(Path(out))
     collected = collect_runs([Path(p) for p in places], [Path(r) for r in references], allow_mixed)
     _check_apart(collected, target)
     comparison = compare_runs(collected, [parse_pick(p) if isinstance(p, str) else p for p in pick])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +24,7 @@ from slimvit.io.load import saved_folder
 from slimvit.utils.errors import ModelError, RecipeError
 from slimvit.utils.files import write_whole
 from slimvit.utils.lock import locked
-from slimvit.utils.output import EXPORT, check_free_file, new_file, new_folder
+from slimvit.utils.output import EXPORT, check_free_file, link_target, new_file, new_folder
 from slimvit.workflows import run_folder
 from slimvit.workflows.preflight import check_out
 from slimvit.workflows.start import open_run
@@ -118,6 +118,8 @@ def export_model(recipe: Recipe, options: ExportOptions) -> dict[str, Any]:
     """
     form = format_of(options.format)
     form.check_packages()
+    if not form.suffix:
+        options = replace(options, out=link_target(options.out))
     with locked(options.out):
         _check_place(recipe, options, form)
         with open_run(recipe, Options(device="cpu", workers=options.workers), labels=False) as state:

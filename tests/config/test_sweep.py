@@ -155,3 +155,9 @@ def test_the_file_in_a_sweeps_folder_reads_back(tmp_path):
     (tmp_path / "sweep.yaml").write_text(sweep.to_yaml())
     assert Sweep.read(tmp_path / "sweep.yaml") == sweep
     assert yaml.safe_load(sweep.to_yaml())["grid"] == sweep.grid
+
+
+def test_a_grid_is_bounded_before_it_is_built():
+    grid = {f"data.args{i}": list(range(1000)) for i in range(20)}
+    with pytest.raises(RecipeError, match="runs, at most 1,000 are allowed; give fewer"):
+        Sweep.parse({"base": BASE, "grid": grid})

@@ -3,24 +3,31 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from safetensors import SafetensorError
 
+import slimvit
+from slimvit.cli import main
 from slimvit.cli.run import _follow_stdin
 from slimvit.config.options import Options
 from slimvit.config.recipe import Recipe
 from slimvit.config.sweep import Sweep, points_of
 from slimvit.io.sweep_folder import Contents, Entry, write_contents
+from slimvit.io.weight_file import safetensors_errors
 from slimvit.train.checkpoint import Interrupted
 from slimvit.train.state import TrainState
 from slimvit.utils import lock, output
-from slimvit.utils.errors import StoreError
+from slimvit.utils.errors import DiskError, StoreError
 from slimvit.utils.files import ASIDE
 from slimvit.utils.lock import OLD, locked
 from slimvit.utils.output import new_folder
@@ -293,7 +300,104 @@ def test_a_dead_worker_in_a_training_keeps_its_state(slimvit_, dying, tmp_path, 
     assert sorted(os.listdir(tmp_path)) == ["run"] and not (out / "unfinished").exists()
 
 
+# --out is a link
+
+
+def test_a_link_to_a_folder_is_written_through(slimvit_, tmp_path):
+    (tmp_path / "disk").mkdir()
+    out = tmp_path / "run"
+    for words in list(commands(tmp_path))[:2]:
+        out.symlink_to(tmp_path / "disk")
+        slimvit_(*words)
+        assert out.is_symlink() and os.listdir(tmp_path / "disk")
+        shutil.rmtree(tmp_path / "disk")
+        (tmp_path / "disk").mkdir()
+        out.unlink()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    slimvit.save(slimvit.load("vit_digits"), tmp_path / "run")
+    assert (tmp_path / "disk" / "slim.json").is_file() and sorted(os.listdir(tmp_path)) == ["disk", "run", "s.yaml"]
+
+
+@pytest.mark.parametrize("to", ["a file", "nothing"])
+def test_another_link_is_refused_at_once(slimvit_, tmp_path, to, monkeypatch):
+    monkeypatch.setattr("slimvit.workflows.start.start_run", lambda *_: pytest.fail("it began"))
+    target = tmp_path / "target"
+    for words in commands(tmp_path):
+        out = words[words.index("--out") + 1]
+        out.symlink_to(target)
+        if to == "a file":
+            target.write_text("mine")
+        told = slimvit_(*words, code=1).stderr
+        assert told.count("\n") == 1 and f"{out}: is a link" in told
+        assert out.is_symlink() and (to == "nothing" or target.read_text() == "mine")
+        out.unlink()
+
+
 # a disk that is too small
+
+
+@contextmanager
+def limited(size):
+    """No file may grow over `size` bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_limit_on_the_size_of_files(slimvit_, tmp_path):
+    prune, dry, _, sweep, timm, program = commands(tmp_path)
+    tuned = (*PRUNE, "--ratio", 0.5, "--finetune-epochs", 1, "--out", tmp_path / "run")
+    copy = ("recipes", "copy", "digits_half", tmp_path / "c.yaml")
+    for words, size in [(prune, 20_000), (dry, 100), (tuned, 2_000_000), (timm, 20_000), (program, 20_000), (copy, 9)]:
+        with limited(size):
+            told = slimvit_(*words, code=1).stderr.splitlines()[-1]
+        assert "cannot be written: File too large" in told and len(told) < 600
+        if words is tuned:
+            assert "last.pt" in told and "go on with: slimvit run" in told
+        else:
+            assert os.listdir(tmp_path) == ["s.yaml"]
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
+def test_every_write_error_is_one_line(number, tmp_path):
+    quoted = f"I/O error: {os.strerror(number)} (os error {number})"
+    for error in (OSError(number, os.strerror(number)), SafetensorError(f"Error while serializing: {quoted}")):
+        with pytest.raises(DiskError) as caught, new_folder(tmp_path / "run"), safetensors_errors():
+            raise error
+        full = number in (errno.ENOSPC, errno.EDQUOT)
+        assert ("the disk is full" if full else f"cannot be written: {os.strerror(number)}") in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_an_output_that_cannot_be_written_is_one_line():
+    for words in (["--help"], ["recipes", "list"]):
+        with open("/dev/full", "w") as full:
+            run = subprocess.run([sys.executable, "-m", "slimvit", *words], stdout=full, stderr=-1, text=True)
+        assert (run.returncode, run.stderr) == (
+            1, "Error: the output cannot be written: No space left on device\n",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("inspect", "x" * 5000), ("recipes", "check", "x" * 5000), ("x" * 5000,), ("report", "x" * 5000),
+        ("inspect", "vit_digits", "--seed", "9" * 5000), ("predict", "vit_digits", "x" * 5000),
+        ("evaluate", "vit_digits", "--data", "x" * 5000), ("inspect", "vit_digits", "--weights", "x" * 5000),
+        (*PRUNE, "--ratio", 0.5, "--out", "x" * 5000), (*PRUNE, "--ratio", "1" * 300), ("sweep", "/x" * 3000),
+    ],
+)  # fmt: skip
+def test_names_and_numbers_that_are_too_long_are_one_short_line(slimvit_, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, [str(word) for word in words], prog_name="slimvit")
+    assert result.exit_code in (1, 2) and isinstance(result.exception, SystemExit)
+    assert len(result.stderr.splitlines()[-1]) <= 410 and os.listdir(tmp_path) == []
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from slimvit.train.checkpoint import Interrupted
 from slimvit.utils.errors import StoreError
 from slimvit.utils.files import check_no_link, disk_errors, write_whole
 from slimvit.utils.lock import clean_up, locked
-from slimvit.utils.output import UNFINISHED, aside, check_free, entries, new_folder, remove
+from slimvit.utils.output import UNFINISHED, aside, check_free, entries, link_target, new_folder, remove
 from slimvit.utils.progress import log
 from slimvit.workflows import run_folder
 from slimvit.workflows.cache import NEW, keys_of
@@ -79,7 +79,7 @@ def sweep(
     Example:
         >>> slimvit.sweep("quick", "runs/quick", jobs=2)
     """
-    path, folder = sweep_path(str(sweep)), Path(out)
+    path, folder = sweep_path(str(sweep)), link_target(Path(out))
     file = Sweep.read(path)
     points = points_of(file, str(path), dict(data or {}))
     with locked(folder):
