@@ -71,7 +71,7 @@ def open_evaluation_folder(
     train_folder, folder = _existing(root, train_split), _evaluation_folder(root, train_split, val_split)
     images, classes = _scan(folder, order)
     if train_folder is not None and folder != train_folder:
-        _check_same_classes(train_folder, _scan(train_folder, order)[1], folder, classes)
+        _check_same_classes(train_folder, _scan(train_folder, order, tell=False)[1], folder, classes)
     return FolderImages([]), FolderImages(images), classes
 
 
@@ -109,7 +109,7 @@ def _contents(root: Path) -> str:
     return " and ".join([name_list(folders)] * bool(folders) + counted) or "nothing"
 
 
-def _scan(folder: Path, order: Order) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
+def _scan(folder: Path, order: Order, tell: bool = True) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
     """(path, label) of every image, and the class names; none where no image lies in a class folder.
 
     The class of an image is the folder of `folder` that it lies in, at any depth.
@@ -126,7 +126,9 @@ def _scan(folder: Path, order: Order) -> tuple[list[tuple[str, int]], tuple[str,
         )
     if classes:
         _check_no_empty_class(folder, classes)
-    _tell(folder, files, paths, places)
+        _check_no_wrapper(folder, places)
+    if tell:
+        _tell(folder, files, paths, places)
     label = {name: number for number, name in enumerate(classes)}
     labels = [label[place[0]] if place else UNLABELLED for place in places]
     return list(zip(paths, labels, strict=True)), tuple(classes)
@@ -145,6 +147,16 @@ def _tell(folder: Path, files: FolderFiles, paths: list[str], places: list[list[
 
 def _found(files: FolderFiles) -> str:
     return ", ".join(COMMON) + ", ..." + (f"; {files.left_out}" if files.others else "")
+
+
+def _check_no_wrapper(folder: Path, places: list[list[str]]) -> None:
+    """Raise `DataError` for one class alone whose images lie in several folders: these are the classes."""
+    below = sorted({place[1] for place in places if len(place) > 1})
+    if len({place[0] for place in places}) == 1 and len(below) > 1 and all(len(place) > 1 for place in places):
+        raise DataError(
+            f"{folder}: {places[0][0]}/ would be the only class; if the folders in it ({name_list(below, 3)}) are the "
+            f"classes, move them to {folder}"
+        )
 
 
 def _check_no_empty_class(folder: Path, classes: Collection[str]) -> None:

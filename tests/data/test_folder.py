@@ -8,7 +8,7 @@ import pytest
 
 from slimvit.config.recipe import DataSection
 from slimvit.data import image_files
-from slimvit.data.folder import open_folder
+from slimvit.data.folder import open_evaluation_folder, open_folder
 from slimvit.data.images import labels_of
 from slimvit.data.preprocessing import to_mode
 from slimvit.data.sources import open_data
@@ -100,6 +100,24 @@ def test_the_class_is_the_top_folder(folder: Path, image, capsys) -> None:
         "move folders up that are classes themselves"
     )
     assert len(told) == 2 and told[1].startswith(f"{folder}/val: ")
+
+
+def test_a_folder_around_the_classes_is_no_class(folder: Path) -> None:
+    for split in ("train", "val"):
+        (folder / split).rename(folder / "pets")
+        (folder / split).mkdir()
+        (folder / "pets").rename(folder / split / "pets")
+    assert error(folder) == (
+        f"{folder}/train: pets/ would be the only class; if the folders in it (cat, dog) are the classes, move them to "
+        f"{folder}/train"
+    )
+
+
+def test_an_evaluation_tells_of_the_images_it_takes(folder: Path, capsys) -> None:
+    for split in ("train", "val"):
+        (folder / split / "cat" / "notes.txt").touch()
+    open_evaluation_folder(folder)
+    assert capsys.readouterr().err == f"{folder}/val: 1 file is left out: notes.txt\n"
 
 
 def test_hidden_entries_are_neither_classes_nor_images(folder: Path, image, capsys) -> None:
