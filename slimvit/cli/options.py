@@ -163,7 +163,7 @@ model_options = joined(
         "Model",
         click.option("--weights", metavar="FILE", help="Load these weights, not timm's: .safetensors, or a checkpoint "
                      "of torch.save."),
-        click.option("--weights-key", metavar="KEY", help="Which weights of a checkpoint to take, such as "
+        click.option("--weights-key", metavar="KEY", help="Key of the weights in a checkpoint, such as "
                      "state_dict_ema or teacher."),
         click.option("--no-pretrained", is_flag=True, help="Use random weights."),
         click.option("--img-size", type=int, metavar="N", help="Height and width of the input, in pixels."),

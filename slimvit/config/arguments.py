@@ -1,4 +1,4 @@
-"""Checks of create_model arguments from a file: values are bounded, and no argument may read or fetch another file."""
+"""Checks of create_model arguments from a file: bounds of values, and no arguments that read or fetch other files."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ REFUSED = frozenset(
 )
 """Arguments of `timm.create_model` that do not describe the network: sources of weights, and wrappers."""
 LARGEST = {"depth": 1_000, "depths": 1_000, "img_size": 1_000_000, "window_size": 10_000}
-"""Bounds of arguments that are built piece by piece or squared; other numbers are bounded by `NUMBER`."""
+"""Bounds of arguments whose square or whose count of layers decides the cost of building."""
 NUMBER = 10_000_000
-
-
+"""Bound of the absolute value of any other number."""
 LITERALS = {"None": "null", "null": "null", "True": "true", "true": "true", "False": "false", "false": "false"}
-"""Texts that are meant as values -> how a file writes the value."""
+"""Texts that were meant as values -> the value in a file."""
 INSTEAD = {"checkpoint_path": "; give weights", "pretrained_cfg": "; give weights"}
-"""What does the work of a refused argument."""
+"""Refused argument -> advice in the message."""
 
 
 def defects_of_arguments(args: dict[str, Any], key: str = "model_args") -> list[str]:
-    """Return one clause for every defect of a network's arguments, which a file has under `key`."""
+    """Return one clause for every defect of a network's arguments; `key` is their key in the file."""
     refused = sorted(args.keys() & REFUSED)
     defects = [f"{key}.{name} is no argument of a network{INSTEAD.get(name, '')}" for name in refused]
     for name, value in args.items():
@@ -47,9 +46,9 @@ def defects_of_arguments(args: dict[str, Any], key: str = "model_args") -> list[
             if isinstance(leaf, str) and leaf in LITERALS:
                 defects.append(f"{key}.{name} is the text {leaf!r}, which counts as true; write {LITERALS[leaf]}")
             elif isinstance(leaf, int | float) and not abs(leaf) <= largest:  # NaN fails too
-                defects.append(f"{key}.{name} is {str(leaf)[:20]}, at most {largest:,} is taken")
+                defects.append(f"{key}.{name} is {str(leaf)[:20]}, but must be at most {largest:,}")
             elif not isinstance(leaf, bool | int | float | str | None):
-                defects.append(f"{key}.{name} holds a {type(leaf).__name__}; numbers, texts and lists are taken")
+                defects.append(f"{key}.{name} holds a {type(leaf).__name__}, but must hold numbers, texts and lists")
     return defects
 
 

@@ -1,6 +1,6 @@
-"""The allow-list of data names, folders and splits, checked when a recipe is read: local folders and plain names.
+"""The allow-list of data names, folders and splits: local folders and plain names. Recipes are checked against it.
 
-Libraries behind timm's data names open any address they are given, `pipe:` with a shell.
+The libraries behind timm's data names open any address, and `pipe:` with a shell.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 """timm's prefixes of data names."""
 SCHEME = re.compile(r"[a-z][\w+.-]+:", re.ASCII | re.IGNORECASE)
-"""The start of an address, such as `https:` or `pipe:`; `C:` is none."""
+"""The scheme of an address, such as `https:` or `pipe:`, but no drive such as `C:`."""
 FOLDER = "a local folder; download or mount the data first, or put ./ before a folder's name with a colon"
 NAMES = {
     "torch": (r"\w+(/\w+)*", "torch/NAME"),
@@ -19,7 +19,7 @@ NAMES = {
     "tfds": (r"\w+(/\w[\w.+-]*)?(:[\d.*]+)?", "tfds/NAME, tfds/NAME/CONFIG or either with :VERSION"),
     "wds": (r"\w[\w.-]*(/\w[\w.-]*)*", "wds/NAME"),
 }
-"""For each prefix, a pattern of the name after it, and the pattern in words."""
+"""Prefix -> pattern of the name after it, and its description."""
 SLICES = (r"[\w.\[\]:%+(), -]+", "names and slices such as train[:10%]")
 SPLITS = {
     "hfds": SLICES,
@@ -27,7 +27,7 @@ SPLITS = {
     "tfds": SLICES,
     "wds": (r"[\w.{},|/=+@%-]+(::[\w.{},|/=+@%-]+)*", "names of shards such as train-{000..146}.tar|1281167"),
 }
-"""For some prefixes, a pattern of a split, and the pattern in words. Other splits are folders or words."""
+"""Prefix -> pattern of a split, and its description. Splits of other data are folders or words."""
 
 
 def prefix_of(name: str) -> str:
@@ -37,11 +37,11 @@ def prefix_of(name: str) -> str:
 
 
 def defects_of_data(name: str, root: str | None, splits: dict[str, str]) -> list[str]:
-    """Return one clause for every text that names neither a local folder nor plain data.
+    """Return one clause for every name, folder or split outside the allow-list.
 
     Args:
         name: Name of the data set.
-        root: Its folder, if it has one.
+        root: Folder of the data set; None without.
         splits: Key of the recipe -> split.
     """
     prefix = prefix_of(name)

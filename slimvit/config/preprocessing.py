@@ -1,4 +1,4 @@
-"""The values of a model's preprocessing: what they may be, wherever they come from."""
+"""Checks of the values of a model's preprocessing."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from slimvit.config.choices import CROP_MODES, INTERPOLATIONS
 
 LARGEST_CROP = 2.0
-"""The input's side over the side that an image is resized to; timm's own go up to 1.15."""
+"""Largest side of the input over the side of the resized image; timm's values go up to 1.15."""
 LARGEST_SIZE = 1_000_000
 
 
 def defects_of_preprocessing(values: Mapping[str, Any]) -> list[str]:
-    """Return one clause for every value that no image can be prepared with; a value that is missing is none."""
+    """Return one clause for every impossible value; missing values are no defects."""
     checks = {
-        "mean": ("numbers from 0 to 1, one a channel (values of 0-255 divided by 255)", _is_mean),
-        "std": ("numbers above 0 and at most 1, one a channel (values of 0-255 divided by 255)", _is_std),
+        "mean": ("numbers from 0 to 1, one per channel (values of 0-255 divided by 255)", _is_mean),
+        "std": ("numbers above 0 and at most 1, one per channel (values of 0-255 divided by 255)", _is_std),
         "interpolation": (f"one of {', '.join(INTERPOLATIONS)}", INTERPOLATIONS.__contains__),
         "crop_pct": (
             f"a number above 0 and at most {LARGEST_CROP:g}",

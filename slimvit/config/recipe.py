@@ -34,21 +34,21 @@ class ModelSection(Section):
     weights: str | None = None
     """A .safetensors file or a checkpoint of torch.save with the weights, instead of timm's pretrained ones."""
     weights_key: str | None = None
-    """The set of weights to take where the file holds several, such as `state_dict_ema` or `teacher`."""
+    """Key of the weights in a file with several sets, such as `state_dict_ema` or `teacher`."""
     pretrained: bool = True
     img_size: int | None = Field(None, gt=0)
-    """Side of the square input, pixels; None takes that of the weights."""
+    """Side of the square input, in pixels; None is the side of the weights' training."""
     mean: list[float] | None = None
-    """Subtracted from the values of an image, 0-1: one number, or one a channel; None takes the model's own."""
+    """Mean of the pixel values, 0-1, which is subtracted: one number, or one per channel; None is the model's value."""
     std: list[float] | None = None
-    """The values are divided by it after that; None takes the model's own."""
+    """Standard deviation of the pixel values, by which they are divided; None is the model's value."""
     interpolation: Interpolation | None = None
-    """How images are resized; None takes the model's own way."""
+    """Interpolation of resized images; None is the model's value."""
     crop_pct: float | None = None
-    """The input's side over the side an image is resized to before its centre is cropped; None takes the model's."""
+    """Side of the input over the side of the resized image before the centre crop; None is the model's value."""
     class_order: str | None = None
-    """How the classes were numbered in the training of weights that do not name them: `natural` (2 before 10, as in
-    timm), `string` (10 before 2, as in torchvision), or a file with a name a line."""
+    """Order of the classes of weights without class names: `natural` (2 before 10, as in
+    timm), `string` (10 before 2, as in torchvision), or a file with one name per line."""
     num_classes: int | None = Field(None, ge=0)
     heads: int | list[int] | None = None
     """Heads of every block, or one number per stage, of a narrower network without pretrained weights."""

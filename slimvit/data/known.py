@@ -1,7 +1,6 @@
-"""The data that this user's commands have opened. Data that a folder names is opened without --data only if known.
+"""Known data: data sets that this user's commands have opened, recorded in the user's cache folder.
 
-A folder may come from anybody, so its recipe is no order to open a place on this machine. What a command of the user
-has opened before is noted in the user's cache folder.
+A received recipe could name any folder of this machine. Its data is opened without --data only if it is known.
 """
 
 from __future__ import annotations
@@ -21,28 +20,28 @@ from slimvit.utils.output import fingerprint
 
 EMBEDDED = "digits"
 FLAGS = {"name": "--data", "root": "--data-root", "train_split": "--train-split", "val_split": "--val-split"}
-"""Options of the command line, by the keys of a data section that say what is opened."""
+"""Keys of a data section that determine what is opened -> options of the command line."""
 
 
 def remember_data(section: DataSection) -> None:
-    """Note that the user's command has opened this data."""
+    """Record data that a command of the user has opened."""
     entry = _entry(section)
     if entry is not None and not entry.is_file():
-        with suppress(OSError):  # without the note the user is asked for --data
+        with suppress(OSError):  # without the record the user is asked for --data
             entry.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(entry, json.dumps(_facts(section), indent=1) + "\n")
+            write_whole(entry, json.dumps(_opened(section), indent=1) + "\n")
 
 
 def check_known_data(section: DataSection, folder: str | Path, given: Collection[str] = ()) -> None:
-    """Check the data that the recipe in `folder` names, before it is opened.
+    """Refuse unknown data of a recipe, before it is opened.
 
     Args:
-        section: The data section of the recipe, with the options of the command.
-        folder: The folder, for errors.
-        given: The keys of the section that are options of the command.
+        section: Data section of the recipe, updated by the options of the command.
+        folder: Folder of the recipe, for messages.
+        given: Keys of the section that the command gives.
 
     Raises:
-        DataError: No command of the user has opened the data on this machine, and the command does not name it.
+        DataError: The data is not known, and the command does not name it.
     """
     if not _is_known(section) and _keys(section) - {*given}:
         raise DataError(
@@ -52,7 +51,7 @@ def check_known_data(section: DataSection, folder: str | Path, given: Collection
 
 
 def missing_options(section: DataSection) -> list[str]:
-    """Return the options without which `check_known_data` would refuse the data; none for known data."""
+    """Return the options with which `check_known_data` accepts the data; none for known data."""
     return [] if _is_known(section) else _options(section)
 
 
@@ -63,11 +62,11 @@ def _is_known(section: DataSection) -> bool:
 
 def _entry(section: DataSection) -> Path | None:
     cache = user_cache()
-    return None if cache is None else cache / "data" / f"{fingerprint(_facts(section))}.json"
+    return None if cache is None else cache / "data" / f"{fingerprint(_opened(section))}.json"
 
 
-def _facts(section: DataSection) -> dict[str, str | None]:
-    """What is opened, with absolute paths: a relative one means another folder elsewhere."""
+def _opened(section: DataSection) -> dict[str, str | None]:
+    """The keys of `FLAGS` with absolute paths, since a relative path depends on the working directory."""
     named = bool(prefix_of(section.name)) or section.name == EMBEDDED
     return {
         "name": section.name if named else _absolute(section.name),
@@ -82,10 +81,10 @@ def _absolute(path: str) -> str:
 
 
 def _options(section: DataSection) -> list[str]:
-    """`--data photos/`, and the other options that say what is opened where they differ from the defaults."""
+    """`--data photos/`, and the other options of `FLAGS` that differ from the defaults."""
     return [word for key in FLAGS if key in _keys(section) for word in (FLAGS[key], getattr(section, key))]
 
 
 def _keys(section: DataSection) -> set[str]:
-    """The keys that say what is opened, where they differ from the defaults."""
+    """The keys of `FLAGS` with values other than the defaults."""
     return {key for key in FLAGS if getattr(section, key) != type(section).model_fields[key].default}

@@ -125,7 +125,7 @@ def with_preprocessing(model: TimmModule, values: Mapping[str, Any]) -> TimmModu
 
     Args:
         model: A timm model.
-        values: `mean` and `std` (one number, or one a channel), `interpolation`, `crop_pct`.
+        values: `mean` and `std` (one number, or one per channel), `interpolation`, `crop_pct`.
 
     Raises:
         ModelError: A value is impossible, or the numbers are for another number of channels.

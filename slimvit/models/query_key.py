@@ -1,12 +1,12 @@
 """Narrower queries and keys in closed form: the products of queries and keys, approximated at a lower rank.
 
-Attention uses queries q [N, d] and keys k [N, d] of a head only in the products q k^T. The product of rank r with the
-smallest squared error is a truncated singular value decomposition. With second moments G_q = E[q q^T] and
-G_k = E[k k^T] over tokens, A^T A = G_q, B^T B = G_k and A B^T = U s V^T, it is (q R^T)(k T^T)^T with
+Attention uses queries q [N, d] and keys k [N, d] of a head only in the products q k^T. G_q = A^T A is the second moment
+E[q q^T] over tokens, G_k = B^T B the second moment E[k k^T]. A B^T = U s V^T is a singular value decomposition. The
+product of rank r with the smallest squared error is (q R^T)(k T^T)^T, in which R and T [r, d] hold its r largest terms:
 
-    R = sqrt(s_r) U_r^T A^-T    and    T = sqrt(s_r) V_r^T B^-T        [r, d] each.
+    R = sqrt(s_r) U_r^T A^-T    and    T = sqrt(s_r) V_r^T B^-T.
 
-Both are linear maps of q and k, so they are absorbed by the weights. At full rank R^T T = I: the network is unchanged.
+R and T are linear maps of q and k, so the weights absorb them. At full rank R^T T = I: the network is unchanged.
 Softmax ignores what is constant over keys, so G_k is the covariance of the keys.
 """
 
@@ -22,7 +22,7 @@ from slimvit.models.base import AttentionBlock
 from slimvit.models.reduced import as_class, has_narrow_class
 
 TINY = 1e-10
-"""Eigenvalues of second moments below this share of the largest are taken for zero."""
+"""Share of the largest eigenvalue of second moments below which an eigenvalue counts as zero."""
 
 
 class Moments(NamedTuple):
@@ -80,7 +80,7 @@ def _root(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moments_of_weights(view: AttentionBlock) -> Moments:
-    """Estimate the moments without images: tokens are taken for white noise in front of the norm."""
+    """Estimate the moments without images, for white noise as the input of the norm."""
     scale, shift = _of_norm(view)
     q, k = query_key_rows(view.attn)
     mean = q.weight @ shift + (0 if q.bias is None else q.bias)
@@ -89,7 +89,7 @@ def moments_of_weights(view: AttentionBlock) -> Moments:
 
 
 def _of_norm(view: AttentionBlock) -> tuple[Tensor, Tensor]:
-    """Standard deviation and mean [C] of the channels behind the norm, for white noise in front of it."""
+    """Standard deviation and mean [C] of the norm's outputs for white noise as its input."""
     norm: Any = view.block.norm1
     scale, shift = (getattr(norm, name, None) for name in ("weight", "bias"))
     width = _layers(view.attn)[0][0].shape[1]
@@ -112,7 +112,7 @@ class Projection(NamedTuple):
 
 
 def query_key_rows(attn: Any, heads: Sequence[int] | None = None) -> tuple[Projection, Projection]:
-    """Return the rows of queries and keys of the heads at these positions, by default of all."""
+    """Return the rows of queries and keys of the heads at the given positions; None for all heads."""
     chosen = slice(None) if heads is None else list(heads)
 
     def by_head(rows: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ def write_query_key(attn: Any, rows: tuple[Projection, Projection], maps: Maps) 
 def with_own_layers(attn: Any, narrow: type[Any]) -> Any:
     """Return the attention as its family's `narrow` class, with one layer each for queries, keys and values.
 
-    The function is unchanged. The two share their state, so `attn` must not be used any more.
+    It computes the same function. The two share their state, so `attn` must not be used afterwards.
     """
     if "qk_dim" in attn.__dict__:
         return attn

@@ -1,4 +1,4 @@
-"""Models without weights: names and shapes alone."""
+"""Models without weights: names and shapes of tensors only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FILLING = {
     getattr(Tensor, f"{name}_") for name in ("add", "clamp", "erfinv", "fill", "mul", "normal", "uniform", "zero")
 }
 FILLING |= {init.constant_, init.kaiming_uniform_, init.normal_, init.uniform_}
-"""What writes initial values into a tensor."""
+"""Functions that write initial values into a tensor."""
 
 
 class _NoValues(TorchFunctionMode):
-    """Leaves meta tensors as they are: filling one changes nothing and takes most of the time of building a model."""
+    """Skips the initial values of meta tensors, which change nothing and need most of the time of building a model."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -32,6 +32,6 @@ class _NoValues(TorchFunctionMode):
 
 @contextmanager
 def shapes_alone() -> Iterator[None]:
-    """Build models on the meta device for the block: names and shapes, no memory and no initial values."""
+    """Build models on the meta device in the block, without memory and initial values."""
     with torch.device("meta"), _NoValues():
         yield

@@ -1,13 +1,14 @@
-"""Ridge regression of a layer's weights from running second moments, with a ridge given or chosen by leave-out error.
+"""Ridge regression of a layer's weights from running second moments. The ridge is given or chosen by leave-out error.
 
-    minimise over W, b:  mean ||X W + b - Y||^2 + lambda' ||W - W0||^2,   lambda' = ridge * mean diag(cov X)
-    W = W0 + (Sxx + lambda' I)^-1 (Sxy - Sxx W0),   b = mean Y - mean X W
+    minimise over W, b:  mean ||X W + b - Y||^2 + lambda' ||W - W0||^2,   lambda' = ridge * mean diag(cov X).
+    W = W0 + (Sxx + lambda' I)^-1 (Sxy - Sxx W0),   b = mean Y - mean X W.
 
-X [tokens, k] are the inputs of the layer and Y [tokens, C] the target outputs of the branch. Sxx and Sxy are their
-centred second moments. W0 are the weights before the refit. A large ridge keeps W near W0, for few calibration images.
+X [tokens, k] are the inputs of the layer. Y [tokens, C] are the target outputs of the branch. Sxx and Sxy are the
+centred second moments, W0 the weights before the refit. With few calibration images a large ridge keeps W near W0.
 
-The best ridge differs from layer to layer by a factor of 1,000. To choose it, images are dealt into folds, since tokens
-of one image are not independent. W is solved without each fold, and its squared error on that fold is added up.
+The best ridge differs from layer to layer by a factor of 1,000. For its choice the images are split into
+folds, since tokens of one image are not independent. W is solved without each fold. The leave-out error is the sum over
+folds of the squared error on the fold.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ FOLDS = 4
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Ridges to choose from."""
 START = GRID.index(0.1)
+"""Index of the first ridge in the search."""
 
 
 def _zero() -> Tensor:
@@ -31,7 +33,7 @@ def _zero() -> Tensor:
 
 @dataclass
 class RowSums:
-    """RowSums over weighted rows, float64 on the CPU, since some accelerators lack float64."""
+    """Sums over weighted rows, in float64 on the CPU, since some accelerators lack float64."""
 
     n: float = 0
     x: Tensor = _zero()
@@ -71,7 +73,7 @@ class RowSums:
 
 
 class RidgeRegression:
-    """Running moments of paired rows, from which a layer is solved."""
+    """Running sums over paired rows by fold, and the regression from them."""
 
     def __init__(self, folds: int = 1) -> None:
         self.folds = [RowSums() for _ in range(folds)]
@@ -128,18 +130,20 @@ class RidgeRegression:
 
 
 def best_ridge(total: RowSums, folds: Sequence[RowSums], old: Tensor, intercept: bool) -> float:
-    """Return the ridge of `GRID` with the lowest leave-out error, walking from 0.1 to the nearest minimum."""
+    """Return the ridge of `GRID` at the minimum of the leave-out error that is nearest to 0.1."""
     if len(old) == 0 or len(folds) < 2:
         return GRID[START]
-    rests = [total - fold for fold in folds]
+    others = [total - fold for fold in folds]
 
     def error(i: int) -> float:
-        return sum(fold.error(*_solved(rest, old, GRID[i], intercept)) for fold, rest in zip(folds, rests, strict=True))
+        return sum(
+            fold.error(*_solved(kept, old, GRID[i], intercept)) for fold, kept in zip(folds, others, strict=True)
+        )
 
     best, lowest = START, error(START)
     for step in (1, -1):
-        while 0 <= best + step < len(GRID) and (found := error(best + step)) < lowest:
-            best, lowest = best + step, found
+        while 0 <= best + step < len(GRID) and (value := error(best + step)) < lowest:
+            best, lowest = best + step, value
         if best != START:
             break
     return GRID[best]

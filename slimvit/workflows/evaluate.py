@@ -121,8 +121,8 @@ def evaluate(
         original: The model to compare with, or its outputs for the same images.
         batch_size: Images per batch of a data set.
         workers: Processes that load images of a data set.
-        class_order: How the classes of a model without class names were numbered: `natural`, `string`, or a file with
-            a name a line.
+        class_order: Order of the classes of a model without class names: `natural`, `string`, or a file with one name
+            per line.
 
     Returns:
         `top1`, `top5` and `agreement` in per cent, `loss` in nats, `feature_error` (squared distance over variance),

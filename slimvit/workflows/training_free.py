@@ -124,8 +124,8 @@ def prune(
         batch_size: Images per batch of a data set.
         workers: Processes that load images of a data set.
         seed: Random seed.
-        class_order: How the classes of a model without class names were numbered: `natural`, `string`, or a file with
-            a name a line.
+        class_order: Order of the classes of a model without class names: `natural`, `string`, or a file with one name
+            per line.
         **settings: The budget and further settings, as `slimvit.plan` takes them; also `steps`, `calibration_images`
             and `plan` (a plan file).
 

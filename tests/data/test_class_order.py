@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from slimvit.config.recipe import DataSection
 from slimvit.data.batches import check_same_order, checked_batches
-from slimvit.data.class_order import Renumbered, is_ambiguous, natural, output_names, with_class_order
+from slimvit.data.class_order import Renumbered, is_ambiguous, natural_order, output_names, with_class_order
 from slimvit.data.images import labels_of
 from slimvit.data.sources import Data, open_data
 from slimvit.models.classes import reorder_classes
@@ -84,13 +84,13 @@ def test_a_file_gives_the_models_classes_the_names_of_the_data(tmp_path):
 
 @pytest.mark.parametrize("classes", [NUMBERS, ("Birch", "ash", "Cedar"), ("img2", "img10")])
 def test_where_the_orders_differ_and_nothing_names_the_classes_the_order_is_asked_for(classes):
-    data = data_of(natural(classes))
+    data = data_of(natural_order(classes))
     with pytest.raises(
         DataError, match=r"natural order .* string order .*--class-order natural, string or FILE"
     ) as caught:
         names(data, model_of(classes=len(classes)))
     assert len(str(caught.value)) <= 400
-    assert names(data, model_of(classes=len(classes)), "natural") == natural(classes)
+    assert names(data, model_of(classes=len(classes)), "natural") == natural_order(classes)
     assert names(data, model_of(classes=len(classes)), "string") == tuple(sorted(classes))
 
 
@@ -102,13 +102,13 @@ def test_no_question_where_the_orders_agree_or_the_data_has_an_order_of_its_own(
 
 def test_names_of_the_model_win_over_an_order(capsys):
     assert names(data_of(NUMBERS), model_of(STRING), "natural") == STRING
-    assert "--class-order natural is not used, for the model names its classes" in capsys.readouterr().err
+    assert "--class-order natural is not used, since the model names its classes" in capsys.readouterr().err
 
 
 def test_data_that_names_no_classes_is_taken_by_number_and_said(capsys):
     data = data_of("012", "wds/photos")
     assert names(data, model_of("abc", 3)) == tuple("012")
-    assert "label 0 is taken for a" in capsys.readouterr().err
+    assert "label 0 stands for a" in capsys.readouterr().err
     with pytest.raises(DataError, match="other classes"):
         names(data_of("012", "photos"), model_of("abc", 3))
 

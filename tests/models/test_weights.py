@@ -1,4 +1,4 @@
-"""Weight files as people have them: what is read, what is chosen and said, what is refused with the way out."""
+"""Weight files: layouts that are read, the choice among sets, arguments from shapes, and errors with advice."""
 
 import argparse
 import datetime

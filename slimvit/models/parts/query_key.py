@@ -21,8 +21,8 @@ GROUP = 8
 class QueryKey(Part):
     """Channels of the queries and keys, equally many in all heads of a block.
 
-    A narrower attention has the products of queries and keys of the uncut one, approximated at a lower rank. Its
-    channels are new directions in falling order of size, so a plan holds their number only.
+    A narrower attention approximates the products of queries and keys of the uncut one at a lower rank. Its channels
+    are new directions in falling order of size, so a plan holds only their number.
     """
 
     name, unit, units = "qk", "query/key channel", "qk_channels"
@@ -57,7 +57,7 @@ class QueryKey(Part):
         return UnitCost(sum(r.weight.shape[-1] + (r.bias is not None) for r in rows), beyond=self.count(view))
 
     def remove(self, view: AttentionBlock, positions: Sequence[int]) -> None:
-        """Keep the largest terms of the products of queries and keys, for white noise as tokens."""
+        """Keep the largest terms of the products of queries and keys, for white noise as the input of the norm."""
         from slimvit.models.query_key import (
             low_rank_maps,
             moments_of_weights,
@@ -86,7 +86,7 @@ class QueryKey(Part):
         write_query_key(view.attn, rows, low_rank_maps(sums.mean(), view.qk_dim))
 
     def keys(self) -> tuple[str, str]:
-        """Plan files hold `"head_dim": 64, "qk_dim": 40`."""
+        """Return the keys of a plan file: `"head_dim": 64, "qk_dim": 40`."""
         return "head_dim", "qk_dim"
 
 

@@ -1,9 +1,9 @@
-"""Scores of query/key channels: the rise of the loss when the smallest terms of the products of queries and keys go.
+"""Scores of query/key channels: the rise of the loss without the smallest terms of the products of queries and keys.
 
-Queries and keys are first turned so that their products are sums of terms of falling size (models/query_key.py). Let
+Queries and keys are first rotated: their products become sums of terms of falling size (models/query_key.py). Let
 g_i be an image's gradient of the loss with respect to a multiplier of term i, summed over the heads. Without the terms
-from r on the loss rises by the mean over images of (g_r + g_r+1 + ...)^2 / 2 to second order. The factor 1/2 is left
-out, as in residual.py, so that the two can be compared.
+from r on, the loss rises by the mean over images of (g_r + g_r+1 + ...)^2 / 2, to second order. The factor 1/2 is
+omitted, as in residual.py, so scores of both are comparable.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from slimvit.prune.criteria.scores import PartScores
 from slimvit.utils.progress import track
 
 UNREPAIRED = 0.3
-"""Share of the rise that the refit leaves.
+"""Share of the rise that remains after the refit.
 
 Measured on DeiT-T with heads and neurons cut too (500 ImageNet images left out, no training): at 0.723 of the MACs 0.3
 keeps 91.2 % of the top-1 and 1.0 keeps 90.5 %; at 0.5 they keep 67.8 and 64.6 %."""
@@ -45,24 +45,24 @@ keeps 91.2 % of the top-1 and 1.0 keeps 90.5 %; at 0.5 they keep 67.8 and 64.6 %
 
 @scores_part(QK)
 def query_key_scores(model: TimmModule, batches: Batches, seed: int) -> list[PartScores]:
-    """Score the query/key channels of every block; without batches by the sizes of the terms, from weights alone."""
+    """Score the query/key channels of every block. Without batches the scores follow from the weights alone."""
     if not batches:
         return [_from_sizes(view) for view in attention_blocks(model)]
-    turned = copy.deepcopy(model)
-    views = [view for view in attention_blocks(turned) if QK.count(view)]
+    rotated = copy.deepcopy(model)
+    views = [view for view in attention_blocks(rotated) if QK.count(view)]
     for view in views:
         narrow = view.head_parts.narrow_qk
         assert narrow is not None
         view.block.attn = with_own_layers(view.attn, narrow)
     attentions = [view.block.attn for view in views]
-    for attn, sums in zip(attentions, _moments(turned, attentions, batches), strict=True):
+    for attn, sums in zip(attentions, _moments(rotated, attentions, batches), strict=True):
         write_query_key(attn, query_key_rows(attn), low_rank_maps(sums.mean(), attn.qk_dim))
     gates: list[list[Tensor]] = [[] for _ in attentions]
-    hooks = [partial(_watch, turned, attn, into) for attn, into in zip(attentions, gates, strict=True)]
+    hooks = [partial(_watch, rotated, attn, into) for attn, into in zip(attentions, gates, strict=True)]
     loss = "signs" if model.num_classes else "features"
-    backward_pass(turned, batches, loss, seed, hooks, f"scoring {QK.name}")
-    scored = iter([_from_gates(torch.cat(found)) for found in gates])
-    return [next(scored) if QK.count(view) else PartScores((), (), ()) for view in attention_blocks(model)]
+    backward_pass(rotated, batches, loss, seed, hooks, f"scoring {QK.name}")
+    scores = iter([_from_gates(torch.cat(batches)) for batches in gates])
+    return [next(scores) if QK.count(view) else PartScores((), (), ()) for view in attention_blocks(model)]
 
 
 def _from_sizes(view: AttentionBlock) -> PartScores:
@@ -75,12 +75,12 @@ def _from_sizes(view: AttentionBlock) -> PartScores:
 def _from_gates(gates: Tensor) -> PartScores:
     """Scores from the gradients of all multipliers [images, channels]."""
     gates = gates.double()
-    rest = gates.flip(1).cumsum(1).flip(1)  # of all terms from this one on
-    return _scores(UNREPAIRED * rest.square().mean(0), UNREPAIRED * gates.square().mean(0))
+    tails = gates.flip(1).cumsum(1).flip(1)  # of all terms from this one on
+    return _scores(UNREPAIRED * tails.square().mean(0), UNREPAIRED * gates.square().mean(0))
 
 
 def _scores(without: Tensor, alone: Tensor) -> PartScores:
-    """Scores from the rise without the terms from each one on [channels], and without each alone [channels]."""
+    """Scores from the rise without all terms from each one on [channels], and without each alone [channels]."""
     rises = np.maximum.accumulate(without.flip(0).numpy())
     order = tuple(range(len(rises) - 1, -1, -1))
     return PartScores(order, tuple(np.diff(rises, prepend=0.0).tolist()), tuple(alone.tolist()))
@@ -88,11 +88,11 @@ def _scores(without: Tensor, alone: Tensor) -> PartScores:
 
 def _moments(model: nn.Module, attentions: list[Any], batches: Batches) -> list[QueryKeySums]:
     """Moments of queries and keys over all images, from one forward pass."""
-    found = [QueryKeySums() for _ in attentions]
+    sums = [QueryKeySums() for _ in attentions]
     queries: dict[int, Tensor] = {}
 
     def add(i: int, attn: Any, keys: Tensor) -> None:
-        found[i].add(queries.pop(i), keys, attn.num_heads)
+        sums[i].add(queries.pop(i), keys, attn.num_heads)
 
     hooks = []
     for i, attn in enumerate(attentions):
@@ -105,7 +105,7 @@ def _moments(model: nn.Module, attentions: list[Any], batches: Batches) -> list[
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return sums
 
 
 @contextmanager
