@@ -121,7 +121,7 @@ def _numbered(data: Data, name: str, known: tuple[str, ...], option: str) -> tup
         log(f"{data.name}: names no classes; label 0 stands for {known[0]}, and so on")
         return data.class_names
     raise DataError(
-        f"{name}: was trained on other classes than those of {data.name}: {_differences(known, data)}; {ADAPT}, "
+        f"{name}: was trained on other classes than {data.name} has: {_differences(known, data)}; {ADAPT}, "
         f"{option} FILE lists this data's class names in the model's order"
     )
 
