@@ -230,7 +230,7 @@ def _tell_assumed(file: Path, model: TimmModule, given: Mapping[str, Any], tell:
 
 
 def _nothing(_: str) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 def _short(value: Any) -> str:
@@ -238,7 +238,7 @@ def _short(value: Any) -> str:
 
 
 def _misfit(name: str, file: Path, state: dict[str, Tensor], error: Exception) -> str:
-    """Why weights do not fit, and what to do where they are another library's."""
+    """The reason that weights do not fit, with advice for weights of another library."""
     if layout := layout_of(state):
         return (
             f"{file}: these weights do not fit {name}: their names are those of {layout}; rename them to timm's "

@@ -56,6 +56,6 @@ def closest(word: str, known: Iterable[str], how_many: int = 3) -> list[str]:
 
 def name_list(words: Iterable[str], most: int = 5) -> str:
     """Join words, at most `most` of them: `a, b, c and 7 more`."""
-    shown = list(words)
-    rest = len(shown) - most
-    return ", ".join(shown[:most]) + (f" and {rest} more" if rest > 0 else "")
+    listed = list(words)
+    more = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {more} more" if more > 0 else "")

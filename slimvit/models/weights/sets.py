@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slimvit.models.weights.file import HOW_TO_SAVE, pickled_object, read_content, stands_for
-from slimvit.utils.errors import ModelError, nearest
+from slimvit.utils.errors import ModelError, name_list, nearest
 
 STEM = "patch_embed.proj.weight"
 """A tensor of every network with timm's names. A prefix of this name is a wrapper."""
@@ -56,8 +56,8 @@ class Checkpoint:
     def summary(self) -> str:
         """Return the choice and the tensors that were left out, in words; empty where neither occurred."""
         key, left_out = self.weights.key, self.weights.left_out
-        chosen = f"loaded {key}, not {first_names(self.others)} (--weights-key)" if self.others else ""
-        left = f"left out {first_names(left_out)}, outside the network" if left_out else ""
+        chosen = f"loaded {key}, not {_listed(self.others)} (--weights-key)" if self.others else ""
+        left = f"left out {name_list(left_out)}, outside the network" if left_out else ""
         return "; ".join(filter(None, (chosen, left)))
 
 
@@ -148,15 +148,13 @@ def _chosen(file: Path, sets: list[WeightSet], key: str | None) -> WeightSet:
     if key is not None:
         matching = [s for s in sets if s.key == key] or [s for s in sets if key in _ends(s.key)]
         if len(matching) != 1:
-            listed = first_names(s.key for s in matching or sets)
+            listed = _listed(s.key for s in matching or sets)
             problem = "names several sets of weights" if matching else "no such set of weights"
             raise ModelError(f"{file}: --weights-key {key}: {problem}{nearest(key, known)}; sets in the file: {listed}")
         return matching[0]
     ranks = [_rank(s.key) for s in sets]
     if ranks.count(min(ranks)) > 1:
-        raise ModelError(
-            f"{file}: holds several sets of weights: {first_names(known)}; choose one with --weights-key KEY"
-        )
+        raise ModelError(f"{file}: holds several sets of weights: {_listed(known)}; choose one with --weights-key KEY")
     return sets[ranks.index(min(ranks))]
 
 
@@ -204,8 +202,6 @@ def _number(value: Any) -> int | None:
     return int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else None
 
 
-def first_names(names: Any, most: int = 4) -> str:
-    """Return the first names and the number of the others: `a, b and 7 more`."""
-    listed = [str(name) or "the top level" for name in names]
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
+def _listed(keys: Iterable[str]) -> str:
+    """Keys of sets in words, the empty one as `the top level`."""
+    return name_list(key or "the top level" for key in keys)
