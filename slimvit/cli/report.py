@@ -68,7 +68,7 @@ def report_command(places: tuple[Path, ...], references: tuple[Path, ...], allow
     """Compare run folders and sweeps: the trade-off of accuracy and cost.
 
     Runs that differ only in the seed form one row with mean and standard deviation. A single run is shown stage by
-    stage. A run may also be hf-hub:user/name.
+    stage. hf-hub:user/name names a run on the Hub.
 
     \b
     Examples:

@@ -179,7 +179,7 @@ def test_what_inspect_says_a_part_costs_is_what_its_cut_saves(slimvit_: Invoke, 
     cut, block = json.loads(slimvit_(*words).stdout), before["blocks"][1]
     for what in ("macs", "params"):
         assert cut[what][0] - cut[what][1] == sum(block["unit_costs"][part][what] for part in ("heads", "mlp"))
-    assert before["unit_steps"] == {"heads": 1, "mlp": 8} and cut["neurons"] == [1728, 1720]
+    assert before["unit_steps"] == {"heads": 1, "mlp": 8, "qk": 8} and cut["neurons"] == [1728, 1720]
 
 
 def test_inspect_with_data_says_how_much_the_parts_matter(slimvit_: Invoke) -> None:
