@@ -5,9 +5,10 @@
     python benchmarks/imagenet.py --render             # results/imagenet.md from all rows so far
 
 DeiT-T/16 and ViT-T/16 (augreg) at 224 px. 1,000 images, one a class, are split by class: 500 calibrate and 500 test,
-then the other way round. Figures are relative to the uncut network on the same images, which may be training images. The
-interval is the 95 % bootstrap interval over the test images. One thread. Rows are appended to results/imagenet.jsonl;
-existing rows are not measured again. Weights and images are read from .cache/real/{deit_tiny,vit_tiny,imagenet}.
+then the other way round. Figures are relative to the uncut network on the same images, since these may be training
+images. The interval is the 95 % bootstrap interval over the test images. One thread. Rows are appended to
+results/imagenet.jsonl; existing rows are not measured again. Weights and images are read from
+.cache/real/{deit_tiny,vit_tiny,imagenet}.
 """
 
 from __future__ import annotations
