@@ -111,7 +111,7 @@ def check_same_order(loader: Any, model: TimmModule) -> None:
 
 
 def _renumbered(labels: Tensor, numbers: Tensor) -> Tensor:
-    """`numbers[label]` for every label [B] that is a place in `numbers`."""
+    """`numbers[label]` for every label [B] that is an index of `numbers`."""
     known = (labels >= 0) & (labels < len(numbers))
     return torch.where(known, numbers[labels.where(known, 0)], labels)
 

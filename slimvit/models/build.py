@@ -121,7 +121,7 @@ def build_model(
 
 
 def with_preprocessing(model: TimmModule, values: Mapping[str, Any]) -> TimmModule:
-    """Replace entries of a model's preprocessing, in place.
+    """Replace entries of a model's preprocessing in place.
 
     Args:
         model: A timm model.

@@ -78,7 +78,7 @@ class HeadParts:
     narrow_qk: type[Any] | None = None
     """Class whose queries and keys may be narrower than its values."""
     whole_qk: str | None = None
-    """Why queries and keys keep their width; None where `narrow_qk` says that they need not."""
+    """The reason that queries and keys keep their width; None where `narrow_qk` can narrow them."""
 
 
 def projections(attn: Any, head_dim: int) -> tuple[Rows, ...]:

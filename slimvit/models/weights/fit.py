@@ -28,7 +28,7 @@ class FittedWeights:
     classes: int
     """Classes of the classifier; 0 without a classifier."""
     notes: tuple[str, ...]
-    """Clauses of a message about arguments that follow from the weights or were assumed."""
+    """Clauses about arguments that follow from the weights or were assumed."""
 
 
 def fit_weights(
