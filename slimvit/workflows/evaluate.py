@@ -116,8 +116,8 @@ def evaluate(
 
     Args:
         model: A timm model, or a name as commands take it: a run folder, an embedded model, a timm name, a Hub name.
-        images: A data set in the form of `--data`, or batches of images [B, C, H, W] with or without labels [B]. Of a data set
-            the validation split is used, else `test/`, else all images.
+        images: A data set in the form of `--data`, or batches of images [B, C, H, W] with or without labels [B].
+            Of a data set the validation split is used, else `test/`, else all images.
         original: The model to compare with, or its outputs for the same images.
         batch_size: Images per batch of a data set.
         workers: Processes that load images of a data set.
