@@ -113,8 +113,8 @@ def prune(
 
     Args:
         model: A timm model, or a name as commands take it: a run folder, an embedded model, a timm name, a Hub name.
-        images: Calibration images: a DataLoader or list of batches, one tensor [N, C, H, W], or a data set in the form of
-            `--data`. A batch is (images [B, C, H, W], labels [B]) or images alone. Of a data set 512 images of the
+        images: Calibration images: a DataLoader or list of batches, one tensor [N, C, H, W], or a data set in the form
+            of `--data`. A batch is (images [B, C, H, W], labels [B]) or images alone. Of a data set 512 images of the
             training split are used.
         criterion: Name of a criterion, or a function `model, batches -> scores by part`.
         refit: Target of the closed-form repair: `stream`, `own`, `teacher` or `none`.
