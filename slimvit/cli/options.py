@@ -183,11 +183,11 @@ model_options = joined(
 
 data_options = group(
     "Data",
-    click.option("--data", metavar="DATA", help="Folder with train/CLASS/ and val/CLASS/, `digits`, or a timm data "
-                 "set name such as torch/cifar10."),
+    click.option("--data", metavar="DATA", help="Folder with train/CLASS/ and val/CLASS/, or with unlabelled "
+                 "images in train/ and val/; `digits`; or a timm data set name such as torch/cifar10."),
     click.option("--data-root", metavar="DIR", help="Folder that a named data set lies in."),
     click.option("--train-split", metavar="NAME", help="Training split. [default: train]"),
-    click.option("--val-split", metavar="NAME", help="Validation split. [default: validation]"),
+    click.option("--val-split", metavar="NAME", help="Validation split. [default: validation, which is val/ in a folder]"),
     click.option("--train-images", type=int, metavar="N", help="Use only N training images."),
     click.option("--eval-images", type=int, metavar="N", help="Use only N validation images."),
     click.option("--batch-size", type=int, metavar="N", help="Images per batch. [default: 64]"),

@@ -76,6 +76,8 @@ def copy_recipe(name: str, target: Path, force: bool) -> None:
     except OSError as error:
         raise RecipeError(f"{target}: cannot be written: {error.strerror}; name another file") from None
     shared.echo(target)
+    command = "sweep" if "\ngrid:" in f"\n{text}" or "\npoints:" in f"\n{text}" else "run"
+    shared.echo(f"edit it, then: slimvit {command} {target} --out DIR", err=True)
 
 
 @recipes_command.command("check", cls=options.GroupedCommand)

@@ -226,7 +226,8 @@ def _tell_assumed(file: Path, model: TimmModule, given: Mapping[str, Any], tell:
     cfg = timm.data.resolve_model_data_config(model)
     if assumed := [key for key in PREPROCESSING if key not in given]:
         values = ", ".join(f"{key} {_short(cfg[key])}" for key in assumed)
-        tell(f"{file}: assumed of its images: {values} ({' '.join(PREPROCESSING[key] for key in assumed)})")
+        options = " ".join(PREPROCESSING[key] for key in assumed)
+        tell(f"{file}: assumed of its images: {values} (to change: {options})")
 
 
 def _nothing(_: str) -> None:
@@ -244,7 +245,8 @@ def _misfit(name: str, file: Path, state: dict[str, Tensor], error: Exception) -
             f"{file}: these weights do not fit {name}: their names are those of {layout}; rename them to timm's "
             f"(docs/guides/weights.md), or train timm's {name}"
         )
-    return f"{file}: these weights do not fit {name}: {_mismatch(error)}"
+    advice = "name the model they belong to, or the arguments it was built with: --model-arg NAME=VALUE"
+    return f"{file}: these weights do not fit {name}: {_mismatch(error)}; {advice}"
 
 
 def _mismatch(error: Exception) -> str:

@@ -92,7 +92,11 @@ def cut(state: RunState) -> RunState:
     log(f"cut {plan.removed_words(plan_of(state.original))}")
     if plan.same_size(before):
         state = state.with_note("the last round of the cut removed nothing more")
-    return measure(state, "pruned", state.model, started)
+    state = measure(state, "pruned", state.model, started)
+    before_macs, macs = state.stages[0].macs, state.stages[-1].macs
+    if before_macs and macs:
+        log(f"{macs / before_macs:.3f} of the original's MACs are left")
+    return state
 
 
 def _plan(state: RunState) -> SlimPlan:
