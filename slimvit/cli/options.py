@@ -187,7 +187,7 @@ data_options = group(
                  "images in train/ and val/; `digits`; or a timm data set name such as torch/cifar10."),
     click.option("--data-root", metavar="DIR", help="Folder that a named data set lies in."),
     click.option("--train-split", metavar="NAME", help="Training split. [default: train]"),
-    click.option("--val-split", metavar="NAME", help="Validation split. [default: validation, which is val/ in a folder]"),
+    click.option("--val-split", metavar="NAME", help="Validation split. [default: validation; val/ in a folder]"),
     click.option("--train-images", type=int, metavar="N", help="Use only N training images."),
     click.option("--eval-images", type=int, metavar="N", help="Use only N validation images."),
     click.option("--batch-size", type=int, metavar="N", help="Images per batch. [default: 64]"),
