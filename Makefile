@@ -39,7 +39,7 @@ reference: $(READY)
 
 stress: $(READY)
 	SLIMVIT_STRESS=1 SLIMVIT_EXAMPLES=1000 $(BIN)/python -m pytest -n auto --dist worksteal tests/workflows/test_faults.py \
-		tests/workflows/test_links.py tests/workflows/test_memory_use.py tests/workflows/test_resume.py tests/workflows/sweep tests/cli/test_hostile.py tests/io/hub
+		tests/workflows/test_links.py tests/workflows/test_memory_use.py tests/workflows/test_resume.py tests/workflows/sweep tests/test_damaged_files.py tests/cli/test_hostile.py tests/io/hub
 
 lowest:  # the suite with the lowest versions that setup.cfg allows; warnings of old versions are no errors here
 	$(PYTHON) -m venv .cache/lowest

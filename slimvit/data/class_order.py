@@ -22,6 +22,9 @@ from slimvit.utils.reading import Unreadable, read_text
 
 ADAPT = "slimvit prune --adapt-epochs 20 trains a classifier for this data"
 
+LONGEST = 255
+"""Characters of a name that decide its order: Python reads no numbers of thousands of digits."""
+
 
 class Renumbered(Dataset[Sample]):
     """Images with label `numbers[label]` instead of `label`."""
@@ -106,7 +109,7 @@ def ordered_names(data: Data, order: str) -> tuple[str, ...]:
 
 def natural_order(names: Sequence[str]) -> tuple[str, ...]:
     """Return names in timm's order: numbers by value, letters by the alphabet in either case."""
-    return tuple(sorted(names, key=natural_key))
+    return tuple(sorted(names, key=lambda name: natural_key(name[:LONGEST])))
 
 
 def is_ambiguous(names: tuple[str, ...]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from slimvit.io.sweep_folder import is_sweep_folder, point_folder, read_contents
 from slimvit.utils.lock import OLD, UNFINISHED, lock_owner, stale_files
 from slimvit.utils.output import EXPORT, STATE, entries
-from slimvit.utils.reading import Unreadable, read_text
+from slimvit.utils.reading import Unreadable, read_json, read_text
 
 MODEL, REPORT, HISTORY = "slim.json", "report.json", "history.csv"
 
@@ -20,7 +20,7 @@ class FolderStatus:
     """The status of one output folder."""
 
     state: str
-    """`whole`, `unfinished`, `sweep`, or `nothing` (temporary files of a killed process only)."""
+    """`whole`, `damaged`, `unfinished`, `sweep`, or `nothing` (temporary files of a killed process only)."""
     text: str
     """The state in words."""
     go_on: str | None = None
@@ -63,7 +63,9 @@ def _run(folder: Path) -> FolderStatus | None:
         text = f"an unfinished run ({_epochs(folder)} of its training saved){replaced}; go on with: {command}"
         return FolderStatus("unfinished", text, command)
     if has_model(folder):
-        return FolderStatus("whole", "a whole run" if (folder / REPORT).is_file() else "a whole saved model")
+        if reason := _damage(folder / REPORT):
+            return FolderStatus("damaged", f"a run whose {REPORT} is damaged ({reason}); run it again to rewrite it")
+        return FolderStatus("whole", "a whole run" if (folder / REPORT).exists() else "a whole saved model")
     if (folder / EXPORT).is_file():
         return FolderStatus("whole", "a whole export")
     stale = stale_files(folder)
@@ -76,6 +78,17 @@ def _run(folder: Path) -> FolderStatus | None:
     else:
         text = "nothing yet, only temporary files of a killed process; the next command that writes to it removes them"
     return FolderStatus("nothing", text)
+
+
+def _damage(report: Path) -> str:
+    """Why a report cannot be read; empty for a report, or none."""
+    if not report.exists():
+        return ""
+    try:
+        content = read_json(report)
+    except (FileNotFoundError, Unreadable) as reason:
+        return str(reason)
+    return "" if isinstance(content, dict) and content.get("stages") else "it holds no stages"
 
 
 def _epochs(folder: Path) -> str:
@@ -91,9 +104,11 @@ def _epochs(folder: Path) -> str:
 def _sweep(folder: Path) -> FolderStatus:
     entries = read_contents(folder).points
     folders = [point_folder(folder, entry.id) for entry in entries]
-    done = sum((f / REPORT).is_file() and not (f / UNFINISHED).exists() for f in folders)
-    failed = sum(entry.error is not None for entry in entries)
+    written = [f / REPORT for f in folders if (f / REPORT).exists() and not (f / UNFINISHED).exists()]
+    damaged = sum(bool(_damage(report)) for report in written)
+    done, failed = len(written) - damaged, sum(entry.error is not None for entry in entries)
     text = f"a sweep with {done} of {len(entries)} points done" + (f", {failed} failed" if failed else "")
+    text += f", {damaged} with a damaged {REPORT}" if damaged else ""
     if done < len(entries):
         text += "; repeat its slimvit sweep command to run the rest"
     return FolderStatus("sweep", text, points=(done, len(entries)))

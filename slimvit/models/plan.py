@@ -108,9 +108,10 @@ class SlimPlan:
     def check_against(self, current: SlimPlan) -> None:
         """Raise `PlanError` unless a model with the plan `current` can be cut to this plan."""
         if [b.name for b in self.blocks] != [b.name for b in current.blocks]:
+            first, theirs = (plan.blocks[0].name if plan.blocks else "none" for plan in (self, current))
             raise PlanError(
-                f"the plan has {len(self.blocks)} blocks ({self.blocks[0].name if self.blocks else 'none'}, ...), "
-                f"but the model has {len(current.blocks)} ({current.blocks[0].name}, ...): it was made for another "
+                f"the plan has {len(self.blocks)} blocks ({first}, ...), "
+                f"but the model has {len(current.blocks)} ({theirs}, ...): it was made for another "
                 "model; make one for this model with --dry-run --out"
             )
         for block, present in zip(self.blocks, current.blocks, strict=True):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from slimvit.utils.errors import DiskError, SlimvitError, StoreError
 from slimvit.utils.files import disk_error, replacing
 from slimvit.utils.output import STATE
+from slimvit.utils.progress import COLUMNS
 
 LAST, BEST = STATE, "best.pt"
 
@@ -64,17 +68,35 @@ class Checkpoints:
     def last(self) -> dict[str, Any] | None:
         """Load the last state; None if there is none."""
         state = _read(self.folder / LAST)
-        self.position = "" if state is None else _position(state)
+        with self.content_errors():
+            self.position = "" if state is None else _position(state)
         return state
 
     def history(self) -> list[dict[str, Any]]:
         """Load the history rows of the last state."""
         state = self.last()
-        return [] if state is None else state["history"]
+        with self.content_errors():
+            return [] if state is None else checked_history(state)
+
+    @contextmanager
+    def content_errors(self) -> Iterator[None]:
+        """Raise `StoreError` where the block finds that the last state is not of this training."""
+        try:
+            yield
+        except SlimvitError:
+            raise
+        except Exception as error:  # torch raises any error for a state of another network
+            raise _damaged(self.folder / LAST, error) from None
 
     def best(self) -> dict[str, Any] | None:
         """Load the weights of the best epoch; None if none was evaluated."""
         return _read(self.folder / BEST)
+
+    def check_best(self, network: nn.Module) -> None:
+        """Raise `StoreError` for weights of the best epoch that are not of this network."""
+        weights, best = network.state_dict(), self.best()
+        if best is not None and _shapes(best) != _shapes(weights):
+            raise _damaged(self.folder / BEST, ValueError("it is of another network"))
 
     def _write(self, content: dict[str, Any], name: str) -> None:
         def write(path: Path) -> None:
@@ -100,6 +122,28 @@ class Checkpoints:
             ) from None
 
 
+def checked_history(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the history rows of a state; raises `ValueError` unless there is one of numbers for every epoch."""
+    rows = state["history"]
+    if not isinstance(rows, list) or len(rows) != state["epoch"]:
+        raise ValueError(f"its history has not one row for each of {state['epoch']} epochs")
+    for epoch, row in enumerate(rows, 1):
+        if row["epoch"] != epoch or not all(is_number(row[name]) for name in ("loss", "lr", "seconds")):
+            raise ValueError(f"row {epoch} of its history is none of a training")
+        if not all(row.get(name) is None or is_number(row[name]) for name in COLUMNS):
+            raise ValueError(f"row {epoch} of its history holds figures that are no numbers")
+    return rows
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number and no truth value."""
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _shapes(weights: dict[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in weights.items()}
+
+
 def _position(state: dict[str, Any]) -> str:
     return f"{state['epoch']} epochs and {state['batch']} steps"
 
@@ -108,10 +152,20 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as file:  # torch does not compare the checksums that it writes
+            if (record := file.testzip()) is not None:
+                raise ValueError(f"the checksum of {record} is another one")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no training")
+        return content
     except Exception as error:  # a damaged file can make torch raise any error
-        reason = " ".join(str(error).split())[:200]
-        raise StoreError(f"{path}: damaged, so it cannot be resumed from ({reason}); begin anew with --force") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:120]
+    return StoreError(f"{path}: damaged, so it cannot be resumed from ({reason}); begin anew with --force")
 
 
 class StopFlag:

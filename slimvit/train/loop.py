@@ -121,7 +121,9 @@ def train(
         images *= engine.processes
         training = _Training(section, options, engine, network, optimizer, process_loader, images, batches, mix, stop)
         if checkpoints is not None and (last := checkpoints.last()) is not None:
-            state.restore(last)
+            with checkpoints.content_errors():
+                state.restore(last, section.epochs, len(loader))
+            checkpoints.check_best(state.result)
         while state.epoch < section.epochs:
             _epoch(state, training)
             _end_epoch(state, training)

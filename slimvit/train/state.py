@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from timm.layers import DropPath
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from slimvit.config.training import TrainSection
 from slimvit.models.base import TimmModule
 from slimvit.models.registry import attention_blocks
+from slimvit.train.checkpoint import checked_history, is_number
 from slimvit.train.optimizer import build_optimizer, cosine_schedule, parameter_groups
 
 History = list[dict[str, Any]]
@@ -56,10 +58,17 @@ class TrainState:
         ema = None if self.ema is None else self.ema.module.state_dict()
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "ema": ema, **counts}
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Load a state that `to_dict` returned."""
+    def restore(self, saved: dict[str, Any], epochs: int, batches: int) -> None:
+        """Load a state that `to_dict` returned, of a training of so many epochs, and at most so many batches of each.
+
+        Raises:
+            ValueError: A value is not one of such a training; torch raises other errors too.
+        """
+        _check_counts(saved, epochs, batches)
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        groups = self.optimizer.state_dict()["param_groups"]  # the recipe and the schedule set what they hold
+        self.optimizer.load_state_dict({"state": saved["optimizer"]["state"], "param_groups": groups})
+        _check_moments(self.optimizer)
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
         for name in COUNTS:
@@ -70,6 +79,23 @@ class TrainState:
         self.updates += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.updates)
+
+
+def _check_counts(saved: dict[str, Any], epochs: int, batches: int) -> None:
+    most = {"epoch": epochs, "batch": batches, "updates": epochs * batches, "total": math.inf, "seconds": math.inf}
+    for name, limit in most.items():
+        value = saved[name]
+        if not is_number(value) or (limit < math.inf and not (type(value) is int and 0 <= value <= limit)):
+            raise ValueError(f"its {name} is {str(value)[:40]}")
+    checked_history(saved)
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise `ValueError` for tensors of the optimizer's state that fit no parameter."""
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise ValueError(f"its {name} has shape {list(value.shape)}, expected {list(parameter.shape)}")
 
 
 COUNTS = ("epoch", "batch", "updates", "total", "seconds", "history")

@@ -42,7 +42,7 @@ def open_regular(path: Path, most: int) -> BinaryIO:
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | NO_LINK), "rb")
     except OSError as error:
-        raise Unreadable("it is a link" if error.errno == errno.ELOOP else _line(error)) from None
+        raise Unreadable("it is a link" if error.errno == errno.ELOOP else shortened(error)) from None
     found = os.fstat(file.fileno())
     if stat.S_ISREG(found.st_mode) and found.st_size <= most:
         return file
@@ -89,7 +89,7 @@ def read_text(path: Path, most: int = MOST) -> str:
     except FileNotFoundError:
         raise
     except (OSError, UnicodeDecodeError) as error:
-        raise Unreadable(_line(error)) from None
+        raise Unreadable(shortened(error)) from None
 
 
 def read_json(path: Path) -> Any:
@@ -100,7 +100,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
     except ValueError as error:  # no JSON, or a number with too many digits for Python
-        raise Unreadable(_line(error)) from None
+        raise Unreadable(shortened(error)) from None
 
 
 def read_yaml(path: Path) -> Any:
@@ -135,7 +135,7 @@ def read_yaml(path: Path) -> Any:
     except RecursionError:
         raise Unreadable("it is nested too deeply") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise Unreadable(_line(error)) from None
+        raise Unreadable(shortened(error)) from None
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -154,6 +154,7 @@ def _encodable(content: Any, text: str) -> Any:
     return content
 
 
-def _line(error: Exception) -> str:
+def shortened(error: Exception) -> str:
+    """Return what an error says, on one line of at most 300 characters."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300]

@@ -1,10 +1,11 @@
 """Cache of results that several runs share: outputs of the original, scores, adapted models.
 
-An entry is named by a hash of everything it depends on, and written atomically.
+An entry is named by a hash of everything it depends on, and written atomically, with a checksum beside it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,8 +13,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,14 +27,21 @@ from slimvit.models.base import TimmModule
 from slimvit.models.plan import SlimPlan
 from slimvit.prune.criteria.scores import Scores, read_scores, write_scores
 from slimvit.train.state import History
-from slimvit.utils.files import check_no_link, disk_errors, write_whole
+from slimvit.utils.errors import SlimvitError
+from slimvit.utils.files import check_no_link, disk_errors, fsync_tree, write_whole
 from slimvit.utils.output import fingerprint
-from slimvit.utils.reading import read_json
+from slimvit.utils.progress import log
+from slimvit.utils.reading import Unreadable, is_regular, read_json, read_text, shortened
 from slimvit.workflows.state import RunContext
 
 HISTORY = "history.json"
 NEW = ".new-"
 """Prefix of the temporary folders that entries are written in."""
+SUM = ".sha256"
+"""Suffix of the file with the checksum of an entry."""
+DAMAGE = (SlimvitError, Unreadable, SafetensorError, OSError, KeyError, TypeError, ValueError)
+"""What reading a damaged entry raises."""
+T = TypeVar("T")
 
 
 def keys_of(recipe: Recipe) -> dict[str, str]:
@@ -57,13 +66,22 @@ def keys_of(recipe: Recipe) -> dict[str, str]:
 
 def original_outputs(context: RunContext, original: nn.Module) -> Outputs:
     """The original's outputs for the validation images."""
-    path = _entry_path(context, "original", ".safetensors")
-    if path is None or not path.exists():
-        outputs = context.outputs(original, context.data.val)
-        _write_entry(context, path, lambda partial: save_file(_tensors(outputs), partial))
+    images = context.data.val
+
+    def read(path: Path) -> Outputs:
+        stored = load_file(path)
+        outputs = Outputs(stored.get("logits"), stored["features"], stored.get("labels"))
+        if any(len(tensor) != len(images) for tensor in _tensors(outputs).values()):
+            raise ValueError("it is of another number of images")
         return outputs
-    stored = load_file(path)
-    return Outputs(stored.get("logits"), stored["features"], stored.get("labels"))
+
+    return _shared(
+        context,
+        _entry_path(context, "original", ".safetensors"),
+        read,
+        lambda: context.outputs(original, images),
+        lambda outputs, partial: save_file(_tensors(outputs), partial),
+    )
 
 
 def scores(context: RunContext, parts: tuple[str, ...], plan: SlimPlan, compute: Callable[[], Scores]) -> Scores:
@@ -76,11 +94,7 @@ def scores(context: RunContext, parts: tuple[str, ...], plan: SlimPlan, compute:
         compute: Computes the scores that the cache does not hold.
     """
     path = _entry_path(context, "scores", f"-{'-'.join(parts)}.json")
-    if path is not None and path.exists():
-        return read_scores(path, plan)
-    computed = compute()
-    _write_entry(context, path, lambda partial: write_scores(computed, partial))
-    return computed
+    return _shared(context, path, lambda path: read_scores(path, plan), compute, write_scores)
 
 
 @dataclass(frozen=True)
@@ -108,13 +122,16 @@ def adapted(context: RunContext, compute: Callable[[], Adapted], recompute: bool
         compute: Trains a model that the cache does not hold.
         recompute: Train it even if the cache holds it.
     """
-    folder = _entry_path(context, "adapted", "")
-    if folder is None or not folder.exists() or recompute:
-        computed = compute()
-        _write_entry(context, folder, lambda partial: _write_adapted(context, computed, partial))
-        return computed
-    record = read_json(folder / HISTORY)
-    return Adapted(saved_model.load_folder(folder).to(context.device), record["notes"], record["histories"])
+
+    def read(folder: Path) -> Adapted:
+        record = read_json(folder / HISTORY)
+        return Adapted(saved_model.load_folder(folder).to(context.device), record["notes"], record["histories"])
+
+    def write(computed: Adapted, partial: Path) -> None:
+        _write_adapted(context, computed, partial)
+
+    path = _entry_path(context, "adapted", "")
+    return _shared(context, path, read, compute, write, recompute)
 
 
 def _write_adapted(context: RunContext, adapted: Adapted, partial: Path) -> None:
@@ -137,15 +154,67 @@ def _entry_path(context: RunContext, kind: str, suffix: str) -> Path | None:
     return path
 
 
-def _write_entry(context: RunContext, path: Path | None, write: Callable[[Path], Any]) -> None:
-    if path is None or not context.engine.is_main:
-        return
+def _shared(
+    context: RunContext,
+    path: Path | None,
+    read: Callable[[Path], T],
+    compute: Callable[[], T],
+    write: Callable[[T, Path], Any],
+    recompute: bool = False,
+) -> T:
+    """The entry at `path`, or else what `compute` returns, which becomes the entry; a damaged entry is replaced."""
+    if path is not None and path.exists() and not recompute:
+        try:
+            _check_sum(path)
+            return read(path)
+        except DAMAGE as error:
+            log(f"{path}: damaged ({shortened(error)}), so it is thrown away and computed again")
+            with disk_errors(path):
+                _throw_away(path)
+    computed = compute()
+    if path is not None and context.engine.is_main:
+        _write_entry(path, lambda partial: write(computed, partial))
+    return computed
+
+
+def _write_entry(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write an entry and its checksum; another run may have been faster."""
     with disk_errors(path), weight_file.safetensors_errors():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=NEW, dir=path.parent))
         try:
             write(temporary / path.name)
-            if not path.exists():  # another run may have been faster
+            fsync_tree(temporary)
+            if not path.exists():
+                write_whole(_sum_file(path), f"{_checksum(temporary / path.name)}\n")
                 os.replace(temporary / path.name, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _throw_away(path: Path) -> None:
+    doomed = Path(tempfile.mkdtemp(prefix=NEW, dir=path.parent))
+    os.replace(path, doomed / path.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _sum_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}{SUM}")
+
+
+def _check_sum(path: Path) -> None:
+    """Raise `Unreadable` for an entry that is not as it was written. Entries of earlier versions have no checksum."""
+    try:
+        expected = read_text(_sum_file(path)).strip()
+    except FileNotFoundError:
+        return
+    if expected != _checksum(path):
+        raise Unreadable("its checksum is another one")
+
+
+def _checksum(path: Path) -> str:
+    """The SHA-256 of a file, or of the names and checksums of a folder's files."""
+    if path.is_file():
+        return weight_file.checksum(path)
+    sums = {str(file.relative_to(path)): weight_file.checksum(file) for file in path.rglob("*") if is_regular(file)}
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()

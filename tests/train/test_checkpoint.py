@@ -252,3 +252,58 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     (tmp_path / LAST).write_bytes(b"no state")
     with pytest.raises(StoreError, match=r"last\.pt: damaged.*begin anew with --force"):
         Checkpoints(tmp_path).last()
+
+
+FORMS: dict[str, Any] = {
+    "no mapping": lambda s: [1],
+    "empty": lambda s: {},
+    "epochs beyond the end": lambda s: s | {"epoch": 10**9},
+    "an epoch in words": lambda s: s | {"epoch": "1"},
+    "steps beyond the end": lambda s: s | {"batch": 10**9},
+    "no number": lambda s: s | {"total": float("nan")},
+    "a history too short": lambda s: s | {"history": []},
+    "a history of no rows": lambda s: s | {"history": [{}]},
+    "a figure in words": lambda s: s | {"history": [s["history"][0] | {"top1": "high"}]},
+    "another network": lambda s: s | {"model": {k: v[..., :1] for k, v in s["model"].items()}},
+    "no weights": lambda s: s | {"model": None},
+    "another optimizer": lambda s: s | {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": []}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_state_of_another_training_is_refused(
+    untrained: Any, section: Build, loader: Build, tmp_path: Path, form: str
+) -> None:
+    def once(epochs: int) -> Any:
+        wanted = section(epochs=epochs)
+        options = TrainOptions(lr=1e-3, checkpoints=Checkpoints(tmp_path))
+        return train(untrained, loader(untrained, wanted, 16, images=32), loss_that(-1, nothing), wanted, options)
+
+    once(1)
+    torch.save(FORMS[form](torch.load(tmp_path / LAST)), tmp_path / LAST)
+    with pytest.raises(StoreError, match=r"last\.pt: damaged, so it cannot be resumed from .*begin anew with --force"):
+        once(2)
+
+
+def test_a_flipped_bit_of_the_weights_is_found(untrained: Any, tmp_path: Path) -> None:
+    states = Checkpoints(tmp_path)
+    states.save({"epoch": 1, "batch": 0, "weights": torch.ones(1000)})
+    content = bytearray((tmp_path / LAST).read_bytes())
+    content[content.index(b"\x00\x00\x80\x3f" * 100) + 200] ^= 1
+    (tmp_path / LAST).write_bytes(content)
+    with pytest.raises(StoreError, match="damaged, so it cannot be resumed from .the checksum of .* is another one"):
+        states.last()
+
+
+def test_the_best_epoch_of_another_network_is_refused(
+    untrained: Any, section: Build, loader: Build, tmp_path: Path
+) -> None:
+    def once(epochs: int) -> Any:
+        wanted = section(epochs=epochs)
+        options = TrainOptions(lr=1e-3, checkpoints=Checkpoints(tmp_path))
+        return train(untrained, loader(untrained, wanted, 16, images=32), loss_that(-1, nothing), wanted, options)
+
+    once(1)
+    Checkpoints(tmp_path).save_best({"a": torch.ones(1)})
+    with pytest.raises(StoreError, match=r"best\.pt: damaged"):
+        once(2)

@@ -23,7 +23,7 @@ RECIPE: dict[str, Any] = {
     "data": {"name": "digits", "train_images": 136, "eval_images": 61},
     "prune": {"ratio": 0.5, "calibration_images": 37},
     "dense": {"mix": "layer"},
-    "finetune": {"epochs": 2, "lr": 1e-4, "crop_scale": 1.0, "hflip": 0.0, "accumulate": 2},
+    "finetune": {"epochs": 2, "lr": 1e-4, "accumulate": 2},
 }
 LAUNCH = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
@@ -63,11 +63,10 @@ def test_every_process_scores_and_plans_alike(both: Any) -> None:
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
-def test_the_loss_falls_as_with_one_process_and_the_same_batch(both: Any) -> None:
+def test_the_losses_are_those_of_one_process_and_the_same_batch(both: Any) -> None:
     *_, two, one = both
     assert two[0]["losses"] == two[1]["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two[0]["batch"] == one["batch"] == 64
-    assert one["losses"][-1] < one["losses"][0]
 
 
 def test_every_image_is_evaluated_once(both: Any) -> None:

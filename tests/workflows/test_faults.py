@@ -230,14 +230,26 @@ def test_inspect_says_how_a_folder_stands(slimvit_, tmp_path):
     )
 
 
+def test_inspect_names_a_damaged_report(slimvit_, tmp_path):
+    slimvit_(*PRUNE, "--ratio", 0.5, "--out", tmp_path / "run")
+    for text in ("{", "[]", '{"stages": []}'):
+        (tmp_path / "run" / "report.json").write_text(text)
+        status = json.loads(slimvit_("inspect", tmp_path / "run", "--json").stdout)["folder"]
+        assert status["state"] == "damaged" and "a run whose report.json is damaged (" in status["text"]
+        told = slimvit_("report", tmp_path / "run", code=1).stderr
+        assert told.count("\n") == 1 and "report.json" in told and len(told) <= 410
+
+
 def test_inspect_counts_the_points_of_a_sweep(slimvit_, tmp_path):
     write_contents(tmp_path, Contents(points=[Entry(id=i, name=i, error=e) for i, e in (("a", None), ("b", "no"))]))
     (tmp_path / "points" / "a").mkdir(parents=True)
-    (tmp_path / "points" / "a" / "report.json").touch()
+    (tmp_path / "points" / "a" / "report.json").write_text('{"stages": [{}]}')
     assert (
         "a sweep with 1 of 2 points done, 1 failed; repeat its slimvit sweep command"
         in slimvit_("inspect", tmp_path).stdout
     )
+    (tmp_path / "points" / "a" / "report.json").write_text("{")
+    assert "0 of 2 points done, 1 failed, 1 with a damaged report.json" in slimvit_("inspect", tmp_path).stdout
     (tmp_path / "points.json").write_text("{")
     told = slimvit_("inspect", tmp_path, code=1).stderr
     assert "damaged" in told and told.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from slimvit.models.parts.registry import everywhere, part_of
 from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import PlanError
 from slimvit.utils.files import write_whole
-from slimvit.utils.reading import read_json
+from slimvit.utils.reading import Unreadable, read_json
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,33 @@ def read_scores(path: Path, plan: SlimPlan) -> Scores:
     Args:
         path: The file.
         plan: The plan of the scored model.
+
+    Raises:
+        Unreadable: The file holds no scores of this plan.
     """
     data = read_json(path)
-    criterion = data.pop("criterion")
-    return Scores(criterion, plan, {part: _read(blocks) for part, blocks in data.items() if blocks})
+    if not isinstance(data, dict) or not isinstance(criterion := data.pop("criterion", None), str):
+        raise Unreadable("it holds no scores")
+    return Scores(criterion, plan, {part: _read(part, blocks, plan) for part, blocks in data.items() if blocks})
 
 
-def _read(blocks: list[dict[str, Any]]) -> tuple[PartScores, ...]:
-    return tuple(PartScores(**{name: tuple(values) for name, values in block.items()}) for block in blocks)
+def _read(part: str, blocks: Any, plan: SlimPlan) -> tuple[PartScores, ...]:
+    try:
+        found = tuple(PartScores(**{name: tuple(values) for name, values in block.items()}) for block in blocks)
+        counts = [len(block.of(part).kept) for block in plan.blocks]
+        fits = len(found) == len(counts) and all(map(_fits, found, counts))
+    except (AttributeError, KeyError, TypeError):
+        fits = False
+    if not fits:
+        raise Unreadable(f"its scores of {part} are not of this model")
+    return found
+
+
+def _fits(scores: PartScores, count: int) -> bool:
+    """Whether the scores are those of `count` units, each a number."""
+    numbers = (*scores.costs, *scores.alone)
+    return (
+        sorted(scores.order) == list(range(count))
+        and len(scores.costs) == len(scores.alone) == count
+        and all(type(number) in (int, float) and not math.isnan(number) for number in numbers)
+    )

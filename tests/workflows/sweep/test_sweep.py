@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from slimvit.config.options import Options
+from slimvit.config.recipe import Recipe
 from slimvit.config.sweep import Sweep, points_of
 from slimvit.io.sweep_folder import read_contents
 from slimvit.models.registry import plan_of
@@ -108,6 +109,35 @@ def test_an_adapted_classifier_is_trained_once(tmp_path, monkeypatch):
     first, second = (json.loads(p.read_text()) for p in sorted((tmp_path / "sweep" / "points").glob("*/report.json")))
     assert trained == [1]
     assert first["stages"][0] == second["stages"][0] and first["notes"] == second["notes"] != []
+
+
+def test_a_damaged_entry_is_named_and_computed_again(tmp_path, capsys):
+    base = {**BASE, "adapt": {"epochs": 1}, "prune": {**BASE.get("prune", {}), "ratio": 0.5}}
+    recipe, shelf = Recipe.parse(base, "test"), tmp_path / "shelf"
+
+    def made_again(number):
+        run(recipe, Options(out=tmp_path / f"{number}", device="cpu", cache=shelf))
+        return (tmp_path / f"{number}" / "model.safetensors").read_bytes(), capsys.readouterr().err
+
+    first, _ = made_again(0)
+    entries = sorted(path for path in shelf.iterdir() if path.suffix != cache.SUM)
+    assert [path.name.partition("-")[0] for path in entries] == ["adapted", "original", "scores"]
+    files = [path if path.is_file() else path / "history.json" for path in entries]
+    whole = [file.read_bytes() for file in files]
+    for number, file in enumerate(files, 1):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        again, told = made_again(number)
+        assert again == first and f"{entries[number - 1]}: damaged (its checksum is another one)" in told
+    for path in shelf.glob(f"*{cache.SUM}"):  # as an earlier version left it
+        path.unlink()
+    again, told = made_again("earlier")
+    assert again == first and "damaged" not in told
+    files[-1].write_text("{}")
+    again, told = made_again("no scores")
+    assert again == first and "damaged (it holds no scores)" in told
+    assert len([*shelf.iterdir()]) == 3 + 1 and len(whole) == 3
 
 
 def test_seeds_share_what_does_not_depend_on_them():
