@@ -14,7 +14,7 @@ import slimvit
 from slimvit.models.base import Branch, State
 from slimvit.models.dense.layers import DenseMixin, Values
 from slimvit.models.dense.mixing import Pair, mix_size
-from slimvit.models.families.vit import DenseAttention
+from slimvit.models.families.vit import LinkedAttention
 from slimvit.models.reduced import as_class
 from slimvit.models.registry import steps
 
@@ -83,7 +83,7 @@ def _all_pairs(pairs: Sequence[Pair], own: int, heads: Sequence[int]) -> list[Pa
     return [p for p in shifted if p.heads]
 
 
-class LinearlyMapped(DenseAttention):
+class LinearlyMapped(LinkedAttention):
     """Dense attention with a learned matrix per earlier block in place of a learned scalar."""
 
     maps: nn.ParameterList
@@ -179,7 +179,7 @@ def _output(branch: Branch, mix: Tensor, state: State, one: int | None) -> Tenso
     mix.zero_()
     if one is not None:
         mix[one] = 1.0
-    return branch.scale(branch.run(state)[0])
+    return branch.scale(branch.run(state).output)
 
 
 def _centred(x: Tensor) -> Tensor:

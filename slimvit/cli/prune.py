@@ -30,8 +30,8 @@ budget_options = options.group(
 method_options = options.group(
     "Method",
     click.option("--parts", callback=options.parse_words, metavar="PART[,PART...]",
-                 help="Parts a target may remove: heads, mlp, qk, branches. [default: heads; also mlp if heads alone "
-                 "cannot meet the target]"),
+                 help="Parts a target may cut: heads, mlp, qk, tokens, branches. [default: heads; also mlp if heads "
+                 "alone cannot meet the target]"),
     click.option("--scope", type=click.Choice(SCOPES),
                  help="Prune every block alike (uniform), or where the loss rises least (global). [default: global]"),
     click.option("--min-heads", type=int, metavar="N",

@@ -63,7 +63,7 @@ class Words:
 
 
 CRITERIA = Words("residual", "fisher", "taylor", "magnitude", "random", "tp-magnitude", "tp-taylor")
-PARTS = Words("heads", "mlp", "qk", "branches")
+PARTS = Words("heads", "mlp", "qk", "tokens", "branches")
 BUDGET_KINDS = Words("macs", "params", "latency")
 EXPORT_FORMATS = Words("onnx", "torch-export", "timm")
 

@@ -198,8 +198,9 @@ class PruneSection(Section):
     plan: str | None = None
     """A plan file written by --dry-run --out."""
     parts: list[PartWord] | None = None
-    """Parts that may be cut to meet a target: `heads`, `mlp` (its neurons), `branches` (whole attentions and MLPs).
-    None: heads, and neurons too where heads alone cannot meet the target."""
+    """Parts that may be cut to meet a target: `heads`, `mlp` (its neurons), `qk` (width of queries and keys), `tokens`
+    (merged tokens), `branches` (whole attentions and MLPs). None: heads, and neurons too where heads alone cannot meet
+    the target."""
     scope: Scope = "global"
     min_heads: int = Field(1, ge=0)
     """Fewest heads that a block keeps; 0 lets a block lose its attention."""
@@ -228,7 +229,7 @@ class PruneSection(Section):
             clauses.append(f"heads is {self.heads}, but a block cannot keep fewer than 0 heads")
         rules = {
             f"parts is for {', '.join(TARGETS)}; drop it": self.parts is not None and self.wanted and not self.budget,
-            "parts is empty; name heads, mlp, qk or branches": self.parts == [],
+            "parts is empty; name heads, mlp, qk, tokens or branches": self.parts == [],
             "latency_batch is for target_latency; drop it": self.latency_batch != 1 and not self.asks_for("latency"),
             "steps is for ratios and targets; drop it": self.steps > 1
             and (self.heads is not None or self.plan is not None),

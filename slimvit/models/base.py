@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimvit.models.empty import EmptyAttention, EmptyNorm
 from slimvit.models.head_parts import HeadParts
+from slimvit.models.tokens.merging import Merge, Tokens, match, merge
 
 TimmModule: TypeAlias = Any
 """A module whose attributes timm defines, such as `blocks`, `qkv` and `num_heads`.
@@ -33,13 +34,68 @@ def as_it_is(features: Tensor, _: tuple[int, ...]) -> Tensor:
     return features
 
 
+class Attended(NamedTuple):
+    """The result of an attention."""
+
+    output: Tensor
+    """The output [B, ..., C]."""
+    values: Tensor | None = None
+    """Its own unmixed values [B, ..., k]; None where no later block needs them."""
+    keys: Tensor | None = None
+    """The keys of every head [B, heads, n, d] where the block merges tokens; None in an attention without heads."""
+
+    @classmethod
+    def of(cls, found: Any) -> Attended:
+        """Return the result of any attention; timm's return the output alone."""
+        return found if isinstance(found, cls) else cls(found)
+
+
+class Carried(NamedTuple):
+    """What the blocks of a stage hand on to later ones besides the stream."""
+
+    values: tuple[Tensor | None, ...] = ()
+    """The values of the blocks so far, for the present tokens; None for blocks that keep none."""
+    tokens: Tokens | None = None
+    """The present tokens; None before the first merging."""
+
+    def adding(self, values: Tensor | None) -> Carried:
+        """Return what is carried on after a block that keeps these values."""
+        return Carried((*self.values, values), self.tokens)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments of a linked attention."""
+        return {"earlier": self.values} | ({} if self.tokens is None else {"sizes": self.tokens.sizes})
+
+    def merged(self, x: Tensor, keys: Tensor | None, r: int, prefix: int) -> tuple[Tensor, Carried]:
+        """Merge the r most similar tokens of the stream [B, n, C] and of all values.
+
+        Tokens are compared by the mean of their keys over the heads, without heads by the stream itself.
+
+        Args:
+            x: The stream after the attention.
+            keys: The keys of the attention.
+            r: Number of tokens to merge; 0 changes nothing.
+            prefix: Number of tokens at the front that are never merged.
+        """
+        if r == 0:
+            return x, self
+        tokens = Tokens.unmerged(x) if self.tokens is None else self.tokens
+        by: Merge = match(x if keys is None else keys.mean(1), prefix, r)
+        values = tuple(None if v is None else merge(v, tokens.sizes, by) for v in self.values)
+        return merge(x, tokens.sizes, by), Carried(values, tokens.after(by))
+
+
+NOTHING = Carried()
+"""What is carried into the first block of a stage."""
+
+
 class State(NamedTuple):
     """The state of a forward pass between two steps."""
 
     stream: Tensor
     """The residual stream [B, ..., C]."""
-    values: tuple[Tensor | None, ...] = ()
-    """The values of the attention blocks of this stage so far; None for blocks that keep none."""
+    carried: Carried = NOTHING
+    """What the blocks of this stage so far hand on."""
     shared: Any = None
     """What the embedding hands to all blocks besides the stream, such as rotary positions."""
 
@@ -66,42 +122,45 @@ class Branch:
     to_stream: ToStream = as_it_is
     attends: bool = False
     """Whether this is an attention, not an MLP."""
-    mixes: bool = False
-    """Whether this is a dense attention: `body` takes `earlier` values and returns its own beside its output."""
+    linked: bool = False
+    """Whether `body` is a linked attention: it takes `Carried.arguments` and returns `Attended`."""
+    merges: int = 0
+    """Tokens that the block merges behind this branch."""
+    prefix: int = 0
+    """Tokens at the front that are never merged."""
     shared_arguments: Callable[[Any], dict[str, Any]] = no_arguments
     """Maps `State.shared` to keyword arguments of `body`."""
 
-    def run(self, state: State) -> tuple[Tensor, Tensor | None]:
-        """Compute the branch before its scale.
+    def run(self, state: State) -> Attended:
+        """Compute the branch before its scale; an MLP and a plain attention give an output alone."""
+        carried = state.carried.arguments() if self.linked else {}
+        found = Attended.of(self.body(self.norm(state.stream), **carried, **self.shared_arguments(state.shared)))
+        return found if self.merges else found._replace(keys=None)
 
-        Returns:
-            The output [B, ..., C], and the values kept for later blocks (None for a plain attention or an MLP).
-        """
-        normed, more = self.norm(state.stream), self.shared_arguments(state.shared)
-        return self.body(normed, earlier=state.values, **more) if self.mixes else (self.body(normed, **more), None)
-
-    def after(self, state: State, output: Tensor, values: Tensor | None) -> State:
-        """Return the state after this branch gave `output` [B, ..., C] and `values`."""
-        kept = (*state.values, values) if self.attends else state.values
-        return State(state.stream + self.scale(output), kept, state.shared)
+    def after(self, state: State, found: Attended) -> State:
+        """Return the state after this branch gave `found`, and the block merged its tokens."""
+        stream, carried = state.stream + self.scale(found.output), state.carried
+        if self.attends:
+            stream, carried = carried.adding(found.values).merged(stream, found.keys, self.merges, self.prefix)
+        return State(stream, carried, state.shared)
 
     def apply(self, state: State) -> State:
         """Run the branch and add its output to the stream."""
-        return self.after(state, *self.run(state))
+        return self.after(state, self.run(state))
 
-    def run_with_features(self, state: State) -> tuple[Tensor, Tensor | None]:
+    def run_with_features(self, state: State) -> tuple[Tensor, Attended]:
         """Compute the input of the branch's last linear layer.
 
         Returns:
-            The features [B, ..., k], token by token, and the values kept for later blocks.
+            The features [B, ..., k], token by token, and the result of the branch.
         """
         features: list[Tensor] = []
         hook = self.out.register_forward_pre_hook(lambda _, args: features.append(args[0]))
         try:
-            _, values = self.run(state)
+            found = self.run(state)
         finally:
             hook.remove()
-        return self.to_stream(features[0], state.stream.shape[1:-1]), values
+        return self.to_stream(features[0], state.stream.shape[1:-1]), found
 
 
 @dataclass(frozen=True)
@@ -141,11 +200,12 @@ def block_branches(
     norms, scales = (block.norm1, block.norm2), (_scale(block, 1), _scale(block, 2))
     if post_norm:
         norms, scales = (nn.Identity(), nn.Identity()), norms
-    dense = is_dense(block)
-    return [
-        Branch(f"{name}.attn", norms[0], attend, scales[0], block.attn.proj, to_stream, True, dense, shared_arguments),
-        Branch(f"{name}.mlp", norms[1], block.mlp, scales[1], block.mlp.fc2),
-    ]
+    attention = Branch(
+        f"{name}.attn", norms[0], attend, scales[0], block.attn.proj, to_stream,
+        attends=True, linked=is_linked(block), merges=getattr(block, "merges", 0), prefix=getattr(block, "prefix", 0),
+        shared_arguments=shared_arguments,
+    )  # fmt: skip
+    return [attention, Branch(f"{name}.mlp", norms[1], block.mlp, scales[1], block.mlp.fc2)]
 
 
 @dataclass(frozen=True)
@@ -181,6 +241,14 @@ class AttentionBlock:
     to_stream: ToStream = as_it_is
     post_norm: bool = False
     """Whether the norms stand behind the branches."""
+    merged: int = 0
+    """Tokens of one image that the block merges between attention and MLP."""
+    mergeable: int = 0
+    """Most tokens that the block could merge if no block did; 0 where it merges none."""
+    prefix: int = 0
+    """Tokens at the front of the stream that are never merged."""
+    whole_tokens: str = "its family has no token merging"
+    """Why `mergeable` is 0."""
 
     @property
     def head_parts(self) -> HeadParts:
@@ -250,8 +318,8 @@ class Family:
     """Arguments of timm's constructor whose values changed since the model was built, such as pooling or windows.
 
     The number of classes and the image size are handled for all families."""
-    dense: Mapping[type, type[Any]] = field(default_factory=dict)
-    """Class of a plain block or attention -> its dense class. Empty: the family has no dense attention."""
+    linked: Mapping[type, type[Any]] = field(default_factory=dict)
+    """Class of a plain block or attention -> its linked class, for dense attention. Empty: the family has none."""
     no_dense: Callable[[nn.Module], str | None] = lambda model: None
     """Why a supported model cannot have dense attention; None when it can."""
     closed_form: Callable[[Any, ImageSize], int | None] = lambda model, size: None
@@ -261,7 +329,7 @@ class Family:
 
     def why_no_dense(self, model: nn.Module) -> str | None:
         """Return why a supported model cannot have dense attention; None when it can."""
-        return self.no_dense(model) or (None if self.dense else f"the family {self.name} has no dense attention")
+        return self.no_dense(model) or (None if self.linked else f"the family {self.name} has no dense attention")
 
 
 def layer_types(*modules: nn.Module | None) -> str:
@@ -270,12 +338,12 @@ def layer_types(*modules: nn.Module | None) -> str:
 
 
 def plain_type(module: nn.Module) -> type:
-    """Return the timm class that a dense or head-pruned module replaces; for other modules their own class."""
+    """Return the timm class that a linked or head-pruned module replaces; for other modules their own class."""
     return getattr(type(module), "plain", type(module))
 
 
-def is_dense(module: nn.Module) -> bool:
-    """Return whether a block shares values with other blocks, in either direction."""
+def is_linked(module: nn.Module) -> bool:
+    """Return whether a block shares values or merged tokens with other blocks, in either direction."""
     return hasattr(type(module), "plain")
 
 

@@ -141,7 +141,7 @@ class BlockPlan:
 
     def words(self) -> str:
         """Return the counts in words: `3 of 6 heads, 144 of 288 neurons`."""
-        counts = (f"{len(u.kept):,} of {u.total:,} {PARTS[name].units}" for name, u in self.units.items())
+        counts = (PARTS[name].count_words(len(u.kept), u.total) for name, u in self.units.items())
         return ", ".join(counts)
 
     def to_json(self, parts: Sequence[Part]) -> dict[str, Any]:

@@ -32,7 +32,11 @@ def vit_macs(model: Any, image_size: ImageSize) -> int | None:
     head = _head_macs(model, tokens)
     if head is None:
         return None
-    return patches * stem.weight.numel() + sum(_block_macs(b, tokens) for b in model.blocks) + head
+    blocks, left = 0, tokens
+    for block in model.blocks.children():
+        blocks += _block_macs(block, left, model.num_prefix_tokens)
+        left -= getattr(block, "merges", 0)
+    return patches * stem.weight.numel() + blocks + head
 
 
 def stem_of(model: nn.Module) -> nn.Conv2d | None:
@@ -69,9 +73,26 @@ def _patches(model: Any, stem: nn.Conv2d, image_size: ImageSize) -> int:
     return count
 
 
-def _block_macs(block: Any, tokens: int) -> int:
-    rest = linear_macs(block, tokens) - linear_macs(block.attn, tokens)
-    return rest + attention_macs(block.attn, tokens, tokens)
+def _block_macs(block: Any, tokens: int, prefix: int) -> int:
+    """Attention, matching and MLP of a block that gets `tokens` tokens."""
+    merges = getattr(block, "merges", 0)
+    behind = linear_macs(block, tokens - merges) - linear_macs(block.attn, tokens - merges)
+    return (
+        attention_macs(block.attn, tokens, tokens)
+        + behind
+        + (matching_macs(block.attn, tokens - prefix) if merges else 0)
+    )
+
+
+def matching_macs(attn: Any, patches: int) -> int:
+    """Count the MACs of the products of the keys of every other token with those of the rest.
+
+    Args:
+        attn: The attention; without heads the stream takes the place of the keys.
+        patches: Tokens behind the prefix.
+    """
+    channels = getattr(attn, "qk_dim", attn.head_dim) if attn.num_heads else attn.proj.out_features
+    return (patches + 1) // 2 * (patches // 2) * channels
 
 
 def _head_macs(model: Any, tokens: int) -> int | None:

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from slimvit.config.choices import DENSE_INITS, DENSE_MIXES
-from slimvit.models.base import AttentionBlock, TimmModule, plain_type
-from slimvit.models.dense.layers import DenseBlocks, DenseMixin
+from slimvit.models.base import AttentionBlock, TimmModule
+from slimvit.models.dense.layers import DenseMixin
 from slimvit.models.dense.mixing import Pair, mix_size, pairs_of
+from slimvit.models.linking import link_block, no_mixes, unlink_blocks
 from slimvit.models.plan import SlimPlan
-from slimvit.models.reduced import as_class, class_without_mixing
 from slimvit.models.registry import attention_blocks, family_of, model_name, plan_of
 from slimvit.utils.errors import ModelError
 
@@ -69,16 +69,11 @@ def insert_dense_attention(
     slots = _slots(dense)
     if not any(slot.pairs for slot in slots):
         raise ModelError(NOTHING_TO_MIX)
-    generator, classes = torch.Generator().manual_seed(seed), family_of(dense).dense
+    generator = torch.Generator().manual_seed(seed)
     for slot in slots:
         if slot.pairs or slot.feeds:
             weights = _weights(slot, mix == "head", init, generator, mixes)
-            _convert(dense, slot, classes, mix == "head", weights)
-    for path in {slot.view.name.rpartition(".")[0] for slot in slots}:
-        plain: Any = dense.get_submodule(path)
-        blocks = DenseBlocks(list(plain.children()))
-        blocks.container = type(plain)
-        _replace(dense, path, blocks)
+            _let_mix(link_block(dense, slot.view).attn, slot, mix == "head", weights)
     return dense
 
 
@@ -90,19 +85,12 @@ def check_takes_dense(model: nn.Module) -> None:
 
 
 def remove_dense_attention(model: nn.Module) -> nn.Module:
-    """Copy a model and put timm's own blocks back; the contribution of earlier values is lost."""
+    """Copy a model without the contribution of earlier values; timm's own blocks are put back where they can be."""
     plain: TimmModule = copy.deepcopy(model)
     for view in attention_blocks(plain):
         if isinstance(view.attn, DenseMixin):
-            for name in ("mix", "pairs", "per_head", "feeds"):
-                delattr(view.attn, name)
-            view.block.attn = as_class(view.attn, class_without_mixing(view.attn))
-            _replace(plain, view.name, as_class(view.block, plain_type(view.block)))
-    for path in {view.name.rpartition(".")[0] for view in attention_blocks(plain)}:
-        blocks = plain.get_submodule(path)
-        if isinstance(blocks, DenseBlocks):
-            own = list(blocks.children())
-            _replace(plain, path, nn.ModuleList(own) if blocks.container is nn.ModuleList else nn.Sequential(*own))
+            no_mixes(view.attn)
+    unlink_blocks(plain)
     return plain
 
 
@@ -114,7 +102,7 @@ def can_mix(plan: SlimPlan) -> bool:
 
 def dense_mix(model: nn.Module) -> str | None:
     """Return `layer` or `head`; None for a model without dense attention."""
-    kinds = {m.per_head for m in model.modules() if isinstance(m, DenseMixin)}
+    kinds = {m.per_head for m in model.modules() if isinstance(m, DenseMixin) and (m.pairs or m.feeds)}
     return None if not kinds else "head" if kinds.pop() else "layer"
 
 
@@ -164,19 +152,9 @@ def _weights(
     return torch.randn(size, generator=generator) if init == "normal" else torch.zeros(size)
 
 
-def _convert(
-    model: nn.Module, slot: _Slot, classes: Mapping[type, Any], per_head: bool, weights: torch.Tensor | None
-) -> None:
-    """Replace a plain block by its dense class, in place."""
-    view = slot.view
-    like = view.attn.proj.weight
-    mix = None if weights is None else nn.Parameter(weights.to(like), requires_grad=like.requires_grad)
-    attn = as_class(view.attn, classes[plain_type(view.attn)], pairs=slot.pairs, per_head=per_head, feeds=slot.feeds)
-    attn.register_parameter("mix", mix)
-    view.block.attn = attn
-    _replace(model, view.name, as_class(view.block, classes[type(view.block)]))
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, last = name.rpartition(".")
-    setattr(model.get_submodule(owner), last, module)
+def _let_mix(attn: Any, slot: _Slot, per_head: bool, weights: torch.Tensor | None) -> None:
+    """Let a linked attention mix in the values of the pairs of its slot."""
+    attn.pairs, attn.per_head, attn.feeds = slot.pairs, per_head, slot.feeds
+    if weights is not None:
+        like = attn.proj.weight
+        attn.mix = nn.Parameter(weights.to(like), requires_grad=like.requires_grad)

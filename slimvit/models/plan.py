@@ -135,7 +135,7 @@ class SlimPlan:
 
     def __repr__(self) -> str:
         """A table of kept units, block by block."""
-        totals = (f"{self.kept_of(name):,} of {self.total_of(name):,} {PARTS[name].units}" for name in self.parts)
+        totals = (PARTS[name].count_words(self.kept_of(name), self.total_of(name)) for name in self.parts)
         width = max((len(b.name) for b in self.blocks), default=0)
         lines = [f"SlimPlan of {self.model or 'a model'}: keeps {' and '.join(totals) or 'everything'}"]
         return "\n".join(lines + [f"  {b.name:<{width}}  {b.words()}" for b in self.blocks])

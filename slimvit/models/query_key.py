@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from slimvit.models.base import AttentionBlock
-from slimvit.models.reduced import as_class, has_narrow_class
+from slimvit.models.reduced import as_class
 
 TINY = 1e-10
 """Share of the largest eigenvalue of second moments below which an eigenvalue counts as zero."""
@@ -143,7 +143,7 @@ def with_own_layers(attn: Any, narrow: type[Any]) -> Any:
     if "qk_dim" in attn.__dict__:
         return attn
     layers = [_linear(attn, weight, bias) for weight, bias in _layers(attn)]
-    own = as_class(attn, type(attn) if has_narrow_class(attn) else narrow)
+    own = as_class(attn, type(attn) if isinstance(attn, narrow) else narrow)
     for name in ("q_bias", "k_bias", "v_bias"):
         own._buffers.pop(name, None)
         own._parameters.pop(name, None)

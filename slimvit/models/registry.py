@@ -14,6 +14,7 @@ from slimvit.models.families.swin import SWIN
 from slimvit.models.families.swin_v2 import SWIN_V2
 from slimvit.models.families.vit import VIT
 from slimvit.models.parts.registry import PARTS
+from slimvit.models.parts.tokens import TOKENS
 from slimvit.models.plan import SlimPlan
 from slimvit.utils.errors import ModelError
 from slimvit.utils.plugins import load_plugins
@@ -117,8 +118,17 @@ def steps(model: nn.Module) -> list[Branch | Step]:
 
 def plan_of(model: TimmModule) -> SlimPlan:
     """Return the units of every part that a model keeps, by original id: all of them until it is pruned."""
-    plan = getattr(model, "slim_plan", None)
-    return SlimPlan(tuple(map(_uncut, attention_blocks(model))), model_name(model)) if plan is None else plan
+    plan: SlimPlan | None = getattr(model, "slim_plan", None)
+    if plan is None:
+        return SlimPlan(tuple(map(_uncut, attention_blocks(model))), model_name(model))
+    pairs = zip(plan.blocks, attention_blocks(model), strict=True)
+    return SlimPlan(tuple(_with_present_tokens(block, view) for block, view in pairs), plan.model)
+
+
+def _with_present_tokens(block: BlockPlan, view: AttentionBlock) -> BlockPlan:
+    """The plan of a block with the tokens of the model's present input size."""
+    tokens = Units(view.mergeable, tuple(range(view.mergeable - view.merged)))
+    return BlockPlan(block.name, block.stage, {**block.units, TOKENS.name: tokens})
 
 
 def _uncut(view: AttentionBlock) -> BlockPlan:

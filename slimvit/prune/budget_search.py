@@ -8,9 +8,9 @@ with the lowest cost per unit saved, until the target is met.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import accumulate, product
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +18,33 @@ import numpy.typing as npt
 from slimvit.models.parts.base import Limits
 from slimvit.models.parts.branches import BRANCHES
 from slimvit.models.parts.registry import PARTS, limits_of, may_go
+from slimvit.models.parts.tokens import TOKENS
 from slimvit.models.plan import SlimPlan
 from slimvit.prune.costs.base import Costs
 from slimvit.prune.criteria.scores import PartScores, Scores
+from slimvit.prune.merging_schedules import Schedule, merges_in, most_merging, schedules
 from slimvit.utils.errors import PlanError
 
 Floats = npt.NDArray[np.float64]
+
+
+class Present:
+    """The numbers of kept units and of merged tokens in the search, and the costs that follow from them."""
+
+    def __init__(self, plan: SlimPlan, costs: Costs) -> None:
+        self.costs = costs
+        self.kept = [{name: len(block.of(name).kept) for name in costs.prices} for block in plan.blocks]
+        self.merges: Sequence[int] = merges_in(plan)
+
+    def of_block(self, block: int, kept: Mapping[str, int]) -> float:
+        """Return the cost of a block with these numbers of units, while as many tokens are merged as at present."""
+        return self.costs.of_block(block, {**self.kept[block], **kept}, sum(self.merges[:block]), self.merges[block])
+
+    def with_merges(self, merges: Sequence[int]) -> float:
+        """Return the cost of all blocks when they merge these numbers of tokens."""
+        befores = accumulate(merges, initial=0)
+        each = enumerate(zip(self.kept, befores, merges, strict=False))
+        return sum(self.costs.of_block(i, kept, before, merged) for i, (kept, before, merged) in each)
 
 
 @dataclass(eq=False)
@@ -37,24 +58,33 @@ class Track:
     """Number of kept units at each stop, from all to the fewest allowed."""
     cost: Floats
     """Estimated rise of the loss at each stop."""
-    price: Floats
-    """Price of the part at each stop, in the unit of the budget; for a part inside another one, per unit of that."""
+    present: Present
     at: int = 0
     """Index of the present stop."""
-    outer: Track | None = None
-    """The track of the part whose every unit has these units."""
-    inner: list[Track] = field(default_factory=list)
-    """The tracks of the parts inside this one."""
+    _saved: tuple[object, Floats] | None = None
 
     @property
     def saved(self) -> Floats:
         """Saving of each stop, while the other tracks stay where they are."""
-        saved = self.price[0] - self.price
-        if self.outer is not None:
-            return saved * self.outer.stops[self.outer.at]
-        for track in self.inner:
-            saved = saved + track.price[track.at] * (self.stops[0] - np.array(self.stops))
-        return saved
+        others = self.others()
+        if self._saved is None or self._saved[0] != others:
+            costs = np.array([self.price(stop) for stop in range(len(self.stops))])
+            self._saved = (others, costs[0] - costs)
+        return self._saved[1]
+
+    def others(self) -> object:
+        """Return all that the savings depend on besides the stop."""
+        present, i = self.present, self.block
+        return present.kept[i] | {self.part: None}, sum(present.merges[:i]), present.merges[i]
+
+    def price(self, stop: int) -> float:
+        """Return the cost of everything that depends on this track."""
+        return self.present.of_block(self.block, {self.part: self.stops[stop]})
+
+    def go(self, stop: int) -> None:
+        """Move to a stop."""
+        self.at = stop
+        self.present.kept[self.block][self.part] = self.stops[stop]
 
     @property
     def kept(self) -> list[int]:
@@ -65,10 +95,6 @@ class Track:
         """Return the savings of the later stops beyond that of the present one."""
         saved = self.saved
         return saved[self.at + 1 :] - saved[self.at]
-
-    def together(self) -> list[Track]:
-        """Return this track and those whose savings depend on where it stands."""
-        return [self, *self.inner, *([] if self.outer is None else [self.outer])]
 
     def move(self, at_most: float = np.inf) -> tuple[float, int] | None:
         """Find the later stop with the lowest cost per unit saved, among those that save no more than `at_most`.
@@ -96,6 +122,23 @@ class Track:
             return None
         stop = self.at + 1 + int((gains > 0).argmax())
         return 1 - self.stops[stop] / self.stops[0], stop
+
+
+@dataclass(eq=False)
+class MergingTrack(Track):
+    """The tokens that all blocks merge. Its stops are schedules."""
+
+    schedules: list[Schedule] = field(default_factory=list)
+
+    def others(self) -> object:
+        return [dict(kept) for kept in self.present.kept]
+
+    def price(self, stop: int) -> float:
+        return self.present.with_merges(self.schedules[stop].merges)
+
+    def go(self, stop: int) -> None:
+        self.at = stop
+        self.present.merges = self.schedules[stop].merges
 
 
 def plan_budget(
@@ -142,27 +185,26 @@ def plan_budget(
 def reachable(plan: SlimPlan, costs: Costs, parts: Sequence[str], limits: Mapping[str, Limits]) -> float:
     """Return the lowest cost of any plan within the limits."""
     stops = {(block, part): allowed for part, block, allowed in _stops(plan, parts, limits)}
-    total = costs.total(plan)
-    for block, part in stops:
-        if _outer(part, block, stops) is None:
-            together = [p for b, p in stops if b == block and (p == part or _outer(p, b, stops) == part)]
-            now = {name: len(plan.blocks[block].of(name).kept) for name in costs.prices}
-            counts = product(*(stops[block, p] for p in together))
-            least = min(costs.of_block(block, now | dict(zip(together, kept, strict=True))) for kept in counts)
-            total += least - costs.of_block(block, now)
-    return total
+    still, merging = Present(plan, costs), Present(plan, costs)
+    if may_go(TOKENS, parts):
+        merging.merges = most_merging(plan)
+    return costs.rest + min(_lowest(present, stops) for present in (still, merging))
 
 
-def _outer(part: str, block: int, found: Container[tuple[int, str]]) -> str | None:
-    """The part that has the units of `part` inside, where `found` has it for the block."""
-    outer = PARTS[part].within
-    return outer.name if outer is not None and (block, outer.name) in found else None
+def _lowest(present: Present, stops: Mapping[tuple[int, str], list[int]]) -> float:
+    """The lowest cost of all blocks that merge as many tokens as at present."""
+    lowest = 0.0
+    for block in range(len(present.kept)):
+        names = [part for b, part in stops if b == block]
+        every = product(*(stops[block, part] for part in names))
+        lowest += min(present.of_block(block, dict(zip(names, counts, strict=True))) for counts in every)
+    return lowest
 
 
 def _stops(plan: SlimPlan, parts: Sequence[str], limits: Mapping[str, Limits]) -> Iterator[tuple[str, int, list[int]]]:
     """Yield part, block index, and allowed numbers of kept units in falling order."""
     for name, part in PARTS.items():
-        if not may_go(part, parts):
+        if part is TOKENS or not may_go(part, parts):
             continue
         for i, block in enumerate(plan.blocks):
             count = len(block.of(name).kept)
@@ -171,24 +213,25 @@ def _stops(plan: SlimPlan, parts: Sequence[str], limits: Mapping[str, Limits]) -
 
 
 def _tracks(scores: Scores, costs: Costs, parts: Sequence[str], limits: Mapping[str, Limits]) -> list[Track]:
-    tracks: dict[tuple[int, str], Track] = {}
-    for part, block, stops in _stops(scores.plan, parts, limits):
-        price = np.array([costs.of(part)[block](n) for n in stops], dtype=float)
-        tracks[block, part] = _track(block, part, scores.of(part)[block], price, stops)
-    for (block, part), track in tracks.items():
-        outer, name = PARTS[part].within, _outer(part, block, tracks)
-        if name is not None:
-            track.outer = tracks[block, name]
-            track.outer.inner.append(track)
-        elif outer is not None:
-            track.price = track.price * len(scores.plan.blocks[block].of(outer.name).kept)
-    return list(tracks.values())
+    present = Present(scores.plan, costs)
+    tracks = [
+        _track(block, part, scores.of(part)[block], stops, present)
+        for part, block, stops in _stops(scores.plan, parts, limits)
+    ]
+    return tracks + ([_merging_track(scores, present)] if may_go(TOKENS, parts) else [])
 
 
-def _track(block: int, part: str, scores: PartScores, price: Floats, stops: list[int]) -> Track:
+def _merging_track(scores: Scores, present: Present) -> MergingTrack:
+    found = schedules(scores.plan, scores.of(TOKENS.name), present.costs)
+    total = scores.plan.total_of(TOKENS.name)
+    stops, rises = [total - sum(s.merges) for s in found], np.array([s.rise for s in found])
+    return MergingTrack(0, TOKENS.name, (), stops, rises, present, schedules=found)
+
+
+def _track(block: int, part: str, scores: PartScores, stops: list[int], present: Present) -> Track:
     total = np.concatenate([[0.0], np.cumsum(scores.costs)])
     cost = total[[stops[0] - n for n in stops]]
-    return Track(block, part, scores.order, stops, cost, price)
+    return Track(block, part, scores.order, stops, cost, present)
 
 
 def _move_cheapest(tracks: list[Track], missing: float) -> float:
@@ -198,18 +241,19 @@ def _move_cheapest(tracks: list[Track], missing: float) -> float:
     """
     queue = [(slope, i, stop) for i, t in enumerate(tracks) if (move := t.move()) for slope, stop in [move]]
     heapq.heapify(queue)
-    place = {id(t): i for i, t in enumerate(tracks)}
     while queue and missing > 0:
         slope, i, stop = heapq.heappop(queue)
         track = tracks[i]
-        if (slope, stop) != track.move():  # a move of another track has changed its savings since
+        move = track.move()
+        if move is not None and move != (slope, stop):  # another track's move has lowered its savings since
+            heapq.heappush(queue, (move[0], i, move[1]))
+        if move != (slope, stop):
             continue
         if track.saved[stop] - track.saved[track.at] > missing:
             break
         missing -= _move_to(track, stop)
-        for changed in track.together():
-            if (move := changed.move()) is not None:
-                heapq.heappush(queue, (move[0], place[id(changed)], move[1]))
+        if (move := track.move()) is not None:
+            heapq.heappush(queue, (move[0], i, move[1]))
     while missing > 0:
         smallest = min(float(g[g > 0].min()) for t in tracks if ((g := t.gains()) > 0).any())
         moves = [(*move, i) for i, t in enumerate(tracks) if (move := t.move(max(missing, smallest))) is not None]
@@ -249,13 +293,17 @@ def _move_to(track: Track, stop: int) -> float:
     """Move a track to a stop and return the additional saving."""
     before = track.saved
     saved = float(before[stop] - before[track.at])
-    track.at = stop
+    track.go(stop)
     return saved
 
 
 def _result(plan: SlimPlan, tracks: list[Track]) -> SlimPlan:
     kept: dict[str, list[Sequence[int]]] = {part: [b.of(part).kept for b in plan.blocks] for part in plan.parts}
     for track in tracks:
+        if isinstance(track, MergingTrack):
+            merges = track.schedules[track.at].merges
+            kept[track.part] = [range(b.of(track.part).total - r) for b, r in zip(plan.blocks, merges, strict=True)]
+            continue
         ids = kept[track.part][track.block]
         kept[track.part][track.block] = [ids[i] for i in track.kept]
     return plan.keeping_parts(kept)

@@ -14,8 +14,10 @@ from torch import nn
 from slimvit.config.choices import PARTS as PART_WORDS
 from slimvit.config.recipe import PruneSection, Recipe
 from slimvit.models.insert_dense import can_mix, dense_mix, insert_dense_attention
+from slimvit.models.insert_merging import check_merges
 from slimvit.models.parts.base import Part
 from slimvit.models.parts.registry import PARTS, everywhere, labels, limits_of, may_go
+from slimvit.models.parts.tokens import TOKENS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.budget_search import plan_budget, reachable
@@ -23,6 +25,7 @@ from slimvit.prune.costs.base import Costs
 from slimvit.prune.costs.budget import Target
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.prune.criteria.scores import Scores
+from slimvit.prune.merging_schedules import merges_in
 from slimvit.prune.ratio_search import plan_units
 from slimvit.prune.surgery import prune_model
 from slimvit.utils.errors import PlanError
@@ -66,6 +69,7 @@ def read_plan(file: str, model: nn.Module) -> SlimPlan:
     if plan.same_size(current):
         keys = " or ".join(PARTS[name].keys()[1] for name in current.parts)
         raise PlanError(f"{file}: removes nothing; take ids out of {keys}")
+    check_merges(model, merges_in(plan))
     return plan
 
 
@@ -153,6 +157,8 @@ def goal_of(
     total = (costs if original is model else target.costs(original, original)).total(plan_of(original))
     limit = total * (1 - (1 - target.fraction) * share)
     parts, remark = tuple(section.parts or everywhere()), None
+    if TOKENS.name in parts and costs.by_tokens is None:
+        parts, remark = _without_tokens(parts, target)
     lowest = _lowest(section, plan, costs, parts)
     if section.parts is None:
         more = tuple(n for n, part in PARTS.items() if part.fallback and all(b.of(n).total for b in plan.blocks))
@@ -163,6 +169,15 @@ def goal_of(
     if lowest > limit:
         raise PlanError(_unreachable(target, section, parts, lowest / total))
     return Goal(target, costs, limit, parts, remark)
+
+
+def _without_tokens(parts: Sequence[str], target: Target) -> tuple[tuple[str, ...], str]:
+    """The parts and a remark where merging tokens saves nothing."""
+    others = tuple(name for name in parts if name != TOKENS.name)
+    saves = f"{target.name}: merging tokens saves no {target.budget.noun}"
+    if not others:
+        raise PlanError(f"{saves}; cut other parts: --parts {','.join(everywhere())}")
+    return others, f"{saves}, so no tokens are merged"
 
 
 def _remark(target: Target, parts: tuple[str, ...], more: tuple[str, ...], lowest: float, needed: bool) -> str:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from slimvit.data.batches import checked_batches
 from slimvit.data.loaders import Batches
-from slimvit.models.base import AttentionBlock, Branch, State, Step, TimmModule
+from slimvit.models.base import Attended, AttentionBlock, Branch, Carried, State, Step, TimmModule
 from slimvit.models.block_plan import BlockPlan
 from slimvit.models.modes import device_of, evaluating
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks, check_unwrapped, plan_of, steps
+from slimvit.models.tokens.merging import group_means, unmerge
 from slimvit.prune.ridge import FOLDS, RidgeRegression
 from slimvit.utils.device import SHARE, free_bytes
 from slimvit.utils.errors import PlanError
@@ -29,6 +30,9 @@ from slimvit.utils.progress import log, track
 TARGETS_OF_REFIT = ("own", "teacher", "stream")
 TINY_SCALE = 1e-6
 """Smallest absolute LayerScale through which the refit corrects a channel."""
+
+Visit = tuple[Tensor, Tensor, Carried]
+"""Features [B, ..., k] and target outputs [B, ..., C] of a branch, and what the pruned model carries there."""
 
 
 def refit(
@@ -80,8 +84,8 @@ def refit(
                 if branch.attends:
                     next(approximated)(branch.norm(stream) for stream in walk.streams(i))
                 regression = RidgeRegression(FOLDS if ridge is None else 1)
-                for features, outputs in walk.visit(i, branch, uncut, target):
-                    regression.add(features, outputs, _token_weights(original, features, class_token))
+                for features, outputs, carried in walk.visit(i, branch, uncut, target):
+                    regression.add(features, outputs, _token_weights(original, features, class_token, carried))
                 _rewrite(branch.out, regression, ridge)
             walk.advance(i)
     return slim
@@ -104,11 +108,12 @@ def _recalibrate(
             part.recalibrate(view, uncut, [place[unit] for unit in plan.of(outer).kept], inputs)
 
 
-def _token_weights(model: TimmModule, features: Tensor, class_token: float) -> Tensor | None:
-    """Weights of tokens [B, N]; None for equal ones."""
+def _token_weights(model: TimmModule, features: Tensor, class_token: float, carried: Carried) -> Tensor | None:
+    """Weights of the present tokens [B, n]: the number of original ones in each; None for equal ones."""
+    sizes = None if carried.tokens is None else carried.tokens.sizes
     if class_token == 1 or features.ndim != 3 or getattr(model, "global_pool", "") != "token":
-        return None
-    weights = features.new_ones(features.shape[:2])
+        return sizes
+    weights = features.new_ones(features.shape[:2]) if sizes is None else sizes.clone()
     weights[:, 0] = class_token
     return weights
 
@@ -119,15 +124,15 @@ class _CachedWalk:
     def __init__(self, slim: list[Branch | Step], original: list[Branch | Step], images: list[Tensor]) -> None:
         self.slim, self.original = slim, original
         self.slim_states, self.original_states = [State(x) for x in images], [State(x) for x in images]
-        self.features: list[tuple[Tensor, Tensor | None]] = []
+        self.features: list[Attended] = []
 
-    def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the features [B, N, k] and target outputs [B, N, C] of branch `i`, batch by batch."""
+    def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[Visit]:
+        """Yield the features and target outputs of branch `i`, batch by batch."""
         for b, state in enumerate(self.slim_states):
-            features, values = branch.run_with_features(state)
+            features, found = branch.run_with_features(state)
             outputs, self.original_states[b] = _target_output(target, branch, uncut, state, self.original_states[b])
-            self.features.append((features, values))
-            yield features, outputs
+            self.features.append(found._replace(output=features))
+            yield features, outputs, state.carried
 
     def streams(self, _: int) -> Iterator[Tensor]:
         """Yield the streams [B, ..., C] of the refitted model before the present step, batch by batch."""
@@ -141,7 +146,7 @@ class _CachedWalk:
             self.original_states = [self.original[i].apply(state) for state in self.original_states]
             return
         pairs = zip(self.slim_states, self.features, strict=True)
-        self.slim_states = [step.after(state, step.out(features), values) for state, (features, values) in pairs]
+        self.slim_states = [step.after(state, found._replace(output=step.out(found.output))) for state, found in pairs]
         self.features = []
 
 
@@ -152,13 +157,13 @@ class _RecomputingWalk:
         self.slim, self.original, self.batches = slim, original, batches
         self.device = next(step.out.weight.device for step in original if isinstance(step, Branch))
 
-    def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def visit(self, i: int, branch: Branch, uncut: Branch, target: str) -> Iterator[Visit]:
         for images, _ in self.batches:
             state = original_state = State(images.to(self.device))
             for step, original_step in zip(self.slim[:i], self.original[:i], strict=True):
                 state, original_state = step.apply(state), original_step.apply(original_state)
             features, _ = branch.run_with_features(state)
-            yield features, _target_output(target, branch, uncut, state, original_state)[0]
+            yield features, _target_output(target, branch, uncut, state, original_state)[0], state.carried
 
     def streams(self, i: int) -> Iterator[Tensor]:
         """Yield the streams [B, ..., C] of the refitted model before step `i`, batch by batch."""
@@ -176,15 +181,29 @@ def _target_output(
     target: str, branch: Branch, uncut: Branch, state: State, original_state: State
 ) -> tuple[Tensor, State]:
     """The target output of a branch before its scale [B, ..., C], and the original's state after the branch."""
-    output, values = uncut.run(original_state)
-    after = uncut.after(original_state, output, values)
+    found = uncut.run(original_state)
+    after = uncut.after(original_state, found)
+    output = _grouped(_unmerged(found.output, original_state.carried), state.carried)
     if target == "stream":
-        return _inverse_scale(branch.scale, after.stream - state.stream, output), after
+        wanted = _grouped(_unmerged(after.stream, after.carried), state.carried)
+        return _inverse_scale(branch.scale, wanted - state.stream, output), after
     if target == "own":
-        output = uncut.run(state._replace(values=original_state.values))[0]
+        values = (None if v is None else _unmerged(v, original_state.carried) for v in original_state.carried.values)
+        whole = State(_unmerged(state.stream, state.carried), Carried(tuple(values)), state.shared)
+        output = _grouped(uncut.run(whole).output, state.carried)
     # the norm behind an empty branch was removed with its units
     lost_norm = isinstance(uncut.scale, nn.LayerNorm) and not isinstance(branch.scale, nn.LayerNorm)
     return uncut.scale(output) if lost_norm else output, after
+
+
+def _unmerged(x: Tensor, carried: Carried) -> Tensor:
+    """Features of the present tokens, copied to the places of the original ones."""
+    return x if carried.tokens is None else unmerge(x, carried.tokens.sources)
+
+
+def _grouped(x: Tensor, carried: Carried) -> Tensor:
+    """Features of the original tokens, averaged over those that are merged."""
+    return x if carried.tokens is None else group_means(x, carried.tokens)
 
 
 def _inverse_scale(scale: Callable[[Tensor], Tensor], scaled: Tensor, output: Tensor) -> Tensor:
@@ -236,9 +255,9 @@ def bytes_per_image(walk: Sequence[Branch | Step], image: torch.Tensor) -> int:
     for step in walk:
         features = 0
         if isinstance(step, Branch):
-            inputs, values = step.run_with_features(state)
-            features = _bytes(inputs) + _bytes(values)
-        peak = max(peak, features + 2 * sum(map(_bytes, (state.stream, *state.values))))
+            inputs, found = step.run_with_features(state)
+            features = _bytes(inputs) + _bytes(found.values) + _bytes(found.keys)
+        peak = max(peak, features + 2 * sum(map(_bytes, (state.stream, *state.carried.values))))
         state = step.apply(state)
     return peak
 

@@ -11,7 +11,9 @@ from torch import nn
 from slimvit.models.base import AttentionBlock, TimmModule
 from slimvit.models.block_plan import BlockPlan
 from slimvit.models.insert_dense import can_mix, dense_mix, insert_dense_attention, mixes_of, remove_dense_attention
+from slimvit.models.insert_merging import insert_merging, remove_merging
 from slimvit.models.parts.registry import PARTS
+from slimvit.models.parts.tokens import TOKENS
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import attention_blocks, plan_of
 
@@ -30,10 +32,12 @@ def prune_model(model: nn.Module, plan: SlimPlan) -> nn.Module:
     current = plan_of(model)
     plan = plan.on(current)
     slim: TimmModule = copy.deepcopy(model)
+    remove_merging(slim)
     blocks = []
     for view, after, before in zip(attention_blocks(slim), plan.blocks, current.blocks, strict=True):
         _cut(view, {part: _gone(units.kept, after.of(part).kept) for part, units in before.units.items()})
         blocks.append(_as_cut(view, after))
+    insert_merging(slim, [len(block.of(TOKENS.name).removed) for block in blocks])
     slim.slim_plan = SlimPlan(tuple(blocks), plan.model)
     return slim
 

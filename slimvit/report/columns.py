@@ -143,7 +143,7 @@ SECONDS = Column(key="seconds", header="time (s)", format=".1f", legend="time (s
 
 def units_column(part: Part) -> Column:
     """Return the column of a part's units."""
-    return Column(key=part.units, header=part.units, format=",.0f", fixed=True)
+    return Column(key=part.units, header=part.units, format=",.0f", fixed=True, legend=part.legend)
 
 
 def size_and_accuracy(parts: Sequence[Part]) -> list[Column]:

@@ -75,7 +75,7 @@ def block_rows(model: TimmModule) -> dict[str, Any]:
         "macs_closed_form": macs.closed_form,
         "macs_torch": macs.torch_counter,
         "note": macs.disagreement(),
-        "unit_steps": {name: _group(part) for name, part in PARTS.items()},
+        "unit_steps": {name: _group(part) for name, part in PARTS.items() if not part.counts_removed},
         "blocks": [
             _block(b, view) | {"macs": counts}
             for b, view, counts in zip(plan.blocks, attention_blocks(model), macs.by_block, strict=True)
@@ -88,7 +88,8 @@ def _block(plan: BlockPlan, view: AttentionBlock) -> dict[str, Any]:
     for name, part in PARTS.items():
         units = plan.of(name)
         row |= {part.units: units.total, f"kept_{part.units}": part.written(units.kept)}
-    costs = {n: _unit_costs(part, view) if plan.of(n).kept else None for n, part in PARTS.items()}
+    priced = {name: part for name, part in PARTS.items() if not part.counts_removed}
+    costs = {n: _unit_costs(part, view) if plan.of(n).kept else None for n, part in priced.items()}
     return row | {"params": count_params(view.block), "unit_costs": costs}
 
 

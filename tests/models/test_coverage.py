@@ -14,7 +14,7 @@ from slimvit.models.registry import FAMILIES
 
 TABLE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.splitlines() if "`" in line[:60]]
-ROWS = [row for row in ROWS if len(row) == 7]
+ROWS = [row for row in ROWS if len(row) == 8]
 CHECKED = ("beit", "eva", "levit", "swin_transformer_v2")
 """timm modules whose rows are looked at: models of each are built, without memory."""
 
@@ -50,7 +50,7 @@ def test_what_cannot_be_built_is_not_left_out(monkeypatch):
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    none = {"heads": False, "mlp": False, "qk": False, "dense": False}
+    none = {"heads": False, "mlp": False, "qk": False, "tokens": False, "dense": False}
     assert support("beit_base_patch16_224") == [
         Support("beit", ("beit_base_patch16_224",), none, "could not be built: RuntimeError")
     ]
@@ -60,4 +60,4 @@ def test_what_cannot_be_done_is_listed_too(slimvit_):
     found = json.loads(slimvit_("models", "*_tiny_*_256", "--json").stdout)
     assert {r["model"]: "no dense attention" in r["about"] for r in found}["swinv2_tiny_window8_256"]
     (eva,) = json.loads(slimvit_("models", "eva02_base_patch14_224", "--json").stdout)
-    assert eva["about"] == "12 blocks, 144 heads of 64, neurons stay, qk_channels stay"
+    assert eva["about"] == "12 blocks, 144 heads of 64, neurons stay, qk_channels stay, tokens stay"

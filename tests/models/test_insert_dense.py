@@ -11,7 +11,6 @@ from timm.models._features import FeatureGetterNet, FeatureHookNet, FeatureListN
 from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 
 from slimvit.models.base import State
-from slimvit.models.dense.layers import DenseBlocks
 from slimvit.models.insert_dense import (
     can_mix,
     dense_mix,
@@ -20,6 +19,7 @@ from slimvit.models.insert_dense import (
     mixes_of,
     remove_dense_attention,
 )
+from slimvit.models.linked import LinkedBlocks
 from slimvit.models.modes import evaluating
 from slimvit.models.registry import attention_blocks, plan_of, steps
 from slimvit.prune.criteria.registry import CRITERIA, score_parts
@@ -337,7 +337,7 @@ def test_a_second_forward_does_not_see_the_first(dense, images):
 
 def test_walking_gives_the_blocks_themselves(dense):
     for blocks in stages(dense):
-        assert isinstance(blocks, DenseBlocks)
+        assert isinstance(blocks, LinkedBlocks)
         for i, block in enumerate(blocks):
             assert block.attn is blocks[i].attn and block.mlp is blocks[i].mlp
 
@@ -354,10 +354,10 @@ def test_a_block_without_the_values_it_needs_says_so(dense):
         stream = entering(blocks, 2)
         with pytest.raises(ModelError, match=r"needs the values of block 0 of its stage and got none; call the whole"):
             blocks[1](stream)
-        _, values = blocks[0](stream)
-        blocks[1](stream, earlier=(values,))
+        _, carried = blocks[0](stream)
+        blocks[1](stream, carried=carried)
         with pytest.raises(ModelError, match="needs the values of block 1 of its stage and got none"):
-            blocks[2](stream, earlier=(values, None))
+            blocks[2](stream, carried=carried.adding(None))
 
 
 def test_walking_from_the_middle_says_so(dense):
@@ -451,7 +451,7 @@ def reentrant():
 
 def test_reentrant_checkpointing_is_refused(dense, images, reentrant):
     dense.train().set_grad_checkpointing(True)
-    with pytest.raises(ModelError, match="dense attention needs non-reentrant checkpointing: unset TIMM_REENTRANT"):
+    with pytest.raises(ModelError, match="need non-reentrant checkpointing: unset TIMM_REENTRANT"):
         dense(images(dense)).sum().backward()
 
 

@@ -88,7 +88,7 @@ def test_a_branch_gives_the_input_of_its_last_layer(vit, images):
     for branch in steps(model)[1:]:
         assert isinstance(branch, Branch)
         features, _ = branch.run_with_features(state)
-        assert torch.equal(branch.out(features), branch.run(state)[0])
+        assert torch.equal(branch.out(features), branch.run(state).output)
         assert not branch.out._forward_pre_hooks
 
 

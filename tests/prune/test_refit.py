@@ -103,7 +103,7 @@ def test_what_the_cache_takes_is_known_before(family, vit, swin, data, monkeypat
     real = refit_module._CachedWalk.advance
 
     def advance(walk, i):
-        tensors = [t for s in (*walk.slim_states, *walk.original_states) for t in (s.stream, *s.values)] + [
+        tensors = [t for s in (*walk.slim_states, *walk.original_states) for t in (s.stream, *s.carried.values)] + [
             t for p in walk.features for t in p
         ]
         held.append(sum(t.numel() * t.element_size() for t in tensors if t is not None))

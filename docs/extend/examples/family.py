@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from slimvit.models.base import AttentionBlock, Branch, Family, Step, block_branches, fits_block
-from slimvit.models.families.vit import DenseAttention, DenseBlock
+from slimvit.models.families.vit import LinkedAttention, LinkedBlock
 from slimvit.models.head_parts import HeadParts, projections
 from slimvit.models.registry import register_family
 
@@ -115,6 +115,6 @@ MY_VIT = register_family(
         attention_blocks=attention_blocks,
         steps=steps,
         arguments=lambda model: {"img_size": 4 * int(model.tokens**0.5), "in_chans": model.stem.in_channels},
-        dense={Attention: DenseAttention, Block: DenseBlock},
+        linked={Attention: LinkedAttention, Block: LinkedBlock},
     )
 )

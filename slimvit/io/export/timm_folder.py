@@ -79,6 +79,8 @@ def _why_not(model: TimmModule) -> str | None:
     plan = plan_of(model)
     for name in plan.parts:
         part = PARTS[name]
+        if part.counts_removed and plan.kept_of(name) < plan.total_of(name):
+            return f"its blocks merge {part.units}, which plain timm's do not"
         if gone := [b.name for b in plan.blocks if b.of(name).total and not b.of(name).kept]:
             return f"{_some(gone)} lost the whole {part.branch}, which plain timm gives every block"
         if not part.in_timm and plan.kept_of(name) < plan.total_of(name):

@@ -25,9 +25,10 @@ _ARITHMETIC += "rsub sin sqrt sub sub_"
 _ACTIVATIONS = "elu gelu hardsigmoid hardswish hardtanh hardtanh_ leaky_relu log_softmax mish relu6 sigmoid silu "
 _ACTIVATIONS += "silu_ softmax softplus tanh"
 _REDUCTIONS = "all amax amin any cumsum linalg_vector_norm max_pool2d mean min norm prod std sum var"
-_SHAPES = "alias bernoulli clone dropout_ empty_like expand_as feature_dropout fill_ flip index_select lift_fresh "
+_SHAPES = "alias argsort bernoulli clone dropout_ empty_like expand_as feature_dropout fill_ flip index_add "
+_SHAPES += "index_select lift_fresh "
 _SHAPES += "linspace logical_not lt masked_fill_ meshgrid movedim ne numel ones_like pad repeat repeat_interleave "
-_SHAPES += "reshape_as rot90 select_scatter tile unflatten unfold where zero_"
+_SHAPES += "reshape_as rot90 scatter scatter_add select_scatter sort tile unflatten unfold view_as where zero_"
 
 ELEMENTWISE = frozenset(f"aten::{name}" for name in f"{_ARITHMETIC} {_ACTIVATIONS} {_REDUCTIONS} {_SHAPES}".split())
 """Operators without multiply-adds of their own: elementwise work, reductions, and moving data."""

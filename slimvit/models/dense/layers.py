@@ -1,70 +1,18 @@
-"""The layers of dense attention that families share, and the container that carries values from block to block."""
+"""The layers of dense attention that families share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from timm.layers import use_reentrant_ckpt
 from torch import Tensor, nn
 
-from slimvit.models.base import is_dense
+from slimvit.models.base import NOTHING, Attended, Carried
 from slimvit.models.dense.mixing import Pair, mix_values
 from slimvit.utils.errors import ModelError
 
 Values = Sequence[Tensor | None]
 """The values [B, ..., k] of the blocks of a stage so far; None where no later block needs them."""
-
-
-class DenseBlocks(nn.ModuleList):
-    """The blocks of one stage, some of them dense. Call it, or loop over it from the first block to the last.
-
-    timm loops (`for block in blocks: x = block(x)`) in `forward_intermediates`, with attention masks, and in gradient
-    checkpointing. The blocks of one loop share their values. `blocks[i]` is the bare module.
-    """
-
-    container: type[nn.Module] = nn.Sequential
-    """The class of timm's own container."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the stream [B, ..., C] to the stream after all blocks [B, ..., C]."""
-        values: list[Tensor | None] = []
-        for block in self._modules.values():
-            x, value = _run(block, x, values)
-            values.append(value)
-        return x
-
-    def __iter__(self) -> Iterator[Any]:
-        """Start a loop over the blocks, with values of its own."""
-        values: list[Tensor | None] = [None] * len(self)
-        return iter([_BlockInLoop(block, i, values) for i, block in enumerate(self._modules.values())])
-
-
-class _BlockInLoop:
-    """A block in one loop. Called with the stream alone, it reads and stores values in the list of its loop."""
-
-    def __init__(self, block: Any, position: int, values: list[Tensor | None]) -> None:
-        self.__dict__.update(_block=block, _position=position, _values=values)
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # this is a reentrant checkpoint, in which values would lose their gradients
-        if x.requires_grad and not torch.is_grad_enabled() and use_reentrant_ckpt():
-            raise ModelError("dense attention needs non-reentrant checkpointing: unset TIMM_REENTRANT_CKPT")
-        x, self._values[self._position] = _run(self._block, x, self._values[: self._position], *args, **kwargs)
-        return x
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._block, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._block, name, value)
-
-
-def _run(block: Any, x: Tensor, earlier: Values, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    if is_dense(block):
-        return block(x, *args, earlier=earlier, **kwargs)
-    return block(x, *args, **kwargs), None
 
 
 class DenseMixin:
@@ -96,10 +44,23 @@ class DenseMixin:
             needed.append(values)
         return needed
 
+    def mixed(self, own: Tensor, earlier: Values) -> Tensor:
+        """Add the weighted values of earlier blocks to the own values [B, N, k]."""
+        if self.mix is None:
+            return own
+        attn: Any = self
+        return mix_values(
+            own, self.needed(earlier), self.pairs, self.mix, self.per_head, own.shape[-1] // attn.num_heads
+        )
 
-def keep_values(values: Tensor) -> Tensor:
-    """Return values [B, N, k] to keep until the stage ends; a copy without gradients lets q and k be freed."""
-    return values if values.requires_grad else values.contiguous()
+    def handed_on(self, own: Tensor) -> Tensor | None:
+        """Return the own values [B, N, k] to keep until the stage ends; None where no later block needs them.
+
+        A copy without gradients lets q and k be freed.
+        """
+        if not self.feeds:
+            return None
+        return own if own.requires_grad else own.contiguous()
 
 
 class DenseForward(DenseMixin):
@@ -108,29 +69,22 @@ class DenseForward(DenseMixin):
     head_pruned: type[Any]
     """The class without dense attention where heads are gone."""
 
-    def forward(self, x: Tensor, *args: Any, earlier: Values = (), **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Map tokens [B, N, C] to the output [B, N, C] and the block's own unmixed values [B, N, k].
-
-        The values are None when no later block needs them.
-        """
+    def forward(self, x: Tensor, *args: Any, earlier: Values = (), **kwargs: Any) -> Attended:
+        """Map tokens [B, N, C] to the output [B, N, C] and the block's own unmixed values [B, N, k]."""
         attn: Any = self
         q, k, own = attn.project(x)
-        v = own
-        if self.mix is not None:
-            head_dim = own.shape[-1] // attn.num_heads
-            v = mix_values(own, self.needed(earlier), self.pairs, self.mix, self.per_head, head_dim)
-        return attn.attend(x, q, k, v, *args, **kwargs), keep_values(own) if self.feeds else None
+        return Attended(attn.attend(x, q, k, self.mixed(own, earlier), *args, **kwargs), self.handed_on(own))
 
 
 class DenseGammaBlock:
     """Forward pass of a dense pre-norm block whose LayerScale is a parameter of the block."""
 
-    def forward(self, x: Tensor, *args: Any, earlier: Values = (), **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Map the stream [B, N, C] to the stream after the block [B, N, C] and the values for later blocks."""
+    def forward(self, x: Tensor, *args: Any, carried: Carried = NOTHING, **kwargs: Any) -> tuple[Tensor, Carried]:
+        """Map the stream [B, N, C] to the stream after the block [B, N, C] and what later blocks need."""
         block: Any = self
-        branch, values = block.attn(block.norm1(x), *args, earlier=earlier, **kwargs)
-        x = x + block.drop_path1(_scaled(block.gamma_1, branch))
-        return x + block.drop_path2(_scaled(block.gamma_2, block.mlp(block.norm2(x)))), values
+        found = Attended.of(block.attn(block.norm1(x), *args, earlier=carried.values, **kwargs))
+        x = x + block.drop_path1(_scaled(block.gamma_1, found.output))
+        return x + block.drop_path2(_scaled(block.gamma_2, block.mlp(block.norm2(x)))), carried.adding(found.values)
 
 
 def _scaled(gamma: Tensor | None, branch: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from slimvit.models.dense.layers import DenseForward, DenseGammaBlock
 from slimvit.models.head_parts import HeadParts, Slice, projections, separate_biases
 from slimvit.models.reduced import HeadPruned, merge_heads, scaled_attention
 
+WHOLE_TOKENS = "its position biases belong to pairs of tokens"
+"""Why tokens are not merged."""
+
 
 class HeadPrunedBeitAttention(HeadPruned, Attention):
     """Head-pruned attention with position biases."""
@@ -67,7 +70,7 @@ def _check(model: TimmModule) -> str | None:
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [
-        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _head_parts)
+        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _head_parts, whole_tokens=WHOLE_TOKENS)
         for i, block in enumerate(model.blocks.children())
     ]
 
@@ -109,6 +112,6 @@ BEIT = Family(
     attention_blocks=_attention_blocks,
     steps=_steps,
     arguments=_arguments,
-    dense={Attention: DenseBeitAttention, Block: DenseBeitBlock},
+    linked={Attention: DenseBeitAttention, Block: DenseBeitBlock},
     closed_form=vit_macs,
 )

@@ -143,9 +143,12 @@ def _post_norm(block: TimmModule) -> bool:
 def _attention_blocks(model: TimmModule) -> list[AttentionBlock]:
     n = model.patch_embed.num_patches + model.num_prefix_tokens
     return [
-        AttentionBlock(f"blocks.{i}", 0, block, block.attn, n, n, n, _head_parts, post_norm=_post_norm(block))
+        AttentionBlock(
+            f"blocks.{i}", 0, block, block.attn, n, n, n, _head_parts,
+            post_norm=_post_norm(block), whole_tokens="its positions turn the queries and keys of single tokens",
+        )
         for i, block in enumerate(model.blocks.children())
-    ]
+    ]  # fmt: skip
 
 
 def _embed(model: TimmModule, images: Tensor) -> State:
@@ -187,7 +190,7 @@ EVA = Family(
     attention_blocks=_attention_blocks,
     steps=_steps,
     arguments=_arguments,
-    dense={EvaAttention: DenseEvaAttention, AttentionRope: DenseAttentionRope, EvaBlock: DenseEvaBlock},
+    linked={EvaAttention: DenseEvaAttention, AttentionRope: DenseAttentionRope, EvaBlock: DenseEvaBlock},
     no_dense=_no_dense,
     closed_form=vit_macs,
 )

@@ -12,9 +12,12 @@ from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, 
 from torch import Tensor, nn
 
 from slimvit.models.base import (
+    NOTHING,
+    Attended,
     AttentionBlock,
     BlockWidth,
     Branch,
+    Carried,
     Family,
     ImageSize,
     Step,
@@ -129,14 +132,14 @@ class DenseSwinBlock(SwinTransformerBlock):
 
     plain = SwinTransformerBlock
 
-    def forward(self, x: Tensor, earlier: Values = ()) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
-        """Map the stream [B, H, W, C] to the stream after the block and the values [B, H, W, k] for later blocks."""
+    def forward(self, x: Tensor, carried: Carried = NOTHING) -> tuple[Tensor, Carried]:  # type: ignore[override]
+        """Map the stream [B, H, W, C] to the stream after the block and what later blocks need."""
         shape = x.shape
-        branch, values = self._attn(self.norm1(x), earlier)
-        x = (x + self.drop_path1(branch)).reshape(shape[0], -1, shape[-1])
-        return (x + self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape), values
+        found = self._attn(self.norm1(x), carried.values)
+        x = (x + self.drop_path1(found.output)).reshape(shape[0], -1, shape[-1])
+        return (x + self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape), carried.adding(found.values)
 
-    def _attn(self, x: Tensor, earlier: Values = ()) -> tuple[Tensor, Tensor | None]:
+    def _attn(self, x: Tensor, earlier: Values = ()) -> Attended:
         """The attention branch [B, H, W, C] of the normed stream, and its own values."""
         attn: Any = self.attn
         size = x.shape[1:3]
@@ -145,7 +148,7 @@ class DenseSwinBlock(SwinTransformerBlock):
             mask = self.get_attn_mask(x.new_empty(1, *padded_size(self, size), 1))
         branch, own = attn(image_to_windows(self, x), mask, self._mixed(attn, earlier))
         values = windows_to_image(self, own, size).contiguous() if attn.feeds else None
-        return windows_to_image(self, branch, size), values
+        return Attended(windows_to_image(self, branch, size), values)
 
     def _mixed(self, attn: Any, earlier: Values) -> Tensor | None:
         """The weighted sum of earlier values in this block's windows; 0 in the padding."""
@@ -198,6 +201,7 @@ def windowed_blocks(
             head_parts_of=head_parts_of,
             to_stream=partial(windows_to_image, block),
             post_norm=post_norm,
+            whole_tokens="its windows need every token",
         )
         for name, stage, block in named_blocks(model)
     ]
@@ -282,7 +286,7 @@ SWIN = Family(
     attention_blocks=partial(windowed_blocks, head_parts_of=_head_parts),
     steps=windowed_steps,
     arguments=window_arguments,
-    dense={WindowAttention: DenseWindowAttention, SwinTransformerBlock: DenseSwinBlock},
+    linked={WindowAttention: DenseWindowAttention, SwinTransformerBlock: DenseSwinBlock},
     closed_form=windowed_macs,
     timm_arguments=_timm_arguments,
 )

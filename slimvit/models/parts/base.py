@@ -79,6 +79,8 @@ class Part(ABC):
     """Word for one unit."""
     units: str
     """Word for several units. Plan files have the keys `UNITS` and `kept_UNITS`."""
+    legend: str = ""
+    """Line of the legend of tables that show the units; none where it is empty."""
     label: str = ""
     """Word for the units in messages about budgets; `units` where it is empty."""
     branch: str | None = None
@@ -91,6 +93,9 @@ class Part(ABC):
     """The part whose every unit has these units, as every head has its channels. Costs are per unit of that part."""
     counted: bool = False
     """Whether plans hold the number of units, not their ids: a cut makes new units, the largest first."""
+    counts_removed: str = ""
+    """Word for removed units where texts and pictures give their number, not that of the kept ones; such units have no
+    cost of their own."""
     in_timm: bool = False
     """Whether timm's constructors can build blocks with fewer units."""
     plan_format: int = 3
@@ -222,6 +227,10 @@ class Part(ABC):
             return f"expected a list of {self.unit} ids"
         words = f"expected ids of 0-{total - 1} by range, like 0-7,16-31"
         return words if total else f"the block names no {self.units}"
+
+    def count_words(self, kept: int, total: int) -> str:
+        """Return the number of kept units in words: `3 of 6 heads`."""
+        return f"{kept:,} of {total:,} {self.units}"
 
     def kept_words(self, kept: Sequence[int], total: int) -> str:
         """Return the kept ids in words: `0,2 of 6 heads`, `24 of 288 neurons (0-7,16-31)`.

@@ -43,7 +43,7 @@ class Heads(Part):
         rows = sum(r.weights * (view.tokens if r.positions is None else r.positions) for r in view.head_parts.rows)
         products = view.window * (view.qk_dim + view.head_dim)
         unit = rows + view.tokens * (view.head_dim * view.attn.proj.out_features + products)
-        return UnitCost(unit, norm_macs(view.block.norm1, view.mlp_tokens) + view.head_parts.shared_macs)
+        return UnitCost(unit, norm_macs(view.block.norm1, view.mlp_tokens + view.merged) + view.head_parts.shared_macs)
 
     def params(self, view: AttentionBlock) -> UnitCost:
         """Count the rows of qkv and gate, the columns of proj, and the family's other parameters per head."""

@@ -11,9 +11,10 @@ from slimvit.models.parts.branches import BRANCHES
 from slimvit.models.parts.heads import HEADS
 from slimvit.models.parts.mlp import MLP
 from slimvit.models.parts.query_key import QK
+from slimvit.models.parts.tokens import TOKENS
 from slimvit.utils.errors import PlanError
 
-PARTS: dict[str, Part] = {part.name: part for part in (HEADS, MLP, QK)}
+PARTS: dict[str, Part] = {part.name: part for part in (HEADS, MLP, QK, TOKENS)}
 """Parts by name, in the order of tables."""
 
 TAKEN = ("name", "stage", "units", "blocks", "model")

@@ -19,6 +19,8 @@ from slimvit.measure.latency.table import LatencyTable, read_off, read_table, ta
 from slimvit.models.base import AttentionBlock
 from slimvit.models.modes import device_of
 from slimvit.models.parts.base import Part
+from slimvit.models.parts.heads import HEADS
+from slimvit.models.parts.mlp import MLP
 from slimvit.models.parts.registry import PARTS
 from slimvit.models.registry import attention_blocks
 from slimvit.prune.costs.base import Costs, Price
@@ -81,7 +83,14 @@ def latency_costs(model: nn.Module, table: LatencyTable) -> Costs:
     """
     blocks = attention_blocks(model)
     prices = {name: tuple(_price(table, view, part) for view in blocks) for name, part in PARTS.items()}
-    return Costs(LATENCY.unit, table.rest, prices)
+
+    def by_tokens(block: int, before: int, merged: int) -> dict[str, Price]:
+        """The time of a branch is proportional to its tokens; widths are measured with all tokens only."""
+        view = blocks[block]
+        shares = {HEADS.name: 1 - before / view.tokens, MLP.name: 1 - (before + merged) / view.mlp_tokens}
+        return {name: _share(prices[name][block], share) for name, share in shares.items()}
+
+    return Costs(LATENCY.unit, table.rest, prices, by_tokens)
 
 
 def latency_table(model: nn.Module, batch: int) -> LatencyTable:
@@ -103,6 +112,10 @@ def latency_table(model: nn.Module, batch: int) -> LatencyTable:
 def _price(table: LatencyTable, view: AttentionBlock, part: Part) -> Price:
     curve = table.curves.get(part.kind(view) or "")
     return (lambda kept: 0.0) if curve is None else read_off(curve)
+
+
+def _share(price: Price, share: float) -> Price:
+    return lambda kept: share * price(kept)
 
 
 def _cached_table(path: Path, model: nn.Module) -> LatencyTable | None:

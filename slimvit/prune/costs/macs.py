@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from torch import nn
 
 from slimvit.measure.flops.count import count_macs
 from slimvit.models.parts.registry import PARTS
+from slimvit.models.parts.tokens import with_tokens
 from slimvit.models.registry import attention_blocks, plan_of
 from slimvit.prune.costs.base import Costs, Price, costs_from
 from slimvit.prune.costs.budget import Budget, register_budget
@@ -17,8 +19,16 @@ from slimvit.prune.costs.budget import Budget, register_budget
 def macs_costs(model: nn.Module, total: int) -> Costs:
     """Return the MACs of one image by part, given the `total` of the whole model."""
     blocks = attention_blocks(model)
-    prices: dict[str, tuple[Price, ...]] = {name: tuple(map(part.macs, blocks)) for name, part in PARTS.items()}
-    return costs_from(MACS.unit, total, plan_of(model), prices)
+    whole = blocks[0].tokens
+
+    @cache
+    def by_tokens(block: int, before: int, merged: int) -> Mapping[str, Price]:
+        view = with_tokens(blocks[block], whole - before, merged)
+        return {name: part.macs(view) for name, part in PARTS.items()}
+
+    unmerged = [with_tokens(view, whole, 0) for view in blocks]
+    prices: dict[str, tuple[Price, ...]] = {name: tuple(map(part.macs, unmerged)) for name, part in PARTS.items()}
+    return costs_from(MACS.unit, total, plan_of(model), prices, by_tokens)
 
 
 class Macs(Budget):

@@ -13,12 +13,12 @@ from slimvit.models.base import TimmModule
 from slimvit.models.parts.registry import PARTS, everywhere, labels, part_of
 from slimvit.models.plan import SlimPlan
 from slimvit.models.registry import attention_blocks, check_unwrapped, plan_of
-from slimvit.prune.criteria import baselines, gradient, group_importance, query_key, residual
+from slimvit.prune.criteria import baselines, gradient, group_importance, query_key, residual, tokens
 from slimvit.prune.criteria.base import CRITERIA, PART_SCORES, Criterion, ScoreFunction, ScoresByPart
 from slimvit.prune.criteria.scores import PartScores, Scores, fixed
 from slimvit.utils.errors import DataError, ModelError, PlanError, nearest
 
-BUILT_IN = (residual, gradient, baselines, group_importance, query_key)
+BUILT_IN = (residual, gradient, baselines, group_importance, query_key, tokens)
 """The modules that register the built-in criteria, and scores of parts."""
 
 

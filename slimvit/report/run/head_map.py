@@ -47,12 +47,12 @@ class Panel:
     @property
     def is_grid(self) -> bool:
         """Whether each unit has a square."""
-        return self.widest <= FEW
+        return self.widest <= FEW and not self.part.counted
 
     @property
     def title(self) -> str:
-        """`18 of 36 heads kept`."""
-        return f"{self.kept:,} of {self.total:,} {self.part.units} kept"
+        """`18 of 36 heads kept`, `16 tokens merged`."""
+        return self.part.count_words(self.kept, self.total) + (" kept" if not self.part.counts_removed else "")
 
 
 def head_map(plan: SlimPlan, scores: Mapping[str, UnitScores], path: Path) -> None:
@@ -137,7 +137,7 @@ def _draw_square(axes: Axes, row: int, at: float, colour: Colour, kept: bool) ->
 def _draw_bar(axes: Axes, place: Panel, row: int, block: BlockPlan) -> None:
     """A bar filled by the share of kept units; a block without any gets a red dashed outline."""
     total, kept = _units(block, place.part)
-    left, is_empty = place.left - 0.5, bool(total) and not kept
+    left, is_empty = place.left - 0.5, bool(total) and not kept and not place.part.counts_removed
     if total:
         corner, edge, style = (left, row - 0.27), RED if is_empty else EDGE, "--" if is_empty else "-"
         axes.add_patch(Rectangle(corner, BAR, 0.54, facecolor=PALE, edgecolor=edge, linestyle=style))
@@ -150,6 +150,8 @@ def _count(block: BlockPlan, part: Part) -> str:
     total, kept = _units(block, part)
     if not total:
         return "not cut"
+    if part.counts_removed:
+        return f"{total - len(kept):,} {part.counts_removed}"
     return f"{len(kept):,} of {total:,}" if kept else "none left"
 
 

@@ -42,13 +42,17 @@ def _title(inspection: dict[str, Any]) -> str:
 
 def _blocks(inspection: dict[str, Any]) -> str:
     columns = list(inspection["blocks"][0]["macs"])
-    header = ["block", *(f"{part.units} kept" for part in PARTS.values()), "params (M)", "MFLOPs:", *columns]
+    header = ["block", *map(_heading, PARTS.values()), "params (M)", "MFLOPs:", *columns]
     rows = []
     for block in inspection["blocks"]:
         kept = [_kept(block, part) for part in PARTS.values()]
         macs = [f"{block['macs'][column] / 1e6:.1f}" for column in columns]
         rows.append([block["block"], *kept, f"{block['params'] / 1e6:.3f}", "", *macs])
     return _table(header, rows, left=1 + len(PARTS))
+
+
+def _heading(part: Part) -> str:
+    return f"{part.units} {part.counts_removed or 'kept'}"
 
 
 def _kept(block: Block, part: Part) -> str:
@@ -58,6 +62,8 @@ def _kept(block: Block, part: Part) -> str:
         return NOT_MEASURED
     ids = part.read(kept, total) or ()
     count = len(ids)
+    if part.counts_removed:
+        return str(total - count)
     if count == total:
         return f"all {total:,}"
     listed = ",".join(map(str, kept)) if isinstance(kept, list) else f"{count:,}"

@@ -59,14 +59,16 @@ def _change(before: float, after: float) -> str:
 
 
 def _block(block: dict[str, Any], parts: list[Part]) -> str:
-    """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31); no ... left`."""
-    kept, removed = [], []
+    """`keeps 0,2 of 6 heads, 24 of 288 neurons (0-7,16-31); no ... left; 16 tokens merged`."""
+    kept, removed, others = [], [], []
     for part in parts:
         total, written = part.of_entry(block)
         ids = part.read(written, total)
-        if total and ids:
+        if total and part.counts_removed:
+            others.append(part.kept_words(ids or (), total))
+        elif total and ids:
             kept.append(part.kept_words(ids, total))
         elif total:
             removed.append(f"no {part.units}")
     phrases = [f"keeps {', '.join(kept)}"] * bool(kept) + [f"{' and '.join(removed)} left"] * bool(removed)
-    return "; ".join(phrases)
+    return "; ".join([*phrases, *others])

@@ -58,7 +58,7 @@ def test_features_come_back_token_by_token(swin):
     with evaluating(model):
         for step in steps(model):
             if hasattr(step, "out"):
-                output, _ = step.run(state)
+                output = step.run(state).output
                 features, _ = step.run_with_features(state)
                 assert features.shape[:-1] == state.stream.shape[:-1]
                 assert torch.allclose(step.out(features), output, atol=1e-6)

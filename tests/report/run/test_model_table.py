@@ -14,7 +14,7 @@ COST = {"macs": 123_000, "params": 1680}
 
 def block(name: str, **given: Any) -> dict[str, Any]:
     found = {"block": name, "heads": 3, "kept_heads": [0, 1, 2], "neurons": 1536, "kept_neurons": "0-1535"}
-    found |= {"qk_channels": 64, "kept_qk_channels": 64}
+    found |= {"qk_channels": 64, "kept_qk_channels": 64, "tokens": 98, "kept_tokens": 98}
     found |= {"params": 10_000, "macs": {"qkv": 10**6, "mlp": 2 * 10**6}, "unit_costs": {"heads": COST, "mlp": COST}}
     return found | given
 
@@ -26,6 +26,7 @@ def text(*blocks: dict[str, Any], neurons: tuple[int, int] = (4608, 4608), **giv
         "heads": [9, 9],
         "neurons": neurons,
         "qk_channels": [192, 192],
+        "tokens": [294, 294],
         "dense": None,
         "mixes": 0,
     }
@@ -46,16 +47,17 @@ def test_the_title_speaks_of_neurons_where_some_are_gone() -> None:
 def test_every_block_says_what_it_keeps() -> None:
     shown = text(
         block("b.0"),
-        block("b.1", kept_heads=[0, 2], kept_neurons="0-7,9,16-1031", kept_qk_channels=40),
+        block("b.1", kept_heads=[0, 2], kept_neurons="0-7,9,16-1031", kept_qk_channels=40, kept_tokens=82),
         block("b.2", kept_heads=[], kept_neurons="", kept_qk_channels=0, unit_costs={"heads": None, "mlp": None}),
-        block("b.3", neurons=0, kept_neurons=""),
+        block("b.3", neurons=0, kept_neurons="", tokens=0, kept_tokens=0),
     )
+    assert "qk_channels kept  tokens merged" in shown
     kept = [" ".join(line(shown, f"b.{i} ").split()[1:-3]) for i in range(4)]
     assert kept == [
-        "all 3 all 1,536 all 64",
-        "0,2 of 3 1,025 of 1,536 40 of 64",
-        "none left none left none left",
-        "all 3 - all 64",
+        "all 3 all 1,536 all 64 0",
+        "0,2 of 3 1,025 of 1,536 40 of 64 16",
+        "none left none left none left 0",
+        "all 3 - all 64 -",
     ]
 
 

@@ -1,0 +1,1 @@
+"""Token merging: blocks that merge their most similar tokens between attention and MLP."""
