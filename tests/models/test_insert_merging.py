@@ -356,6 +356,15 @@ def test_swin_says_why_not(swin):
         score_parts(swin(), [(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))], parts=["tokens"])
 
 
+def test_the_plan_follows_the_input_size(merged, images, tmp_path):
+    merged.set_input_size((96, 96))
+    plan = plan_of(merged)
+    assert [b.tokens for b in plan.blocks] == [18] * 3 and [len(b.removed_tokens) for b in plan.blocks] == [*MERGES]
+    slimvit.save(merged, tmp_path / "saved")
+    loaded = slimvit.load(tmp_path / "saved")
+    assert torch.equal(loaded(images(merged)), merged(images(merged)))
+
+
 def test_smaller_images_are_refused(vit, images):
     net = merging(vit(img_size=64, dynamic_img_size=True), (8, 0, 0))
     with pytest.raises(ModelError, match="a block merges 8 tokens, but gets 4 of the image"):

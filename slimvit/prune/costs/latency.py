@@ -85,9 +85,9 @@ def latency_costs(model: nn.Module, table: LatencyTable) -> Costs:
     prices = {name: tuple(_price(table, view, part) for view in blocks) for name, part in PARTS.items()}
 
     def by_tokens(block: int, before: int, merged: int) -> dict[str, Price]:
-        """The time of a branch is proportional to its tokens; widths are measured with all tokens only."""
-        view = blocks[block]
-        shares = {HEADS.name: 1 - before / view.tokens, MLP.name: 1 - (before + merged) / view.mlp_tokens}
+        """The time of a branch is taken to be proportional to its tokens; widths are measured with all tokens only."""
+        view, left = blocks[block], blocks[0].tokens - before
+        shares = {HEADS.name: left / view.tokens, MLP.name: (left - merged) / view.mlp_tokens}
         return {name: _share(prices[name][block], share) for name, share in shares.items()}
 
     return Costs(LATENCY.unit, table.rest, prices, by_tokens)

@@ -100,6 +100,15 @@ def test_the_prices_are_those_of_the_model_cut_to_any_width(model: Any) -> None:
         assert costs.total(plan) == pytest.approx(400 + milliseconds(slim) + mixes, rel=2e-3)
 
 
+def test_time_falls_with_the_share_of_tokens(vit: Build) -> None:
+    model = vit("vit_tiny_patch16_224", img_size=64, depth=3)  # 16 tokens and the class token
+    costs, plan = latency_costs(model, latency_table(model, 1)), plan_of(model)
+    heads, mlp = (costs.of(part)[0](len(plan.blocks[0].of(part).kept)) for part in ("heads", "mlp"))
+    merging = plan.keeping(tokens=[range(8), range(3), range(8)])  # 5 in the second block
+    wanted = (1 + 1 + 12 / 17) * heads + (1 + 2 * 12 / 17) * mlp
+    assert costs.total(merging) - costs.rest == pytest.approx(wanted)
+
+
 def test_prices_rise_whatever_the_noise(vit: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = cycle([0.0, 3.0, -2.0, 5.0, 1.0, -4.0, 2.0])
     clock = latency_profile.timed  # type: ignore[attr-defined]
