@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from slimvit.workflows.push.push import push as push
     from slimvit.workflows.run import run as run
     from slimvit.workflows.sweep.sweep import sweep as sweep
+    from slimvit.workflows.token_picture import draw_tokens as draw_tokens
     from slimvit.workflows.training_free import plan as plan
     from slimvit.workflows.training_free import prune as prune
 
@@ -46,6 +47,7 @@ _HOME = {
     "bench": "workflows.bench.bench",
     "count_macs": "measure.flops.count",
     "create_model": "io.create",
+    "draw_tokens": "workflows.token_picture",
     "evaluate": "workflows.evaluate",
     "export": "workflows.export",
     "finetune": "train.finetune",

@@ -23,7 +23,8 @@ class PartScores:
     order: tuple[int, ...]
     """All units in the order of removal."""
     costs: tuple[float, ...]
-    """Rise of the loss at each removal in that order, on top of the earlier ones."""
+    """Rise of the loss at each removal in that order, on top of the earlier ones. Those of tokens go on, since tokens
+    that earlier blocks merge count too."""
     alone: tuple[float, ...]
     """Rise of the loss when each unit is removed alone, by position."""
 
@@ -111,7 +112,8 @@ def _read(part: str, blocks: Any, plan: SlimPlan) -> tuple[PartScores, ...]:
     try:
         found = tuple(PartScores(**{name: tuple(values) for name, values in block.items()}) for block in blocks)
         counts = [len(block.of(part).kept) for block in plan.blocks]
-        fits = len(found) == len(counts) and all(map(_fits, found, counts))
+        is_curve = bool(part_of(part).counts_removed)
+        fits = len(found) == len(counts) and all(_fits(s, n, is_curve) for s, n in zip(found, counts, strict=True))
     except (AttributeError, KeyError, TypeError):
         fits = False
     if not fits:
@@ -119,11 +121,12 @@ def _read(part: str, blocks: Any, plan: SlimPlan) -> tuple[PartScores, ...]:
     return found
 
 
-def _fits(scores: PartScores, count: int) -> bool:
-    """Whether the scores are those of `count` units, each a number."""
+def _fits(scores: PartScores, count: int, is_curve: bool) -> bool:
+    """Whether the scores are those of `count` units, each a number; a curve has costs of any number of units."""
     numbers = (*scores.costs, *scores.alone)
     return (
         sorted(scores.order) == list(range(count))
-        and len(scores.costs) == len(scores.alone) == count
+        and (is_curve or len(scores.costs) == count)
+        and len(scores.alone) == count
         and all(type(number) in (int, float) and not math.isnan(number) for number in numbers)
     )

@@ -14,6 +14,7 @@ from slimvit.prune.costs.budget import Target, budget_of
 from slimvit.prune.costs.macs import macs_costs
 from slimvit.prune.costs.params import params_costs
 from slimvit.prune.criteria.registry import score_parts
+from slimvit.prune.criteria.scores import read_scores, write_scores
 from slimvit.prune.planner import goal_of, read_plan
 from slimvit.prune.refit import TARGETS_OF_REFIT, refit
 from slimvit.prune.surgery import prune_model
@@ -90,6 +91,12 @@ def test_a_merged_model_is_scored_again(model, data):
     net = merging(model, (2, 4, 0), heads=[[0, 1], [], [2]])
     found = score_parts(net, data, parts=["tokens"]).of("tokens")
     assert [len(b.alone) for b in found] == [6, 4, 8] and [len(b.costs) for b in found] == [13, 9, 9]
+
+
+def test_scores_are_written_and_read(scores, data, model, tmp_path):
+    for found in (scores, score_parts(merging(model, (7, 4, 0)), data, parts=["tokens"])):
+        write_scores(found, tmp_path / "scores.json")
+        assert read_scores(tmp_path / "scores.json", found.plan) == found
 
 
 def test_without_images_every_block_is_alike(model):
