@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import slimvit
+from slimvit.config.recipe import ModelSection
 from slimvit.io.backbone import backbone
 from slimvit.measure.flops.count import count_macs
 from slimvit.models.base import State
@@ -19,7 +20,9 @@ from slimvit.models.registry import plan_of, steps
 from slimvit.prune.costs.macs import macs_costs
 from slimvit.prune.criteria.registry import score_parts
 from slimvit.prune.surgery import prune_model
+from slimvit.report.run.model_table import inspection_text
 from slimvit.utils.errors import ModelError, PlanError
+from slimvit.workflows.inspect import inspect_model
 
 MERGES = (0, 5, 3)
 MODELS = {
@@ -317,12 +320,21 @@ def test_counters_and_costs_agree(settings, vit):
     net = merging(model, (2, 0, 3))
     count = count_macs(net)
     assert count.agrees and not count.uncounted and count.closed_form == count.without_norm
+    assert count.by_part["other"] == 0 and len({tuple(parts) for parts in count.by_block}) == 1
     if settings.get("qk_norm") is None:  # the norms of queries and keys count among what no part owns
         assert costs.total(plan_of(net)) == count.total
     assert macs_costs(net, count.total).total(plan_of(net)) == count.total
     smaller = merging(model, (2, 1, 4), heads=[[0], [1, 2], [0]], neurons=[range(8), range(9), range(10)])
     if settings.get("qk_norm") is None:
         assert costs.total(plan_of(smaller)) == count_macs(smaller).total
+
+
+def test_inspected(model, tmp_path):
+    slimvit.save(merging(model, (2, 0, 3)), tmp_path / "saved")
+    rows = inspection_text(inspect_model(ModelSection(name=str(tmp_path / "saved")))).splitlines()
+    (header,) = (row for row in rows if row.startswith("block "))
+    at = header.index("tokens merged")
+    assert [row[at : at + 3].strip() for row in rows if row.startswith("blocks.")][:3] == ["2", "0", "3"]
 
 
 def test_saved_and_loaded(merged, images, tmp_path):

@@ -93,7 +93,13 @@ def _own_counts(counts: dict[str, Counter[str]]) -> dict[str, Counter[str]]:
 
 
 def _part(name: str, operator: str) -> str:
-    """The part of an operator. A linear product of an attention itself belongs to qkv, whose weights it uses."""
+    """The part of an operator.
+
+    A linear product of an attention itself belongs to qkv, whose weights it uses. Products of a block itself compare
+    the keys of tokens to merge.
+    """
     if operator in NORMS:
         return "norm"
+    if name.rpartition(".")[0].endswith("blocks"):
+        return "attention"
     return "qkv" if operator == "linear" and name.endswith(".attn") else flop_part_of(name)
