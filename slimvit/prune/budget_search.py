@@ -195,10 +195,20 @@ def _lowest(present: Present, stops: Mapping[tuple[int, str], list[int]]) -> flo
     """The lowest cost of all blocks that merge as many tokens as at present."""
     lowest = 0.0
     for block in range(len(present.kept)):
-        names = [part for b, part in stops if b == block]
-        every = product(*(stops[block, part] for part in names))
-        lowest += min(present.of_block(block, dict(zip(names, counts, strict=True))) for counts in every)
+        least = present.of_block(block, {})
+        for group in _groups([part for b, part in stops if b == block]):
+            every = product(*(stops[block, part] for part in group))
+            costs = [present.of_block(block, dict(zip(group, counts, strict=True))) for counts in every]
+            least += min(costs) - costs[0]
+        lowest += least
     return lowest
+
+
+def _groups(parts: Sequence[str]) -> list[list[str]]:
+    """The parts by what their costs depend on: a part together with those inside it."""
+    outer = {part: PARTS[part].within for part in parts}
+    inside = {part: within.name for part, within in outer.items() if within is not None and within.name in parts}
+    return [[part, *(p for p, name in inside.items() if name == part)] for part in parts if part not in inside]
 
 
 def _stops(plan: SlimPlan, parts: Sequence[str], limits: Mapping[str, Limits]) -> Iterator[tuple[str, int, list[int]]]:
