@@ -78,7 +78,9 @@ class Commands(click.Group):
         except OSError as error:
             if not _stdout_fails():
                 raise
-            click.echo(f"Error: the output cannot be written: {error.strerror}", err=True)
+            from slimvit.cli.shared import echo
+
+            echo(f"Error: the output cannot be written: {error.strerror}", err=True)
             sys.exit(1)
 
 

@@ -266,7 +266,7 @@ def test_models(slimvit_: Invoke) -> None:
     assert swin.startswith("swin_digits  swin_tiny_patch4_window7_224 (embed_dim 40, depths [4, 4]")
     rows = json.loads(slimvit_("models", "deit_tiny_*", "--json").stdout)
     assert {"model": "deit_tiny_patch16_224", "about": "12 blocks, 36 heads of 64"} in rows
-    assert {"model": "swin_tiny_patch4_window7_224", "about": "12 blocks, 138 heads of 32"} in json.loads(
+    assert {"model": "swin_tiny_patch4_window7_224", "about": "12 blocks, 138 heads of 32, tokens stay"} in json.loads(
         slimvit_("models", "swin_tiny_*", "--json").stdout
     )
     embedded = json.loads(slimvit_("models", "--embedded", "--json").stdout)
