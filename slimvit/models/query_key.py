@@ -135,6 +135,15 @@ def write_query_key(attn: Any, rows: tuple[Projection, Projection], maps: Maps) 
     attn.qk_dim = maps.queries.shape[1]
 
 
+def narrow_shapes(attn: Any, width: int) -> None:
+    """Give the queries and keys of an attention without values `width` channels a head, in place."""
+    for layer in (attn.q_proj, attn.k_proj):
+        for name, rows in list(layer.named_parameters()):
+            setattr(layer, name, nn.Parameter(rows.detach()[: attn.num_heads * width]))
+        layer.out_features = attn.num_heads * width
+    attn.qk_dim = width
+
+
 def with_own_layers(attn: Any, narrow: type[Any]) -> Any:
     """Return the attention as its family's `narrow` class, with one layer each for queries, keys and values.
 

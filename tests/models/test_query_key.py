@@ -146,3 +146,15 @@ def test_who_keeps_the_width():
         arguments = {"qk_norm": True} if reason == "qk_norm" else {}
         view = attention_blocks(timm.create_model(name, **arguments))[0]
         assert QK.count(view) == 0 and reason in (QK.why_not(view) or "")
+
+
+@torch.no_grad()
+def test_saved_and_loaded(tmp_path):
+    """Cut again after loading, since the plan alone gives the shapes."""
+    import slimvit
+
+    whole = slimvit.load("vit_digits")
+    cut = prune_model(whole, narrow(whole, 8).keeping(heads=[[0, 1]] * 6))
+    slimvit.save(cut, tmp_path / "run")
+    again, images = slimvit.load(tmp_path / "run"), torch.randn(2, *whole.pretrained_cfg["input_size"])
+    assert torch.equal(again(images), cut(images)) and plan_of(again) == plan_of(cut)

@@ -57,20 +57,19 @@ class QueryKey(Part):
         return UnitCost(sum(r.weight.shape[-1] + (r.bias is not None) for r in rows), beyond=self.count(view))
 
     def remove(self, view: AttentionBlock, positions: Sequence[int]) -> None:
-        """Keep the largest terms of the products of queries and keys, for white noise as the input of the norm."""
-        from slimvit.models.query_key import (
-            low_rank_maps,
-            moments_of_weights,
-            query_key_rows,
-            with_own_layers,
-            write_query_key,
-        )
+        """Keep the largest terms of the products of queries and keys, for white noise as tokens."""
+        from slimvit.models import query_key
 
-        maps = low_rank_maps(moments_of_weights(view), view.qk_dim - len(positions))
-        rows, narrow = query_key_rows(view.attn), view.head_parts.narrow_qk
+        width, narrow = view.qk_dim - len(positions), view.head_parts.narrow_qk
         assert narrow is not None
-        view.block.attn = with_own_layers(view.attn, narrow)
-        write_query_key(view.block.attn, rows, maps)
+        if view.attn.proj.weight.is_meta:  # shapes alone
+            view.block.attn = query_key.with_own_layers(view.attn, narrow)
+            query_key.narrow_shapes(view.block.attn, width)
+            return
+        maps = query_key.low_rank_maps(query_key.moments_of_weights(view), width)
+        rows = query_key.query_key_rows(view.attn)
+        view.block.attn = query_key.with_own_layers(view.attn, narrow)
+        query_key.write_query_key(view.block.attn, rows, maps)
 
     def recalibrate(
         self, view: AttentionBlock, uncut: AttentionBlock, outer: Sequence[int], inputs: Iterable[Tensor]
