@@ -62,13 +62,13 @@ def copy_recipe(name: str, target: Path, force: bool) -> None:
     Example:
       slimvit recipes copy digits_half mine.yaml
     """
-    from slimvit.config.shipped import shipped_path
+    from slimvit.config.shipped import is_shipped_sweep, shipped_path
     from slimvit.utils.errors import RecipeError
     from slimvit.utils.files import write_whole
 
-    text = _text(name)
+    text, path = _text(name), shipped_path(name)
     if target.is_dir():
-        target = target / f"{shipped_path(name).stem}.yaml"
+        target = target / f"{path.stem}.yaml"
     if os.path.lexists(target) and not force:
         raise RecipeError(f"{target}: exists; name another file, or add --force to replace it")
     try:
@@ -76,7 +76,7 @@ def copy_recipe(name: str, target: Path, force: bool) -> None:
     except OSError as error:
         raise RecipeError(f"{target}: cannot be written: {error.strerror}; name another file") from None
     shared.echo(target)
-    command = "sweep" if "\ngrid:" in f"\n{text}" or "\npoints:" in f"\n{text}" else "run"
+    command = "sweep" if is_shipped_sweep(path) else "run"
     shared.echo(f"edit it, then: slimvit {command} {target} --out DIR", err=True)
 
 

@@ -9,8 +9,6 @@ from slimvit.models.parts.base import Part
 from slimvit.prune.costs.registry import BUDGETS
 from slimvit.report.columns import MACS, PARAMS, Column, parts_shown, units_column
 
-LONGEST = 40
-"""Characters of a block's unit ranges at most; longer ranges are in the plan alone."""
 WIDTH = 10
 """Characters of a heading."""
 
